@@ -1,0 +1,110 @@
+"""Runs each notebook once and hands Sphinx the result; the files in notebooks/ stay free of outputs.
+
+A result is kept under book/_build/executed/ and used again until the notebook, or a file of the package that its kernel
+imported, changes. (jupyter-cache looks at the notebook only, and would show yesterday's package.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import nbclient
+import nbformat
+from sphinx.errors import ExtensionError
+from sphinx.util.display import progress_message
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[2]
+STORE = ROOT / "book" / "_build" / "executed"
+CELL_SECONDS = 600
+# runs after the last cell, in the reader's kernel, and leaves the notebook again
+ASK = "import json, sys; print(json.dumps([m.__file__ for n, m in sys.modules.items() if n.startswith('sigma_lite') and m.__file__]))"
+
+
+class Executed(NamedTuple):
+    path: Path  # notebook with outputs
+    seconds: float  # that the run took, kernel start included
+    fresh: bool  # False: taken from the store
+
+
+def execute(notebook: Path, *, fast: bool | None = None) -> Executed:
+    """Run a notebook in its own folder, or take the stored run if nothing that it read has changed.
+
+    Raises: nbclient.exceptions.CellExecutionError with the cell and its traceback.
+    """
+    fast = os.environ.get("SIGMA_FAST", "0") not in ("", "0") if fast is None else fast
+    store = STORE / ("fast" if fast else "full")
+    target, facts = store / notebook.name, store / (notebook.stem + ".json")
+    if target.exists() and facts.exists():
+        known = json.loads(facts.read_text("utf-8"))
+        if known["inputs"] == digest(notebook, known["files"]):
+            return Executed(target, known["seconds"], fresh=False)
+    content = nbformat.read(notebook, as_version=4)
+    start = time.perf_counter()
+    files = _run(content, fast, notebook)
+    seconds = time.perf_counter() - start
+    store.mkdir(parents=True, exist_ok=True)
+    nbformat.write(content, target)
+    facts.write_text(json.dumps({"inputs": digest(notebook, files), "files": files, "seconds": seconds}), "utf-8")
+    return Executed(target, seconds, fresh=True)
+
+
+def _run(content: nbformat.NotebookNode, fast: bool, notebook: Path) -> list[str]:
+    """Fill in the outputs; returns the package files that the kernel imported, relative to the repository."""
+    content.cells.append(nbformat.v4.new_code_cell(ASK))
+    with tqdm(total=len(content.cells), desc=notebook.stem, unit="cell", disable=None, leave=False) as bar:
+        client = nbclient.NotebookClient(
+            content,
+            timeout=CELL_SECONDS,
+            kernel_name="python3",
+            on_cell_complete=lambda **_: bar.update(),
+            resources={"metadata": {"path": str(notebook.parent)}},
+        )
+        client.execute(env={**os.environ, "SIGMA_FAST": "1" if fast else "0", "PYTHONPATH": str(ROOT)})
+    answer = content.cells.pop()
+    for cell in content.cells:
+        cell.metadata.pop("execution", None)  # time stamps: two runs with the same result should be the same file
+    return sorted(os.path.relpath(path, ROOT) for path in json.loads(answer.outputs[0]["text"]))
+
+
+def digest(notebook: Path, files: list[str]) -> str:
+    """Of the cells' source and the files' bytes."""
+    cells = [[cell.cell_type, cell.source] for cell in nbformat.read(notebook, as_version=4).cells]
+    state = hashlib.sha256(json.dumps(cells).encode())
+    for name in files:
+        path = ROOT / name
+        state.update(path.read_bytes() if path.exists() else b"gone")
+    return state.hexdigest()
+
+
+def outdated(app, env, added, changed, removed) -> list[str]:
+    """Run what must be run, before Sphinx reads anything; returns the documents whose outputs are new."""
+    chapters = [docname for docname in sorted(env.found_docs) if env.doc2path(docname, base=False).endswith(".ipynb")]
+    again = []
+    for number, docname in enumerate(chapters, start=1):
+        path = Path(env.doc2path(docname))
+        with progress_message(f"chapter {number} of {len(chapters)}, {path.name}"):
+            try:
+                result = execute(path)
+            except nbclient.exceptions.CellExecutionError as error:
+                raise ExtensionError(f"{path.name} does not run:\n{error}") from error
+        again += [docname] if result.fresh else []
+        app.executed_paths[docname] = result.path
+    return again
+
+
+def hand_over(app, docname: str, source: list[str]) -> None:
+    if docname in app.executed_paths:
+        source[0] = app.executed_paths[docname].read_text("utf-8")
+
+
+def setup(app):
+    app.executed_paths = {}
+    app.connect("env-get-outdated", outdated)
+    app.connect("source-read", hand_over)
+    return {"parallel_read_safe": False, "parallel_write_safe": True, "version": "1"}

@@ -1,0 +1,3 @@
+from sigma_lite.cli import main
+
+main()

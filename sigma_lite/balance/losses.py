@@ -1,0 +1,70 @@
+"""Losses that ask a router to spread its tokens. Shares sum to 1, so a balanced layer scores 1 whatever K is.
+
+f_e  share of the (token, choice) slots that went to expert e; counted, hence no gradient
+P_e  mean probability of expert e over the tokens; the gradient flows here
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def expert_counts(ids_TK: Tensor, n_experts: int) -> Tensor:
+    """Slots per expert, int64 [E]; the sum is T * K."""
+    flat_N = ids_TK.flatten()
+    return torch.zeros(n_experts, dtype=torch.int64, device=flat_N.device).scatter_add_(0, flat_N, torch.ones_like(flat_N))
+
+
+def load_share(counts_E: Tensor) -> Tensor:
+    """f: counts divided by their sum along the last axis, fp32; all zero where nothing was counted."""
+    return counts_E / counts_E.sum(-1, keepdim=True).clamp(min=1)
+
+
+def load_balancing_loss(probs_TE: Tensor, ids_TK: Tensor, f_E: Tensor | None = None) -> Tensor:
+    """LBL = E * sum_e f_e P_e (Switch Transformer, 2101.03961; global batch: Demons in the Detail, 2501.11873).
+
+    Args:
+        probs_TE: softmax over all experts, [T, E].
+        ids_TK: chosen experts, [T, K].
+        f_E: load share to use instead of this micro-batch's own: pooled over ranks and accumulation it makes the loss
+            the global-batch LBL, with P still local. Averaging gradients over ranks then gives the pooled gradient.
+
+    Returns: scalar >= 0. Balanced: 1. All tokens sure of one expert: E. **Flat P: 1, whatever f is**: the blind spot.
+        The gradient is E * f_e / T for each entry of column e, and nothing through f. No tokens: 0.
+    """
+    E = probs_TE.shape[1]
+    if f_E is None:
+        f_E = load_share(expert_counts(ids_TK, E))
+    return E * (f_E * mean_over_tokens(probs_TE)).sum()
+
+
+def top1_load_balancing_loss(logits_TE: Tensor, ids_TK: Tensor, temperature: float = 1.0) -> Tensor:
+    """Top-1 LBL = E * sum_e fhat_e^2 / pbar (Sigma-MoE-Tiny, 2512.16248; released in its training code as `top1_loss`).
+
+    fhat is the mean of softmax(logits / temperature): a load share with a gradient. pbar is the mean probability of the
+    experts actually chosen; dividing by it closes the blind spot, because flat probabilities now cost E, not 1.
+
+    Args:
+        logits_TE: router logits, [T, E].
+        ids_TK: chosen experts, [T, K]; with K > 1 pbar averages over all of them.
+        temperature: > 0; small values approach counting the winners.
+
+    Returns: scalar. Balanced and sure: 1. Flat: E. Collapsed: E. No tokens: 0.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature={temperature}: must be greater than 0; the report's code suggests starting at 0.1")
+    probs_TE = (logits_TE.float() / temperature).softmax(-1)
+    fhat_E = mean_over_tokens(probs_TE)
+    pbar = probs_TE.gather(1, ids_TK).sum() / max(ids_TK.numel(), 1)
+    return logits_TE.shape[1] * fhat_E.square().sum() / pbar.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def z_loss(logits_TE: Tensor) -> Tensor:
+    """mean over tokens of logsumexp(logits)^2 (ST-MoE, 2202.08906): keeps router logits small. Flat at 0: (log E)^2."""
+    return logits_TE.float().logsumexp(-1).square().sum() / max(logits_TE.shape[0], 1)
+
+
+def mean_over_tokens(probs_TE: Tensor) -> Tensor:
+    """P: mean of each column; 0 for no tokens, where a plain mean would be NaN."""
+    return probs_TE.sum(0) / max(probs_TE.shape[0], 1)

@@ -1,0 +1,72 @@
+"""Load statistics over a WINDOW of tokens. One toy micro-batch is mostly noise: 85 tokens an expert scatter by 11 %."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from sigma_lite.balance.losses import expert_counts, load_share
+from sigma_lite.model import Routing
+
+
+def load_deviation(f: Tensor) -> tuple[Tensor, Tensor]:
+    """(max, min) of E * f - 1 along the last axis: the report's Fig. 2a.
+
+    0: uniform. max lies in 0..E-1 (E - 1: one expert has everything); min in -1..0 (-1: an expert gets no token).
+    """
+    relative = f.shape[-1] * f - 1
+    return relative.amax(-1), relative.amin(-1)
+
+
+def entropy(p: Tensor) -> Tensor:
+    """-sum p log p along the last axis, in nats: 0 (one-hot) .. log E (uniform)."""
+    return -torch.xlogy(p, p).sum(-1)
+
+
+class ExpertLoad(Metric):
+    """Counts and probabilities of every expert in every layer since the last reset, summed over ranks.
+
+    update(routings): one Routing a layer. compute(): dict of fp32 tensors
+        f [L, E] load share, P [L, E] mean probability, lbl [L] = E sum f P over the window (balanced: 1),
+        max_deviation and min_deviation [L] (load_deviation), dead [L] experts without a token,
+        load_entropy [L] of f and router_entropy [L], mean over tokens of each token's entropy; both 0 .. log E nats.
+    """
+
+    full_state_update = False
+    counts_LE: Tensor
+    probs_LE: Tensor
+    entropy_L: Tensor
+    tokens: Tensor
+
+    def __init__(self, n_layers: int, n_experts: int):
+        super().__init__()
+        self.add_state("counts_LE", torch.zeros(n_layers, n_experts, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("probs_LE", torch.zeros(n_layers, n_experts, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("entropy_L", torch.zeros(n_layers, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    @torch.no_grad()
+    def update(self, routings: Sequence[Routing]) -> None:
+        E = self.counts_LE.shape[1]
+        self.counts_LE += torch.stack([expert_counts(r.ids, E) for r in routings])
+        self.probs_LE += torch.stack([r.probs.sum(0) for r in routings])
+        self.entropy_L += torch.stack([entropy(r.probs).sum() for r in routings])
+        self.tokens += routings[0].ids.shape[0]
+
+    def compute(self) -> dict[str, Tensor]:
+        tokens = self.tokens.clamp(min=1)
+        f, P = load_share(self.counts_LE), (self.probs_LE / tokens).float()
+        high, low = load_deviation(f)
+        return {
+            "f": f,
+            "P": P,
+            "lbl": f.shape[-1] * (f * P).sum(-1),
+            "max_deviation": high,
+            "min_deviation": low,
+            "dead": (self.counts_LE == 0).sum(-1).float(),
+            "load_entropy": entropy(f),
+            "router_entropy": (self.entropy_L / tokens).float(),
+        }

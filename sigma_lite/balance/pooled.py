@@ -1,0 +1,41 @@
+"""Global-batch load shares: counts pooled over ranks and over the micro-batches of one optimizer step."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sigma_lite.balance.losses import load_share
+
+
+class PooledCounts:
+    """The accumulation buffer of global-batch LBL (Demons in the Detail, 2501.11873, Algorithm 1).
+
+    Each micro-batch adds its counts, summed over all ranks; f is the share over everything added since the last reset.
+    Early micro-batches therefore see a noisier f than late ones: the buffer's loss is not the pooled loss, but comes
+    nearer to it as accumulation proceeds. Counts are integers, so no order of summation changes them.
+    """
+
+    def __init__(self) -> None:
+        self.counts_LE: Tensor | None = None
+
+    def add(self, counts_LE: Tensor) -> Tensor:
+        """Add one micro-batch's counts, int64 [L, E]; returns f so far, fp32 [L, E]."""
+        counts_LE = sum_over_ranks(counts_LE)
+        self.counts_LE = counts_LE if self.counts_LE is None else self.counts_LE + counts_LE
+        return load_share(self.counts_LE)
+
+    def reset(self) -> None:
+        """Call after each optimizer step."""
+        self.counts_LE = None
+
+
+@torch.no_grad()
+def sum_over_ranks(counts: Tensor) -> Tensor:
+    """The sum over all ranks; the tensor itself on one. The autograd all_reduce would be wrong here: f has no gradient."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return counts
+    total = counts.clone()
+    dist.all_reduce(total)
+    return total

@@ -1,0 +1,115 @@
+"""Checkpoints that cannot run code: one safetensors file, tensors as tensors and everything else as JSON in its header.
+
+A pickle can execute anything when it is opened, and a training run opens files that others made. The file is written
+whole or not at all, and carries a checksum of its tensors, so a cut or altered file is refused with its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from sigma_lite.storage import StorageError, atomic_write
+
+SUFFIX = ".safetensors"
+
+
+def write_checkpoint(path: str | Path, checkpoint: dict[str, Any]) -> None:
+    """Write nested dictionaries, lists and tuples of tensors and plain values; anything else is a TypeError."""
+    tensors: dict[str, Tensor] = {}
+    tree = json.dumps(_pack(checkpoint, "", tensors))
+    with atomic_write(path) as file:
+        file.write(save(tensors, {"tree": tree, "sha256": _digest(tensors, tree)}))
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """What `write_checkpoint` was given, on the CPU. Raises StorageError for a missing, cut or altered file."""
+    path = Path(path)
+    if not path.is_file():
+        raise StorageError(f"checkpoint {path} does not exist: give a file of RUN/checkpoints, or leave the option out")
+    header = _header(path)
+    try:
+        tensors = load(path.read_bytes())
+    except Exception as error:  # safetensors raises a type of its own for anything malformed
+        raise _damaged(path) from error
+    if _digest(tensors, header["tree"]) != header["sha256"]:
+        raise _damaged(path)
+    return _unpack(json.loads(header["tree"]), tensors)
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings of the run that wrote a checkpoint: net, sparsity, balance, optim, corpus, rows, trainer."""
+    checkpoint = _unpack(json.loads(_header(Path(path))["tree"]), {})
+    if "settings" not in checkpoint:
+        raise _damaged(Path(path))
+    return json.loads(checkpoint["settings"])
+
+
+def model_weights(path: str | Path) -> dict[str, Tensor]:
+    """The model's own state_dict from a checkpoint of train/: names as in `Transformer.state_dict()`."""
+    return {k.removeprefix("model."): v for k, v in read_checkpoint(path)["state_dict"].items()}
+
+
+def newest_checkpoint(run_dir: str | Path) -> Path | None:
+    """The checkpoint with the highest step in RUN/checkpoints, or None."""
+    return max(Path(run_dir, "checkpoints").glob(f"step=*{SUFFIX}"), key=step_of, default=None)
+
+
+def step_of(path: Path) -> int:
+    return int(path.name.removesuffix(SUFFIX).removeprefix("step="))
+
+
+def _header(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, without its tensors."""
+    try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            metadata = json.loads(file.read(min(length, 100_000_000)))["__metadata__"]
+        return {"tree": metadata["tree"], "sha256": metadata["sha256"]}
+    except (struct.error, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> StorageError:
+    return StorageError(f"checkpoint {path} is cut or altered: delete it, and the run continues from the one before")
+
+
+def _digest(tensors: dict[str, Tensor], tree: str) -> str:
+    digest = hashlib.sha256(tree.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _pack(node: Any, where: str, tensors: dict[str, Tensor]) -> Any:
+    """Plain JSON, with tagged lists for what JSON lacks: tensors, tuples, and dictionaries whose keys are not text."""
+    if isinstance(node, Tensor):
+        tensors[where] = node.detach().cpu().contiguous().clone()  # clone: tied weights must not share storage
+        return {"tensor": where}
+    if isinstance(node, dict):
+        return {"dict": [[_pack(k, where, tensors), _pack(v, f"{where}/{k}", tensors)] for k, v in node.items()]}
+    if isinstance(node, (list, tuple)):
+        tag = "tuple" if isinstance(node, tuple) else "list"
+        return {tag: [_pack(v, f"{where}/{i}", tensors) for i, v in enumerate(node)]}
+    if node is None or isinstance(node, (bool, int, float, str)):
+        return node
+    raise TypeError(f"checkpoint entry {where} is a {type(node).__name__}: only tensors and plain values can be saved")
+
+
+def _unpack(node: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(node, dict):
+        return node
+    ((tag, value),) = node.items()
+    if tag == "tensor":
+        return tensors.get(value, value)
+    if tag == "dict":
+        return {_unpack(k, tensors): _unpack(v, tensors) for k, v in value}
+    return (tuple if tag == "tuple" else list)(_unpack(v, tensors) for v in value)

@@ -1,0 +1,155 @@
+"""`sigma-lite`: everything a person does with this package, by name.
+
+    sigma-lite prepare  -c FILE            text to tokens on disk
+    sigma-lite fit      -c FILE            train, or continue what was cut off; then measure, sample and report
+    sigma-lite validate|test|predict -c FILE
+    sigma-lite plan     -c FILE [--json]   count parameters before anything runs
+    sigma-lite report   RUN                one self-contained HTML page
+    sigma-lite generate RUN --prompt TEXT
+
+Several -c lay files over each other; any key can be given as --section.key value. `sigma-lite COMMAND --help` says more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sigma_lite.config import ConfigError, load_run
+from sigma_lite.storage import StorageError
+
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")  # LightningCLI parses these; the rest need no Lightning
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run one command. Ends with exit code 2 and one sentence on standard error when the input cannot work."""
+    args = list(sys.argv[1:] if args is None else args)
+    try:
+        if args and args[0] in TRAINER_COMMANDS:
+            _train(args)
+        else:
+            options = _parser().parse_args(args)
+            options.run(options)
+    except (ConfigError, StorageError) as error:
+        print(f"sigma-lite: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("\nsigma-lite: stopped; the same command continues from the last checkpoint", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sigma-lite", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    for name, run, text in (
+        (
+            "prepare",
+            _prepare,
+            "Turn the corpus of a config into a tokenizer and token files; continues where it was cut off.",
+        ),
+        ("plan", _plan, "Count the parameters that a config describes."),
+    ):
+        sub = command(name, run, text)
+        sub.add_argument("-c", "--config", action="append", required=True, metavar="FILE", help="yaml; several are overlaid")
+    sub.add_argument("--json", action="store_true", help="one JSON object")
+
+    sub = command("report", _report, "Draw a run as one HTML page that opens without a network.")
+    sub.add_argument("RUN", type=Path, help="folder of the run, such as runs/toy")
+    sub.add_argument("--out", type=Path, help="where to write (default: RUN/report.html)")
+
+    sub = command("generate", _generate, "Let a trained model continue a text.")
+    sub.add_argument("RUN", type=Path, help="folder of the run, such as runs/toy")
+    sub.add_argument("--data", type=Path, help="folder of the prepared data (default: the one the run was trained on)")
+    sub.add_argument("--prompt", default="def ", help="text to continue (default: %(default)r)")
+    sub.add_argument("--max-new-tokens", type=int, default=200, help="default: %(default)s")
+    sub.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)")
+    sub.add_argument("--top-p", type=float, default=0.95, help="default: %(default)s")
+    sub.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    for name in TRAINER_COMMANDS:
+        command(name, None, "see `sigma-lite " + name + " --help`")
+    return parser
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from sigma_lite.data.shards import prepare
+
+    ready = prepare(load_run(options.config).corpus)
+    facts = ready.facts()
+    print(f"data          {ready.dir}: {facts['train_tokens']:,} training and {facts['heldout_tokens']:,} held-out tokens")
+    print(
+        f"              xz -9e {facts['xz_bits_per_byte']:.3f}, unigram {facts['unigram_bits_per_byte']:.3f} bits per byte"
+    )
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from sigma_lite.scale.plan import as_table, plan
+
+    facts = plan(load_run(options.config))
+    print(json.dumps(facts) if options.json else as_table(facts))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from sigma_lite.report import write_report
+
+    print(f"report        {write_report(options.RUN, options.out)}")
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from sigma_lite.serve.trained import Trained
+
+    trained = Trained(options.RUN, options.data)
+    print(options.prompt, end="", flush=True)
+    for piece in trained.continue_text(
+        options.prompt, options.max_new_tokens, temperature=options.temperature, top_p=options.top_p, seed=options.seed
+    ):
+        print(piece, end="", flush=True)
+    print()
+
+
+def _train(args: list[str]) -> None:
+    from sigma_lite.train.run import RunCLI
+
+    cli = RunCLI(args)
+    if args[0] == "fit" and cli.trainer.is_global_zero:
+        _finish(cli)
+
+
+def _finish(cli) -> None:
+    """After training: measure on held-out text, sample, report. Each is done once; the same command again only prints."""
+    from sigma_lite import record
+    from sigma_lite.report import write_report
+    from sigma_lite.serve.trained import Trained
+
+    run, step = cli.run_dir, cli.trainer.max_steps
+    diary = run / "record.jsonl"
+
+    def at_end(kind: str) -> list[dict]:
+        return [entry for entry in record.read(diary, kind) if entry["step"] == step]
+
+    if not at_end("validation"):
+        cli.validate_into(diary)
+    if not at_end("sample"):
+        trained = Trained(run)
+        text = "".join(trained.continue_text("def ", 200, temperature=0.7, seed=0))
+        record.append(diary, "sample", step, prompt="def ", text=text)
+    facts, sample = record.read(diary, "run")[-1]["data"], at_end("sample")[-1]
+    print(f"\n{sample['prompt']}{sample['text']}\n")
+    print(
+        f"held-out      {at_end('validation')[-1]['bits_per_byte']:.4f} bits per byte"
+        f"   (xz -9e {facts['xz_bits_per_byte']:.4f}, unigram {facts['unigram_bits_per_byte']:.4f})"
+    )
+    page = run / "report.html"
+    if not page.exists() or page.stat().st_mtime < diary.stat().st_mtime:
+        page = write_report(run)
+    print(f"report        {page}")

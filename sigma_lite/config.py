@@ -1,0 +1,384 @@
+"""Every setting of a run, with its unit and its reason; derived sizes are properties, never keys.
+
+The classes are frozen: a config that could be built is a config that can run, and it stays what it was. Nothing here
+imports torch, so that `sigma-lite plan` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work. The message names the rule, the value and the nearest fix."""
+
+
+def require(rule: bool, message: str) -> None:
+    if not rule:
+        raise ConfigError(message)
+
+
+def _positive(settings: object, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        require(value > 0, f"{name}={value}: must be at least 1")
+
+
+# ------------------------------------------------------------------------------------------------------------- model
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Where the parameters are. Counts of parameters, not bytes. `active` is what one token passes through."""
+
+    embedding: int  # token embedding, and the output head when it is not tied
+    attention: int
+    router: int
+    norms: int
+    experts: int  # all experts of all layers
+    active_experts: int  # the experts that one token uses, over all layers
+
+    @property
+    def total(self) -> int:
+        return self.embedding + self.non_embedding
+
+    @property
+    def non_embedding(self) -> int:
+        return self.attention + self.router + self.norms + self.experts
+
+    @property
+    def active(self) -> int:
+        """Non-embedding parameters used per token: the count behind Sigma-MoE-Tiny's "0.5B activated"."""
+        return self.attention + self.router + self.norms + self.active_experts
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a decoder whose every feed-forward layer is a mixture of experts (Sigma-MoE-Tiny, 2512.16248, section 2).
+
+    `n_experts=1` is a dense model: the one expert gets every token with gate 1.
+    """
+
+    vocab_size: int = 4096  # tokens, special ones included
+    n_layers: int = 4
+    d_model: int = 128  # width of the residual stream
+    n_heads: int = 4  # query heads
+    n_kv_heads: int = 2  # key/value heads, each shared by n_heads / n_kv_heads query heads (GQA)
+    head_dim: int = 32  # width of one head; even, because RoPE turns pairs
+    n_experts: int = 96  # per layer
+    d_expert: int = 64  # hidden width of one SwiGLU expert
+    top_k: int = 1  # experts per token at target sparsity; a schedule may begin with more (SparsityConfig)
+    tie_embeddings: bool = True  # output head = token embedding
+    rope_theta: float = 10_000.0  # RoPE base: positions up to about this many tokens stay distinguishable
+    norm_eps: float = 1e-6  # added to the mean square in RMSNorm
+    init_std: float = 0.02  # normal initialisation of embedding and attention; see model/transformer.py
+    router_init_std: float = 0.02  # of the router rows; logits then start with std router_init_std * sqrt(d_model)
+    expert_gain: float = 1.0  # scale of the experts' output projection at initialisation; see model/experts.py
+
+    def __post_init__(self) -> None:
+        _positive(self, "vocab_size", "n_layers", "d_model", "n_heads", "n_kv_heads", "head_dim", "n_experts")
+        _positive(self, "d_expert", "top_k", "rope_theta", "norm_eps", "init_std", "router_init_std", "expert_gain")
+        require(
+            self.n_heads % self.n_kv_heads == 0,
+            f"n_heads={self.n_heads} must be a multiple of n_kv_heads={self.n_kv_heads}: each key/value head serves the"
+            f" same number of query heads; try n_kv_heads={_nearest_divisor(self.n_heads, self.n_kv_heads)}",
+        )
+        require(self.head_dim % 2 == 0, f"head_dim={self.head_dim} must be even: RoPE turns pairs; try {self.head_dim + 1}")
+        require(
+            self.top_k <= self.n_experts,
+            f"top_k={self.top_k} exceeds n_experts={self.n_experts}: a token cannot choose more experts than there are;"
+            f" try top_k={self.n_experts}",
+        )
+
+    def ledger(self, k_per_layer: Sequence[int] | None = None) -> Ledger:
+        """Count parameters; `k_per_layer` are the experts per token in each layer (default: `top_k` everywhere)."""
+        k_per_layer = self.check_k(k_per_layer if k_per_layer is not None else (self.top_k,) * self.n_layers)
+        query, key_value = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        expert = 3 * self.d_model * self.d_expert  # gate, up and down projection
+        return Ledger(
+            embedding=self.vocab_size * self.d_model * (1 if self.tie_embeddings else 2),
+            attention=self.n_layers * 2 * self.d_model * (query + key_value),
+            router=self.n_layers * self.d_model * self.n_experts,
+            norms=self.n_layers * 2 * (self.d_model + self.head_dim) + self.d_model,
+            experts=self.n_layers * self.n_experts * expert,
+            active_experts=sum(k_per_layer) * expert,
+        )
+
+    def check_k(self, k_per_layer: Sequence[int]) -> tuple[int, ...]:
+        """The list as a tuple, or a ConfigError: one entry a layer, each from 1 to `n_experts`."""
+        k_per_layer = tuple(k_per_layer)
+        require(
+            len(k_per_layer) == self.n_layers,
+            f"k_per_layer has {len(k_per_layer)} entries for n_layers={self.n_layers}: give one number a layer",
+        )
+        for layer, k in enumerate(k_per_layer):
+            require(
+                1 <= k <= self.n_experts,
+                f"k_per_layer[{layer}]={k}: experts per token must lie in 1..n_experts={self.n_experts}",
+            )
+        return k_per_layer
+
+    @staticmethod
+    def preset(name: str) -> ModelConfig:
+        """A shape by name: see PRESETS."""
+        if name not in PRESETS:
+            raise ConfigError(f"preset {name!r} does not exist; {_nearest(name, PRESETS)}")
+        return PRESETS[name]
+
+
+def _nearest_divisor(number: int, near: int) -> int:
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - near))
+
+
+# The report gives shape and counts; head_dim 96 is the value at which they agree (0.537 B active, 19.36 B in all).
+# UNKNOWN there, our choice here: the vocabulary (Qwen3's size, so that an existing tokenizer fits), tied embeddings and
+# the RoPE base (the usual 10,000 of a 4k context).
+PRESETS: dict[str, ModelConfig] = {
+    "toy": ModelConfig(),
+    "sigma_moe_tiny": ModelConfig(
+        vocab_size=151_936,
+        n_layers=56,
+        d_model=1536,
+        n_heads=16,
+        n_kv_heads=4,
+        head_dim=96,
+        n_experts=96,
+        d_expert=768,
+    ),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+
+@dataclass(frozen=True)
+class SparsityConfig:
+    """Progressive sparsification (Sigma-MoE-Tiny, section 3): low layers begin with more experts per token."""
+
+    head: tuple[int, ...] = ()  # experts per token in the first layers before the switch; () = target from the start
+    switch_step: int = 0  # optimizer steps; from this step on every layer uses top_k
+
+    def __post_init__(self) -> None:
+        require(self.switch_step >= 0, f"switch_step={self.switch_step}: must be 0 or more optimizer steps")
+        for layer, k in enumerate(self.head):
+            require(k >= 1, f"head[{layer}]={k}: a layer needs at least one expert per token")
+
+
+@dataclass(frozen=True)
+class BalanceConfig:
+    """Auxiliary losses on the router. Each weight multiplies the mean over layers; 0 switches the term off."""
+
+    loss: str = "global"  # global | micro | top1 | none: see balance/losses.py
+    weight: float = 1e-2  # the report's coefficient is UNKNOWN; 1e-2 is the start that its code's help text names
+    z_weight: float = 1e-3  # router z-loss, keeps logits small; likewise the help text's start
+    temperature: float = 1.0  # softmax temperature of the Top-1 loss
+    window_tokens: int = 200_000  # tokens pooled before load statistics are recorded; a toy micro-batch is mostly noise
+
+    def __post_init__(self) -> None:
+        choices = ("global", "micro", "top1", "none")
+        require(self.loss in choices, f"balance loss {self.loss!r} does not exist; {_nearest(self.loss, choices)}")
+        for name in ("weight", "z_weight"):
+            require(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: must be 0 or more")
+        _positive(self, "temperature", "window_tokens")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with a warmup-stable-decay learning rate. Steps are optimizer steps."""
+
+    lr: float = 3e-3  # peak learning rate
+    warmup_steps: int = 100  # linear from 0
+    decay_fraction: float = 0.3  # last share of the run in which the rate falls to lr * final_lr_ratio
+    final_lr_ratio: float = 0.05
+    weight_decay: float = 0.1  # on attention and expert matrices only
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-10  # small: an expert that sees 1/96 of the tokens has gradients far below Adam's usual 1e-8
+
+    def __post_init__(self) -> None:
+        _positive(self, "lr", "eps")
+        require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps}: must be 0 or more")
+        for name in ("decay_fraction", "final_lr_ratio"):
+            require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)}: must lie in 0..1")
+        require(self.weight_decay >= 0, f"weight_decay={self.weight_decay}: must be 0 or more")
+        require(all(0 <= b < 1 for b in self.betas), f"betas={self.betas}: each must lie in [0, 1)")
+
+
+# -------------------------------------------------------------------------------------------------------------- data
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """Where text comes from and where its tokens are kept."""
+
+    source: str = "stdlib"  # stdlib (this Python's own library, no download) | files | hf (Hugging Face datasets)
+    dir: str = "data/stdlib"  # the prepared tokenizer and shards live here
+    path: str | None = None  # files: a file, a folder or a glob of text, code, .jsonl or .parquet
+    dataset: str | None = None  # hf: name on the hub, or a local dataset script or folder
+    subset: str | None = None  # hf: configuration name
+    split: str = "train"  # hf
+    text_field: str = "text"  # column that holds the text in jsonl, parquet and hf
+    vocab_size: int = 4096  # of the byte-level BPE trained on the training documents; linked to the model's
+    heldout: float = 0.08  # share of documents kept for validation, chosen by a hash of the name
+    max_documents: int | None = None  # stop after so many documents (streaming a large data set)
+
+    def __post_init__(self) -> None:
+        sources = ("stdlib", "files", "hf")
+        require(self.source in sources, f"corpus source {self.source!r} does not exist; {_nearest(self.source, sources)}")
+        require(self.source != "files" or bool(self.path), "corpus source 'files' needs path: a file, folder or glob")
+        require(self.source != "hf" or bool(self.dataset), "corpus source 'hf' needs dataset: a name such as 'org/name'")
+        require(
+            self.vocab_size >= 257,
+            f"vocab_size={self.vocab_size}: byte-level BPE needs 256 bytes and <|endoftext|>; try 512 or more",
+        )
+        require(0 < self.heldout < 1, f"heldout={self.heldout}: must lie strictly between 0 and 1; try 0.08")
+        require(self.max_documents is None or self.max_documents > 1, "max_documents must be at least 2: one to hold out")
+
+
+@dataclass(frozen=True)
+class RowsConfig:
+    """How tokens become batches. A row is `length` consecutive tokens; attention does not cross documents inside it."""
+
+    length: int = 256  # tokens in a row
+    per_step: int = 32  # rows per optimizer step, over all ranks and accumulation
+    per_micro: int = 32  # rows per forward pass and rank; accumulation = per_step / (per_micro * ranks)
+    seed: int = 0  # of the order
+
+    def __post_init__(self) -> None:
+        _positive(self, "length", "per_step", "per_micro")
+        self.accumulation(1)
+
+    def accumulation(self, ranks: int) -> int:
+        """Micro-batches per optimizer step at this number of ranks."""
+        together = self.per_micro * ranks
+        require(
+            self.per_step % together == 0,
+            f"per_step={self.per_step} rows do not divide into {ranks} rank(s) x per_micro={self.per_micro};"
+            f" try per_step={-(-self.per_step // together) * together}",
+        )
+        return self.per_step // together
+
+
+# -------------------------------------------------------------------------------------------------- yaml to dataclass
+
+SECTIONS: dict[str, dict[str, type]] = {
+    "model": {"net": ModelConfig, "sparsity": SparsityConfig, "balance": BalanceConfig, "optim": OptimConfig},
+    "data": {"corpus": CorpusConfig, "rows": RowsConfig},
+}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole yaml file (or several, laid over each other) as checked settings."""
+
+    net: ModelConfig = field(default_factory=ModelConfig)
+    sparsity: SparsityConfig = field(default_factory=SparsityConfig)
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    rows: RowsConfig = field(default_factory=RowsConfig)
+    trainer: Mapping[str, object] = field(default_factory=dict)  # Lightning's own keys, checked by LightningCLI
+
+    def __post_init__(self) -> None:
+        check_schedule(self.net, self.sparsity)
+
+
+def check_schedule(net: ModelConfig, sparsity: SparsityConfig) -> None:
+    """A schedule must fit the model: not more layers, not more experts than there are."""
+    require(
+        len(sparsity.head) <= net.n_layers,
+        f"sparsity.head has {len(sparsity.head)} entries for n_layers={net.n_layers}: shorten it to the first layers",
+    )
+    for layer, k in enumerate(sparsity.head):
+        require(k <= net.n_experts, f"sparsity.head[{layer}]={k} exceeds n_experts={net.n_experts}")
+
+
+def load_run(paths: Sequence[str | Path]) -> RunConfig:
+    """Read yaml files, later ones over earlier ones, and check every key.
+
+    Raises ConfigError for a missing file, an unknown key (naming the nearest) or a value that breaks a rule.
+    """
+    merged: dict = {}
+    for path in paths:
+        merged = _overlay(merged, _read_yaml(Path(path)))
+    known = {*SECTIONS, "trainer", "save", "spike_guard", "seed_everything", "ckpt_path"}
+    parts: dict[str, object] = {"trainer": merged.get("trainer") or {}}
+    for key in merged:
+        require(key in known, f"unknown key {key!r}; {_nearest(key, known)}")
+    for section, classes in SECTIONS.items():
+        given = merged.get(section) or {}
+        for name in given:
+            require(name in classes, f"unknown key {section}.{name!r}; {_nearest(name, classes)}")
+        for name, cls in classes.items():
+            parts[name] = from_mapping(cls, given.get(name) or {}, where=f"{section}.{name}")
+    parts["corpus"] = dataclasses.replace(parts["corpus"], vocab_size=parts["net"].vocab_size)
+    return RunConfig(**parts)
+
+
+def from_mapping(cls: type, given: Mapping[str, object], where: str):
+    """Build a config dataclass from plain values, refusing unknown keys and wrong types by name."""
+    require(isinstance(given, Mapping), f"{where} must be a group of keys, not {given!r}")
+    hints = typing.get_type_hints(cls)
+    for key, value in given.items():
+        require(key in hints, f"unknown key {where}.{key}; {_nearest(key, hints)}")
+        require(_fits(value, hints[key]), f"{where}.{key}={value!r}: expected {_type_name(hints[key])}")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+
+
+def _fits(value: object, hint: object) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        open_ended = args[-1] is Ellipsis
+        return (
+            isinstance(value, (list, tuple))
+            and (open_ended or len(value) == len(args))
+            and all(_fits(v, args[0 if open_ended else i]) for i, v in enumerate(value))
+        )
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, arg) for arg in args)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _type_name(hint: object) -> str:
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+
+
+def _nearest(name: str, choices) -> str:
+    close = difflib.get_close_matches(str(name), [str(c) for c in choices], n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else "choose from " + ", ".join(sorted(map(str, choices)))
+
+
+class _Yaml(yaml.SafeLoader):
+    """Plain yaml reads `1e-3` as text; a learning rate is a number."""
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _read_yaml(path: Path) -> dict:
+    require(path.is_file(), f"config file {path} does not exist")
+    try:
+        content = yaml.load(path.read_text("utf-8"), _Yaml)  # a SafeLoader: builds no objects
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid yaml: {' '.join(str(error).split())}") from error
+    require(content is None or isinstance(content, dict), f"{path} must hold keys, found {type(content).__name__}")
+    return content or {}
+
+
+def _overlay(base: dict, over: dict) -> dict:
+    both_groups = {k for k in base.keys() & over.keys() if isinstance(base[k], dict) and isinstance(over[k], dict)}
+    return {**base, **over, **{k: _overlay(base[k], over[k]) for k in both_groups}}

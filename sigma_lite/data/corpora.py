@@ -1,0 +1,242 @@
+"""Where text comes from: this Python's own standard library, files, or Hugging Face datasets.
+
+Every source gives its documents in an order that does not change, so that an interrupted `prepare` can continue.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import hashlib
+import itertools
+import json
+import os
+import platform
+import sysconfig
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from sigma_lite.config import ConfigError, CorpusConfig, require
+
+
+class Document(NamedTuple):
+    name: str  # path below the source's root, or file and row
+    text: str
+    key: str  # what the held-out split hashes: a file's name; a row's text, because row numbers shift
+
+
+def interpreter() -> str:
+    """The Python whose library is the `stdlib` corpus, such as 'CPython 3.11.7': published numbers must name it."""
+    return f"{platform.python_implementation()} {platform.python_version()}"
+
+
+def is_heldout(document: Document, share: float) -> bool:
+    """Whether a document is kept for validation: a property of the document alone, whatever else is in the corpus."""
+    return split_position(document) < share
+
+
+def split_position(document: Document) -> float:
+    """The document's fixed place in [0, 1); those below `heldout` are held out.
+
+    Any hash would do; with this one the library's largest file, 6 % of it and the only English prose
+    (pydoc_data/topics.py), is trained on and does not fill half of the held-out text.
+    """
+    return int.from_bytes(hashlib.blake2b(document.key.encode()).digest()[:8], "big") / 2**64
+
+
+def documents(config: CorpusConfig, skipped: Counter | None = None) -> Iterator[Document]:
+    """All documents with text, always in the same order; `skipped` counts those left out, by reason.
+
+    Raises ConfigError for a path that does not exist, a missing column, bad JSON, or a corpus without a document.
+    """
+    skipped = Counter() if skipped is None else skipped
+    source = {"stdlib": _stdlib, "files": _files, "hf": _hugging_face}[config.source](config, skipped)
+    count = 0
+    for document in itertools.islice((d for d in source if _usable(d, skipped)), config.max_documents):
+        count += 1
+        yield document
+    reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(skipped.items()))
+    where = config.path or config.dataset or "the standard library"
+    require(count > 0, f"the corpus {where} holds no document with text ({reasons or 'it is empty'})")
+
+
+def _usable(document: Document, skipped: Counter) -> bool:
+    try:
+        document.text.encode()
+    except UnicodeEncodeError:  # JSON can spell half a surrogate pair, which is no text
+        skipped["not UTF-8"] += 1
+        return False
+    skipped["empty"] += not document.text
+    return bool(document.text)
+
+
+def expected(config: CorpusConfig) -> int | None:
+    """About how many documents will come (for a progress bar), or None when only reading would tell."""
+    if config.source == "hf":
+        return config.max_documents
+    paths = _stdlib_paths() if config.source == "stdlib" else _listing(config.path)[1]
+    rows = sum(_count_rows(path) for path in paths)
+    return min(rows, config.max_documents or rows)
+
+
+# ------------------------------------------------------------------------------------------------- standard library
+
+_NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
+
+
+def _stdlib_root() -> Path:
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def _stdlib_paths() -> list[Path]:
+    """Modules without tests (not every distribution ships them) or descriptions of the machine that built Python."""
+    root = _stdlib_root()
+
+    def belongs(path: Path) -> bool:
+        parts = path.relative_to(root).parts
+        return _NOT_LIBRARY.isdisjoint(parts) and not any(p.startswith(("test_", "_sysconfigdata")) for p in parts)
+
+    return sorted((p for p in root.rglob("*.py") if belongs(p)), key=lambda p: p.relative_to(root).as_posix())
+
+
+def _stdlib(config: CorpusConfig, skipped: Counter) -> Iterator[Document]:
+    paths = _stdlib_paths()
+    require(bool(paths), f"this Python keeps no .py files in {_stdlib_root()}: use corpus source 'files' with a path")
+    return _whole_files(_stdlib_root(), paths, skipped)
+
+
+def _whole_files(root: Path, paths: list[Path], skipped: Counter) -> Iterator[Document]:
+    """One document a file; the same text a second time is left out, or it could be trained on and held out at once."""
+    seen: set[bytes] = set()
+    for path in paths:
+        content = _read(path)
+        digest = hashlib.sha256(content).digest()
+        if b"\0" in content:
+            skipped["binary"] += 1
+        elif content and digest in seen:
+            skipped["duplicate"] += 1
+        else:
+            seen.add(digest)
+            try:
+                name = path.relative_to(root).as_posix()
+                yield Document(name, content.decode(), key=name)
+            except UnicodeDecodeError:
+                skipped["not UTF-8"] += 1
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path} of the corpus: {error.strerror}") from error
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def _listing(path: str) -> tuple[Path, list[Path]]:
+    """(root that names are relative to, sorted files) of a file, folder or glob. Hidden files are left out."""
+    path = os.path.expanduser(path)
+    if os.path.isfile(path):
+        return Path(path).parent, [Path(path)]
+    root = Path(path) if os.path.isdir(path) else Path(*itertools.takewhile(_is_plain, Path(path).parts))
+    pattern = os.path.join(path, "**", "*") if os.path.isdir(path) else path
+    found = {Path(name) for name in glob.glob(pattern, recursive=True)}
+    files = sorted((f for f in found if f.is_file() and "__pycache__" not in f.parts), key=lambda f: f.as_posix())
+    if not files and not os.path.isdir(path):
+        raise ConfigError(f"corpus path {path} does not exist (looked from {os.getcwd()}): give a file, folder or glob")
+    return root, files
+
+
+def _is_plain(part: str) -> bool:
+    return not glob.has_magic(part)
+
+
+def _files(config: CorpusConfig, skipped: Counter) -> Iterator[Document]:
+    root, files = _listing(config.path)
+    tables = {".jsonl": _json_rows, ".parquet": _parquet_rows}
+    yield from _whole_files(root, [f for f in files if f.suffix not in tables], skipped)
+    for file in files:
+        if file.suffix in tables:
+            for number, text in tables[file.suffix](file, config.text_field):
+                yield Document(f"{file.relative_to(root).as_posix()}:{number}", text, key=text)
+
+
+def _json_rows(file: Path, field: str) -> Iterator[tuple[int, str]]:
+    with open(file, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            where = f"{file} line {number}"
+            try:
+                row = json.loads(line) if line.strip() else {field: ""}
+            except ValueError as error:
+                raise ConfigError(f"{where} is not valid JSON ({error}): each line must be one object") from error
+            require(isinstance(row, dict), f"{where} holds {type(row).__name__}: each line must be one JSON object")
+            yield number, _text_of(row, field, where)
+
+
+def _parquet_rows(file: Path, field: str) -> Iterator[tuple[int, str]]:
+    parquet = _optional("pyarrow.parquet", f"reading {file}", "pyarrow")
+    try:
+        table = parquet.ParquetFile(file)
+    except Exception as error:  # pyarrow's own classes
+        raise ConfigError(f"{file} is not a parquet file ({error})") from error
+    require_column(table.schema_arrow.names, field, str(file))
+    number = 0
+    for batch in table.iter_batches(batch_size=1024, columns=[field]):
+        for row in batch.to_pylist():
+            number += 1
+            yield number, _text_of(row, field, f"{file} row {number}")
+
+
+def _text_of(row: dict, field: str, where: str) -> str:
+    require_column(list(row), field, where)
+    text = row[field] if row[field] is not None else ""
+    require(isinstance(text, str), f"{where}: {field!r} holds {type(text).__name__}; set text_field to a column of text")
+    return text
+
+
+def require_column(names: list[str], field: str, where: str) -> None:
+    if field not in names:
+        close = difflib.get_close_matches(field, names, n=1, cutoff=0.0)
+        hint = f"did you mean text_field={close[0]!r}? It has " if close else "it has "
+        raise ConfigError(f"{where} has no column {field!r}; {hint}{', '.join(map(repr, names)) or 'no column'}")
+
+
+def _count_rows(path: Path) -> int:
+    if path.suffix == ".jsonl":
+        with open(path, "rb") as file:
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b"")) or 1
+    if path.suffix == ".parquet":
+        return _optional("pyarrow.parquet", f"reading {path}", "pyarrow").read_metadata(path).num_rows
+    return 1
+
+
+# ------------------------------------------------------------------------------------------------------ Hugging Face
+
+
+def _hugging_face(config: CorpusConfig, skipped: Counter) -> Iterator[Document]:
+    datasets = _optional("datasets", "corpus source 'hf'", "datasets")
+    try:
+        rows = datasets.load_dataset(config.dataset, config.subset, split=config.split, streaming=True)
+    except Exception as error:  # a wrong name, split or subset, or no network: each has a class of its own
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"dataset {config.dataset!r} (split {config.split!r}) cannot be opened: {reason}") from error
+    for number, row in enumerate(_watched(rows, config.dataset), start=1):
+        text = _text_of(row, config.text_field, f"{config.dataset} row {number}")
+        yield Document(f"{config.dataset}:{number}", text, key=text)
+
+
+def _watched(rows, name: str) -> Iterator[dict]:
+    try:
+        yield from rows
+    except Exception as error:  # a lost connection has as many classes as there are file systems
+        raise ConfigError(f"dataset {name!r} broke off ({error}): run `sigma-lite prepare` again to continue") from error
+
+
+def _optional(module: str, needed_for: str, package: str):
+    try:
+        return __import__(module, fromlist=["_"])
+    except ImportError as error:
+        raise ConfigError(f"{needed_for} needs the package {package!r}: run `pip install {package}`") from error

@@ -1,0 +1,126 @@
+"""Rows for a Lightning Trainer: prepared by one process, the same on any number of ranks, resumed at the exact row.
+
+The Trainer must run with `use_distributed_sampler=False` (Lightning would shuffle once more) and with `max_steps`.
+"""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader
+
+from sigma_lite.config import CorpusConfig, RowsConfig, require
+from sigma_lite.data.rows import Rows, heldout_loader, train_loader
+from sigma_lite.data.shards import Prepared, load, prepare
+
+
+class TokenDataModule(pl.LightningDataModule):
+    """Training and held-out rows of a corpus.
+
+    Order needs no state but the number of rows consumed, which is `global_step * rows.per_step`.
+    """
+
+    def __init__(self, corpus: CorpusConfig, rows: RowsConfig, num_workers: int = 0):
+        super().__init__()
+        self.corpus, self.rows, self.num_workers = corpus, rows, num_workers
+        self.prepared: Prepared | None = None
+        self.prepare_data_per_node = False  # the folder is on a disk that all nodes see
+        self._saved_micros: int | None = None
+
+    def prepare_data(self) -> None:
+        prepare(self.corpus)
+
+    def setup(self, stage: str | None = None) -> None:
+        self.prepared = self.prepared or load(self.corpus.dir)
+
+    @property
+    def heldout_bytes(self) -> int:
+        """UTF-8 bytes of the held-out documents: what held-out nats are divided by."""
+        return self.prepared.manifest["heldout_bytes"]
+
+    # ---------------------------------------------------------------------------------------------------- loaders
+
+    def train_dataloader(self) -> DataLoader:
+        trainer = self.trainer
+        rows = Rows(self.prepared.train, self.prepared.token_bytes, self.rows.length)
+        require(
+            trainer.max_steps > 0,
+            f"trainer.max_steps={trainer.max_steps}: a run is measured in optimizer steps; one pass over this corpus is"
+            f" {-(-len(rows) // self.rows.per_step)}",
+        )
+        rank, world = self._place()
+        micros = self.rows.accumulation(world)
+        require(
+            trainer.accumulate_grad_batches == micros,
+            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: per_step={self.rows.per_step} rows on"
+            f" {world} rank(s) with per_micro={self.rows.per_micro} are {micros} micro-batches; set it to {micros}",
+        )
+        self._count_in(micros)
+        steps, first_step = trainer.max_steps, lambda: trainer.global_step
+        return train_loader(rows, self.rows, rank, world, steps, first_step, cls=_Resumable, **self._options())
+
+    def val_dataloader(self) -> DataLoader:
+        rows = Rows(self.prepared.heldout, self.prepared.token_bytes, self.rows.length, padded=True)
+        return heldout_loader(rows, self.rows, *self._place(), **self._options())
+
+    test_dataloader = val_dataloader
+    predict_dataloader = val_dataloader
+
+    def _place(self) -> tuple[int, int]:
+        """(rank, world) among the processes that see different rows."""
+        shared = self.trainer.distributed_sampler_kwargs if self.trainer else None
+        return (shared["rank"], shared["num_replicas"]) if shared else (0, 1)
+
+    def _options(self) -> dict:
+        return {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
+
+    # ----------------------------------------------------------------------------------------------------- resume
+
+    def state_dict(self) -> dict:
+        micros = self.rows.accumulation(self._place()[1])
+        consumed = self.trainer.global_step * self.rows.per_step
+        return {**self._sequence(), "rows_consumed": consumed, "micro_batches": micros}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Refuse a checkpoint whose rows were another sequence; where to go on follows from the Trainer's step.
+
+        Raises ConfigError naming the first setting that differs.
+        """
+        for name, value in self._sequence().items():
+            was = state_dict.get(name)
+            require(
+                was == value,
+                f"the checkpoint was trained with {name}={was}, this run has {value}: resume with the same data"
+                " settings, or start a new run",
+            )
+        self._saved_micros = state_dict["micro_batches"]
+
+    def _count_in(self, micros: int) -> None:
+        """Restate Lightning's batch counter after a resume on another number of ranks.
+
+        It counts micro-batches and steps the optimizer when their number divides by accumulate_grad_batches, so a
+        count made with another accumulation would end the first step early.
+        """
+        saved, self._saved_micros = self._saved_micros, None
+        if saved:
+            counter = self.trainer.fit_loop.epoch_loop.batch_progress.current
+            more = counter.ready // saved * (micros - saved)
+            for name in ("ready", "started", "processed", "completed"):
+                setattr(counter, name, getattr(counter, name) + more)
+
+    def _sequence(self) -> dict:
+        """The settings that fix which tokens row number i holds, and how many rows a step takes."""
+        self.setup()
+        names = ("length", "per_step", "seed")
+        settings = {f"rows.{name}": getattr(self.rows, name) for name in names}
+        return {"corpus fingerprint": self.prepared.manifest["fingerprint"], **settings}
+
+
+class _Resumable(DataLoader):
+    """Tells Lightning that these rows survive a resume. There is no state to keep: the sampler asks for the step."""
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        pass

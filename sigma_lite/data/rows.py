@@ -1,0 +1,186 @@
+"""TOKENS -> ROWS: batches whose order is a function of (seed, rows consumed). Plain torch, for notebooks too.
+
+A run draws from one endless sequence: the rows of the corpus in a shuffled order, then again in another, and so on.
+Optimizer step s takes its next `per_step` rows, which micro-batches and ranks share out, so a resumed run and a run on
+another number of devices see the same rows in the same steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from sigma_lite.config import RowsConfig, require
+from sigma_lite.data.kinds import SPECIAL
+from sigma_lite.data.stream import TokenStream
+from sigma_lite.data.tokenizer import END_OF_TEXT_ID
+
+IGNORED = -100  # target of a padded position; the default ignore_index of torch's cross entropy
+
+
+class Batch(NamedTuple):
+    """B rows of S tokens. What is said of a target is said of the token that follows the one in `ids_BS`."""
+
+    ids_BS: Tensor  # int64
+    targets_BS: Tensor  # int64, the next token; IGNORED where nothing is scored
+    documents_BS: Tensor  # int64, equal where two tokens of a row belong to the same document
+    kinds_BS: Tensor  # uint8, kind of the target (kinds.KINDS)
+    bytes_BS: Tensor  # int32, UTF-8 bytes of the target; 0 for special tokens and where nothing is scored
+
+
+# ------------------------------------------------------------------------------------------------------------- order
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, n_rows: int) -> np.ndarray:
+    """The permutation of 0..n_rows-1 in which one epoch visits the rows, int64. Takes 16 bytes a row.
+
+    Sorting random numbers gives every permutation the same chance, and NumPy keeps PCG64's numbers the same for ever,
+    which it does not promise of its own `permutation`.
+    """
+    order = np.argsort(np.random.PCG64([seed, epoch]).random_raw(n_rows), kind="stable")
+    order.setflags(write=False)
+    return order
+
+
+def row_order(seed: int, start: int, count: int, n_rows: int) -> np.ndarray:
+    """Places start..start+count-1 of the endless sequence, int64 row numbers [count], across the ends of epochs."""
+    parts = [np.empty(0, np.int64)]
+    while count > 0:
+        epoch, position = divmod(start, n_rows)
+        parts.append(epoch_order(seed, epoch, n_rows)[position : position + count])
+        start, count = start + len(parts[-1]), count - len(parts[-1])
+    return np.concatenate(parts)
+
+
+class TrainSampler(Sampler[list[int]]):
+    """Row numbers of each micro-batch of one rank, from step `first_step()` on.
+
+    Micro-batch m of rank r takes rows [(m * world + r) * per_micro, + per_micro) of its step: the pooled rows of a step
+    are the same for any world size. The length counts from step 0, as Lightning does when it resumes.
+    """
+
+    def __init__(
+        self,
+        n_rows: int,
+        rows: RowsConfig,
+        rank: int = 0,
+        world: int = 1,
+        steps: int | None = None,
+        first_step: Callable[[], int] = lambda: 0,
+    ):
+        self.n_rows, self.rows, self.rank, self.world = n_rows, rows, rank, world
+        self.steps, self.first_step = steps, first_step
+        self.micros = rows.accumulation(world)
+
+    def __len__(self) -> int:
+        if self.steps is None:
+            raise TypeError("an endless sampler has no length; give it steps")
+        return self.steps * self.micros
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step = self.first_step()
+        while self.steps is None or step < self.steps:
+            order = row_order(self.rows.seed, step * self.rows.per_step, self.rows.per_step, self.n_rows)
+            for micro_WR in order.reshape(self.micros, self.world, self.rows.per_micro):
+                yield micro_WR[self.rank].tolist()
+            step += 1
+
+
+class HeldoutSampler(Sampler[list[int]]):
+    """Every held-out row once, in order, shared out over ranks.
+
+    All ranks get the same number of batches, or one would wait for ever in a collective; a rank that runs out gets
+    padding rows, in which nothing is scored.
+    """
+
+    def __init__(self, n_rows: int, per_micro: int, rank: int = 0, world: int = 1):
+        self.n_rows, self.per_micro, self.rank, self.world = n_rows, per_micro, rank, world
+
+    def __len__(self) -> int:
+        return -(-self.n_rows // (self.per_micro * self.world))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in range(len(self)):
+            first = (batch * self.world + self.rank) * self.per_micro
+            yield list(range(first, min(first + self.per_micro, self.n_rows))) or [self.n_rows]
+
+
+# -------------------------------------------------------------------------------------------------------------- rows
+
+
+class Rows(Dataset):
+    """Row k of a token stream: inputs are tokens [k*S, k*S + S), targets the same window moved on by one.
+
+    `padded=False` (training) leaves out the last tokens, fewer than a row. `padded=True` (validation) has a last row
+    that is filled up, so that each token but the first of the stream is a target exactly once.
+    """
+
+    def __init__(self, stream: TokenStream, token_bytes_V: np.ndarray, length: int, padded: bool = False):
+        self.stream, self.token_bytes_V, self.length, self.padded = stream, token_bytes_V, length, padded
+        targets = max(len(stream) - 1, 0)
+        self.n_rows = -(-targets // length) if padded else targets // length
+
+    def __len__(self) -> int:
+        return self.n_rows
+
+    def __getitem__(self, row: int) -> Batch:
+        """One row, as a batch of one."""
+        return self.__getitems__([row])
+
+    def __getitems__(self, rows: list[int]) -> Batch:
+        S = self.length
+        ids = np.full((len(rows), S + 1), END_OF_TEXT_ID, np.int64)
+        kinds = np.full((len(rows), S + 1), SPECIAL, np.uint8)
+        scored = np.zeros((len(rows), S), bool)
+        for place, row in enumerate(rows):
+            row_ids, row_kinds = self.stream.read(row * S, row * S + S + 1)
+            ids[place, : len(row_ids)], kinds[place, : len(row_kinds)] = row_ids, row_kinds
+            scored[place, : max(len(row_ids) - 1, 0)] = True
+        targets = ids[:, 1:]
+        return Batch(
+            ids_BS=torch.from_numpy(ids[:, :-1].copy()),
+            targets_BS=torch.from_numpy(np.where(scored, targets, IGNORED)),
+            documents_BS=torch.from_numpy(np.cumsum(ids[:, :-1] == END_OF_TEXT_ID, axis=1)),
+            kinds_BS=torch.from_numpy(kinds[:, 1:].copy()),
+            bytes_BS=torch.from_numpy(np.where(scored, self.token_bytes_V[targets], 0).astype(np.int32)),
+        )
+
+
+def train_loader(
+    rows: Rows,
+    config: RowsConfig,
+    rank: int = 0,
+    world: int = 1,
+    steps: int | None = None,
+    first_step: Callable[[], int] = lambda: 0,
+    cls: type[DataLoader] = DataLoader,
+    **options,
+) -> DataLoader:
+    """Micro-batches of a run of `steps` optimizer steps (None: without end); `options` go to the DataLoader (`cls`).
+
+    Raises ConfigError when the training text is shorter than one row.
+    """
+    require(
+        len(rows) > 0,
+        f"rows.length={config.length} is longer than the training text ({len(rows.stream)} tokens):"
+        f" set it to {max(len(rows.stream) - 1, 1)} or less, or add text",
+    )
+    sampler = TrainSampler(len(rows), config, rank, world, steps, first_step)
+    return cls(rows, batch_sampler=sampler, collate_fn=_as_it_is, **options)
+
+
+def heldout_loader(rows: Rows, config: RowsConfig, rank: int = 0, world: int = 1, **options) -> DataLoader:
+    """Every held-out row once over all ranks; sum losses and bytes, then divide: the last batches are smaller."""
+    sampler = HeldoutSampler(len(rows), config.per_micro, rank, world)
+    return DataLoader(rows, batch_sampler=sampler, collate_fn=_as_it_is, **options)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch

@@ -1,0 +1,194 @@
+"""A folder of tokens: documents in, checksummed memory-mapped token files out, surviving a kill at any moment.
+
+    settings.json          claims the folder for one set of corpus settings
+    tokenizer.json         byte-level BPE
+    documents-00000.jsonl  name, split, bytes, tokens and sha256 of each document of shard 0
+    train-00000.bin        token ids of its training documents; train-00000.kinds.bin: what each token is
+    heldout-00000.bin      the same of its held-out documents; heldout-00000.kinds.bin
+    shard-00000.json       sizes and hashes of these files, written after them
+    ...
+    manifest.json          everything about the data; it is written last, so its presence means finished
+
+Each file is whole or absent (storage.atomic_write), so a second `prepare` keeps what is there and goes on behind it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from sigma_lite.config import CorpusConfig, require
+from sigma_lite.data import baselines, corpora, stages, tokenizer
+from sigma_lite.data.stream import TokenStream, check_file, token_dtype
+from sigma_lite.storage import StorageError, sha256_of, write_json
+
+FORMAT = 1
+SHARD_TOKENS = 64_000_000  # 192 MB of memory and disk
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A folder that `prepare` has finished: `manifest` holds the facts, `train` and `heldout` the tokens."""
+
+    dir: Path
+    manifest: dict
+    train: TokenStream
+    heldout: TokenStream
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return tokenizer.load(self.dir / "tokenizer.json")
+
+    @cached_property
+    def token_bytes(self) -> np.ndarray:
+        """UTF-8 bytes of each token, int32 [V]."""
+        return tokenizer.token_bytes(self.tokenizer)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.manifest["corpus"]["vocab_size"]
+
+    def documents(self) -> Iterator[dict]:
+        """name, split, bytes, tokens (with <|endoftext|>) and sha256 of each document, in the order of the tokens."""
+        for shard in self.manifest["shards"]:
+            with open(self.dir / shard["files"]["documents"]["file"], encoding="utf-8") as lines:
+                yield from map(json.loads, lines)
+
+    def facts(self) -> dict:
+        """What a run's record says about its data."""
+        names = ("train_tokens", "heldout_tokens", "heldout_bytes", "interpreter")
+        return {**{name: self.manifest[name] for name in names}, **self.manifest["baselines"]}
+
+
+def prepare(corpus: CorpusConfig, progress: bool = True, shard_tokens: int = SHARD_TOKENS) -> Prepared:
+    """Make `corpus.dir` ready and open it; what an earlier call finished is kept, and nothing is done twice.
+
+    `progress` shows bars on stderr for what takes longer than a second.
+    Raises ConfigError when the folder holds other data or the corpus cannot be read, and StorageError when a file was
+    cut or altered or the disk is full; in each case what was there stays.
+    """
+    folder = Path(corpus.dir)
+    if not _is_finished(folder, corpus):
+        with _alone(folder):
+            if not _is_finished(folder, corpus):  # another process may have done it meanwhile
+                _run_stages(folder, corpus, progress, shard_tokens)
+    return load(folder)
+
+
+def load(folder: str | Path, full_check: bool = False) -> Prepared:
+    """Open a prepared folder, after a check of all sizes, and of the hashes of files < 64 MB (all with `full_check`).
+
+    Raises StorageError naming the file that is missing, cut or altered, and the fix.
+    """
+    folder = Path(folder)
+    manifest = stages.read_json(folder / "manifest.json")
+    if manifest is None:
+        raise StorageError(f"{folder} holds no finished data (no manifest.json): run `sigma-lite prepare`")
+    for entry in _entries(manifest):
+        check_file(folder, entry, full_check)
+    return _open(folder, manifest)
+
+
+def _open(folder: Path, manifest: dict) -> Prepared:
+    shards, dtype = manifest["shards"], token_dtype(manifest["corpus"]["vocab_size"])
+
+    def stream(split: str) -> TokenStream:
+        ids, kinds = ([folder / s["files"][name]["file"] for s in shards] for name in (split, f"{split}_kinds"))
+        return TokenStream(ids, kinds, [s[f"{split}_tokens"] for s in shards], dtype)
+
+    return Prepared(folder, manifest, stream("train"), stream("heldout"))
+
+
+def _run_stages(folder: Path, corpus: CorpusConfig, progress: bool, shard_tokens: int) -> None:
+    if stages.read_json(folder / "settings.json") is None:
+        write_json(folder / "settings.json", {"format": FORMAT, "corpus": _settings(corpus)})
+    before = stages.read_json(folder / "manifest.json")
+    bpe = stages.tokenizer_stage(folder, corpus, progress)
+    shards, skipped = stages.shard_stage(folder, corpus, bpe, shard_tokens, progress)
+    manifest = {
+        "format": FORMAT,
+        "corpus": _settings(corpus),
+        "interpreter": corpora.interpreter(),
+        "skipped": dict(skipped),
+        **_sums(shards),
+        "tokenizer": _entry(folder / "tokenizer.json"),
+        "shards": shards,
+    }
+    hashes = "".join(entry["sha256"] for entry in _entries(manifest))
+    manifest["fingerprint"] = hashlib.sha256(hashes.encode()).hexdigest()
+    if before and before["fingerprint"] != manifest["fingerprint"]:
+        raise StorageError(f"{folder}: what was built again differs, the corpus has changed: delete the folder")
+    data = _open(folder, manifest)
+    xz, xz_bytes = baselines.xz_bits_per_byte(data.heldout, tokenizer.token_strings(bpe), progress)
+    unigram = baselines.unigram_bits_per_byte(data.train, data.heldout, data.token_bytes)
+    manifest["baselines"] = {"xz_bits_per_byte": xz, "xz_bytes": xz_bytes, "unigram_bits_per_byte": unigram}
+    write_json(folder / "manifest.json", manifest)
+
+
+def _sums(shards: list[dict]) -> dict:
+    names = [f"{split}_{what}" for split in stages.SPLITS for what in ("documents", "tokens", "bytes")]
+    return {name: sum(shard[name] for shard in shards) for name in names}
+
+
+# -------------------------------------------------------------------------------------------------------- the folder
+
+
+def _is_finished(folder: Path, corpus: CorpusConfig) -> bool:
+    """Whether all files of the manifest are there. Raises ConfigError when the folder is not for this corpus."""
+    _check_owner(folder, corpus)
+    manifest = stages.read_json(folder / "manifest.json")
+    return manifest is not None and all((folder / entry["file"]).exists() for entry in _entries(manifest))
+
+
+def _check_owner(folder: Path, corpus: CorpusConfig) -> None:
+    fixes = f"set data.corpus.dir to another folder, or delete {folder}"
+    found = stages.read_json(folder / "settings.json")
+    if found is None:
+        names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+        others = [name for name in names if not name.endswith((".lock", ".partial"))]
+        require(not others, f"{folder} holds files that `prepare` did not write ({', '.join(others[:3])}): {fixes}")
+        return
+    require(found["format"] == FORMAT, f"{folder} was prepared in format {found['format']}, this is {FORMAT}: {fixes}")
+    for name, value in _settings(corpus).items():
+        was = found["corpus"].get(name)
+        require(was == value, f"{folder} was prepared with {name}={was!r}, not {value!r}: {fixes}")
+
+
+def _settings(corpus: CorpusConfig) -> dict:
+    return {name: value for name, value in dataclasses.asdict(corpus).items() if name != "dir"}
+
+
+def _entry(path: Path) -> dict:
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def _entries(manifest: dict) -> list[dict]:
+    return [manifest["tokenizer"], *(entry for shard in manifest["shards"] for entry in shard["files"].values())]
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One `prepare` of a folder at a time: a second one waits. The system drops the lock when its holder is killed."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "prepare.lock", "w")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise StorageError(f"cannot write in {folder}: {error.strerror}; set data.corpus.dir to another folder") from error
+    with lock:
+        with contextlib.suppress(OSError):  # some network disks know no locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,177 @@
+"""The stages of `prepare`: each writes whole files, and finds and keeps those that an interrupted run has left.
+
+Documents are read twice, for the tokenizer and for the tokens, and never held together: memory stays at one shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from itertools import count, islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from sigma_lite.config import CorpusConfig, require
+from sigma_lite.data import corpora, tokenizer
+from sigma_lite.data.corpora import Document
+from sigma_lite.data.kinds import SPECIAL, byte_kinds, token_kinds
+from sigma_lite.data.stream import check_file, token_dtype, write_array, write_lines
+from sigma_lite.storage import StorageError, atomic_write, write_json
+
+SAMPLE_CHARACTERS = 200_000_000  # BPE merges hardly change with more text than this
+BATCH_CHARACTERS = 1_000_000  # text encoded at a time: enough for all cores, little enough to hold
+SPLITS = ("train", "heldout")
+
+
+def read_json(path: Path) -> dict | None:
+    """The content of a JSON file, None when there is none, or a StorageError when it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise StorageError(f"{path} is damaged ({error}): delete it and run `sigma-lite prepare`") from error
+
+
+# --------------------------------------------------------------------------------------------------------- tokenizer
+
+
+def tokenizer_stage(folder: Path, corpus: CorpusConfig, progress: bool) -> Tokenizer:
+    """Train tokenizer.json on the training documents, unless it is there."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        bpe = tokenizer.train(_training_text(corpus, progress), corpus.vocab_size, progress)
+        with atomic_write(path) as file:
+            file.write(bpe.to_str(pretty=True).encode())
+    return tokenizer.load(path)
+
+
+def _training_text(corpus: CorpusConfig, progress: bool) -> Iterator[str]:
+    """Text of the first training documents. Raises ConfigError when `heldout` leaves one side without any."""
+    number, size, lowest, highest = 0, 0, 1.0, 0.0
+    for document in _with_bar(corpora.documents(corpus), corpus, "reading for the tokenizer", progress):
+        position = corpora.split_position(document)
+        number, lowest, highest = number + 1, min(lowest, position), max(highest, position)
+        if position >= corpus.heldout:
+            yield document.text
+            size += len(document.text)
+        if size >= SAMPLE_CHARACTERS:
+            break
+    require(
+        number > 1,
+        "the corpus holds a single document, which cannot be both trained on and held out: cut it into several files,"
+        " or into the lines of a .jsonl file",
+    )
+    here = f"heldout={corpus.heldout} of {number} documents"
+    require(lowest < corpus.heldout, f"{here} keeps none for validation: set heldout to {lowest + 1e-3:.3f} or more")
+    require(highest >= corpus.heldout, f"{here} keeps none for training: set heldout to {highest - 1e-3:.3f} or less")
+
+
+def _with_bar(documents: Iterator[Document], corpus: CorpusConfig, desc: str, progress: bool) -> Iterator[Document]:
+    total = corpora.expected(corpus) if progress else None
+    return iter(tqdm(documents, desc=desc, total=total, unit=" documents", disable=not progress, delay=1, leave=False))
+
+
+# ------------------------------------------------------------------------------------------------------------ tokens
+
+
+class Encoded(NamedTuple):
+    facts: dict  # name, split, bytes, tokens and sha256 of the document
+    ids: np.ndarray  # <|endoftext|> and the document's tokens
+    kinds: np.ndarray  # uint8, of the same length
+
+
+def shard_stage(
+    folder: Path, corpus: CorpusConfig, bpe: Tokenizer, shard_tokens: int, progress: bool
+) -> tuple[list[dict], Counter]:
+    """Every shard's sidecar, finished shards passed over and the others written; and what was left out, by reason.
+
+    A shard ends with the batch of documents that brings it to `shard_tokens`.
+    """
+    skipped, shards, digest = Counter(), [], hashlib.sha256()
+    documents = _with_bar(corpora.documents(corpus, skipped), corpus, f"tokens for {folder}", progress)
+    for number in count():
+        if shard := _finished(folder, number):
+            for document in islice(documents, shard["documents"]):
+                digest.update(_identity(document.name, _sha256(document.text)))
+            if digest.hexdigest() != shard["digest"]:
+                raise StorageError(f"the documents changed since {folder} was begun: delete it to prepare it anew")
+        else:
+            encoded = list(_encode(documents, bpe, corpus, shard_tokens))
+            if not encoded:
+                return shards, skipped
+            for item in encoded:
+                digest.update(_identity(item.facts["name"], item.facts["sha256"]))
+            shard = _write_shard(folder, number, encoded, digest.hexdigest())
+        shards.append(shard)
+
+
+def _finished(folder: Path, number: int) -> dict | None:
+    """The sidecar of a shard whose files are all there. Raises StorageError when one is not what was written."""
+    shard = read_json(folder / f"shard-{number:05}.json")
+    if shard is None or not all((folder / entry["file"]).exists() for entry in shard["files"].values()):
+        return None
+    for entry in shard["files"].values():
+        check_file(folder, entry, full=True)
+    return shard
+
+
+def _identity(name: str, sha256: str) -> bytes:
+    return f"{name}\0{sha256}\n".encode()
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _encode(documents: Iterator[Document], bpe: Tokenizer, corpus: CorpusConfig, shard_tokens: int) -> Iterator[Encoded]:
+    """Tokens of the next documents, until a shard is full or the documents end."""
+    dtype, lengths_V = token_dtype(corpus.vocab_size), tokenizer.token_bytes(bpe)
+    total = 0
+    while total < shard_tokens and (batch := _batch(documents, min(BATCH_CHARACTERS, shard_tokens))):
+        for document, encoding in zip(batch, bpe.encode_batch_fast([d.text for d in batch]), strict=True):
+            ids = np.array([tokenizer.END_OF_TEXT_ID, *encoding.ids], dtype)
+            kinds = token_kinds(lengths_V[ids], byte_kinds(document.name, document.text))
+            kinds[0] = SPECIAL
+            total += len(ids)
+            yield Encoded(_facts(document, corpus, len(ids)), ids, kinds)
+
+
+def _batch(documents: Iterator[Document], characters: int) -> list[Document]:
+    batch, size = [], 0
+    while size < characters and (document := next(documents, None)):
+        batch.append(document)
+        size += len(document.text)
+    return batch
+
+
+def _facts(document: Document, corpus: CorpusConfig, n_tokens: int) -> dict:
+    return {
+        "name": document.name,
+        "split": SPLITS[corpora.is_heldout(document, corpus.heldout)],
+        "bytes": len(document.text.encode()),
+        "tokens": n_tokens,
+        "sha256": _sha256(document.text),
+    }
+
+
+def _write_shard(folder: Path, number: int, encoded: list[Encoded], digest: str) -> dict:
+    """Write a shard's files, then the sidecar that vouches for them. `digest` covers all documents up to here."""
+    tail = f"{number:05}"
+    files = {"documents": write_lines(folder / f"documents-{tail}.jsonl", (item.facts for item in encoded))}
+    shard = {"documents": len(encoded), "digest": digest, "files": files}
+    for split in SPLITS:
+        own = [item for item in encoded if item.facts["split"] == split]
+        files[split] = write_array(folder / f"{split}-{tail}.bin", (item.ids for item in own))
+        files[f"{split}_kinds"] = write_array(folder / f"{split}-{tail}.kinds.bin", (item.kinds for item in own))
+        shard[f"{split}_documents"] = len(own)
+        for what in ("bytes", "tokens"):
+            shard[f"{split}_{what}"] = sum(item.facts[what] for item in own)
+    write_json(folder / f"shard-{tail}.json", shard)
+    return shard

@@ -1,0 +1,77 @@
+"""Which backend, and why. The rules and measurements behind them: book/, chapter on the grouped matmul."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from sigma_lite.kernels.loop import grouped_swiglu_loop
+from sigma_lite.kernels.torch_grouped import grouped_swiglu_torch
+
+BACKENDS = {"loop": grouped_swiglu_loop, "grouped": grouped_swiglu_torch}
+OVERRIDE = "SIGMA_LITE_BACKEND"  # environment variable that wins over "auto"
+
+
+def grouped_swiglu(x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor, w13: Tensor, w2: Tensor, backend: str = "auto") -> Tensor:
+    """Send each token through its chosen SwiGLU experts and add the results, weighted by the gates.
+
+    Args:
+        x_TD: token vectors, [T, D], T >= 0.
+        ids_TK: chosen experts, int64 [T, K], each in 0..E-1, distinct within a token.
+        gates_TK: weight of each choice, [T, K].
+        w13: gate and up projections stacked, [E, 2F, D]; the first F rows are the gate (Hugging Face layout).
+        w2: down projections, [E, D, F].
+        backend: "auto" or a name in BACKENDS.
+
+    Returns: [T, D] in the dtype of `x_TD`; differentiable in everything but `ids_TK`.
+    Raises: ValueError for shapes that do not fit, an unknown backend, or one that cannot run these tensors.
+    """
+    _check_shapes(x_TD, ids_TK, gates_TK, w13, w2)
+    name, _ = choose_backend(x_TD, w13, backend)
+    return BACKENDS[name](x_TD, ids_TK, gates_TK, w13, w2)
+
+
+def choose_backend(x_TD: Tensor, w13: Tensor, backend: str = "auto") -> tuple[str, str]:
+    """(name, reason) for tensors like these."""
+    wanted = os.environ.get(OVERRIDE, "auto") if backend == "auto" else backend
+    if wanted not in ("auto", *BACKENDS):
+        raise ValueError(f"backend {wanted!r} does not exist: choose auto, {', '.join(BACKENDS)}")
+    obstacle = _grouped_obstacle(x_TD, w13)
+    if wanted == "grouped" and obstacle:
+        raise ValueError(f"backend 'grouped' cannot run this: {obstacle}; use 'loop' or 'auto'")
+    if wanted != "auto":
+        return wanted, f"asked for by {'argument' if backend == wanted else OVERRIDE}"
+    return ("loop", obstacle) if obstacle else ("grouped", "grouped_mm is the fastest torch path for this dtype and shape")
+
+
+def explain_backend(x_TD: Tensor, w13: Tensor, backend: str = "auto") -> str:
+    """One line such as `loop: float64, which grouped_mm refuses`."""
+    return "{}: {}".format(*choose_backend(x_TD, w13, backend))
+
+
+def _grouped_obstacle(x_TD: Tensor, w13: Tensor) -> str:
+    if x_TD.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"{str(x_TD.dtype).removeprefix('torch.')}, which grouped_mm refuses"
+    multiple = 16 // x_TD.element_size()
+    for letter, size in (("D", w13.shape[2]), ("F", w13.shape[1] // 2)):
+        if size % multiple:
+            return f"{letter}={size} is not a multiple of {multiple}: grouped_mm wants strides of 16 bytes"
+    return ""
+
+
+def _check_shapes(x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor, w13: Tensor, w2: Tensor) -> None:
+    E, F2, D = w13.shape
+    rules = {
+        f"x is {list(x_TD.shape)}, expected [T, D={D}]": x_TD.dim() == 2 and x_TD.shape[1] == D,
+        f"ids is {list(ids_TK.shape)}, expected [T={x_TD.shape[0]}, K]": ids_TK.shape[:1] == x_TD.shape[:1]
+        and ids_TK.dim() == 2,
+        f"gates is {list(gates_TK.shape)}, expected the shape of ids {list(ids_TK.shape)}": gates_TK.shape == ids_TK.shape,
+        f"w2 is {list(w2.shape)}, expected [E={E}, D={D}, F={F2 // 2}] to fit w13 {list(w13.shape)}": F2 % 2 == 0
+        and w2.shape == (E, D, F2 // 2),
+        f"x is {x_TD.dtype} but the experts are {w13.dtype} and {w2.dtype}": x_TD.dtype == w13.dtype == w2.dtype,
+    }
+    for message, holds in rules.items():
+        if not holds:
+            raise ValueError("grouped_swiglu: " + message)

@@ -1,0 +1,22 @@
+"""The specification: one matmul per expert, in any dtype. Every faster backend must equal this one."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def grouped_swiglu_loop(x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
+    """y_t = sum_k gate_tk * w2_e ( silu(gate_e x_t) * up_e x_t ), with e = ids_tk.
+
+    `unbind` splits the stacked weights once. Indexing `w13[e]` inside the loop instead would make each backward write
+    a full [E, 2F, D] gradient per expert: E squared work, the slow path that many implementations ship.
+    """
+    y_TD = torch.zeros_like(x_TD)
+    for expert, (w13_e, w2_e) in enumerate(zip(w13.unbind(0), w2.unbind(0), strict=True)):
+        token, slot = (ids_TK == expert).nonzero(as_tuple=True)
+        gate, up = F.linear(x_TD[token], w13_e).chunk(2, dim=-1)
+        y = F.linear(F.silu(gate) * up, w2_e) * gates_TK[token, slot, None].to(x_TD.dtype)
+        y_TD = y_TD.index_add(0, token, y)
+    return y_TD

@@ -1,0 +1,75 @@
+"""Grouped-query attention (GQA, 2305.13245) with QK-norm (2010.04245) and RoPE, on torch's fused attention."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sigma_lite.config import ModelConfig
+from sigma_lite.model.norm import RMSNorm
+from sigma_lite.model.rotary import Rotation, rotate
+
+
+class Attention(nn.Module):
+    """H query heads share G key/value heads. Queries and keys are normalised per head, so logits cannot blow up."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.heads = (config.n_heads, config.n_kv_heads, config.n_kv_heads)
+        self.head_dim = config.head_dim
+        self.qkv = nn.Linear(config.d_model, sum(self.heads) * config.head_dim, bias=False)
+        self.out = nn.Linear(config.n_heads * config.head_dim, config.d_model, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
+
+    def forward(
+        self, x_BSD: Tensor, turn: Rotation, mask_BSS: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        """[B, S, D] -> [B, S, D]. `mask_BSS` is True where a query may look; None means plain causal."""
+        qkv = self.qkv(x_BSD).unflatten(-1, (-1, self.head_dim))
+        q_BSHC, k_BSGC, v_BSGC = qkv.split(self.heads, dim=2)
+        q_BSHC, k_BSGC = rotate(self.q_norm(q_BSHC), turn), rotate(self.k_norm(k_BSGC), turn)
+        q, k, v = (t.transpose(1, 2) for t in (q_BSHC, k_BSGC, v_BSGC))
+        if cache is not None:
+            k, v = cache.append(k, v)
+        mask = None if mask_BSS is None else mask_BSS[:, None]
+        gqa = self.heads[0] != self.heads[1]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=gqa)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class KeyValueCache:
+    """Keys and values of the positions already seen by one layer, so that sampling reads each position once.
+
+    Memory: 2 * B * G * C * positions elements; GQA with 4 of 16 heads needs a quarter of full attention.
+    """
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        return 0 if self.keys is None else self.keys.shape[2]
+
+    def append(self, keys_BGSC: Tensor, values_BGSC: Tensor) -> tuple[Tensor, Tensor]:
+        """Add S positions and return all of them."""
+        if self.keys is not None:
+            keys_BGSC = torch.cat((self.keys, keys_BGSC), dim=2)
+            values_BGSC = torch.cat((self.values, values_BGSC), dim=2)
+        self.keys, self.values = keys_BGSC, values_BGSC
+        return keys_BGSC, values_BGSC
+
+
+def attention_mask(queries: int, keys: int, documents_BS: Tensor | None, device: torch.device) -> Tensor | None:
+    """Who may look at whom, [B or 1, queries, keys]; None where plain causal attention says it all.
+
+    The queries are the last `queries` of `keys` positions. With `documents_BS`, a position sees only its own document.
+    """
+    if documents_BS is None and (queries == keys or queries == 1):
+        return None if queries == keys else torch.ones(1, 1, keys, dtype=torch.bool, device=device)
+    causal_SS = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    if documents_BS is None:
+        return causal_SS[None]
+    return causal_SS & (documents_BS[:, :, None] == documents_BS[:, None, :])

@@ -1,0 +1,47 @@
+"""One layer: attention, then a mixture of experts, each on a normalised copy of the stream and added back to it."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from sigma_lite.config import ModelConfig
+from sigma_lite.model import dispatch
+from sigma_lite.model.attention import Attention, KeyValueCache
+from sigma_lite.model.experts import Experts
+from sigma_lite.model.norm import RMSNorm
+from sigma_lite.model.rotary import Rotation
+from sigma_lite.model.router import Router, Routing
+
+
+class MoE(nn.Module):
+    """Route each token, send it to its experts, bring the weighted sum back."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.router = Router(config)
+        self.experts = Experts(config)
+        self.dispatch: dispatch.Dispatch = dispatch.local
+
+    def forward(self, x_BSD: Tensor) -> tuple[Tensor, Routing]:
+        x_TD = x_BSD.flatten(0, 1)
+        routing = self.router(x_TD)
+        y_TD = self.dispatch(x_TD, routing, self.experts)
+        return y_TD.view_as(x_BSD), routing
+
+
+class Block(nn.Module):
+    """Pre-norm residual layer."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.attention = Attention(config)
+        self.moe_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.moe = MoE(config)
+
+    def forward(
+        self, x_BSD: Tensor, turn: Rotation, mask_BSS: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> tuple[Tensor, Routing]:
+        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), turn, mask_BSS, cache)
+        y_BSD, routing = self.moe(self.moe_norm(x_BSD))
+        return x_BSD + y_BSD, routing

@@ -1,0 +1,25 @@
+"""All experts of a layer as two stacked tensors, run by any backend of kernels/."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sigma_lite.config import ModelConfig
+from sigma_lite.kernels import grouped_swiglu
+
+
+class Experts(nn.Module):
+    """E SwiGLU networks. Stacked, not a ModuleList: one matmul call, and every expert always has a gradient tensor."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        E, D, F = config.n_experts, config.d_model, config.d_expert
+        self.w13 = nn.Parameter(torch.empty(E, 2 * F, D))  # gate rows first, then up rows
+        self.w2 = nn.Parameter(torch.empty(E, D, F))
+        self.backend = "auto"
+
+    def forward(self, x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor) -> Tensor:
+        dtype = torch.get_autocast_dtype(x_TD.device.type) if torch.is_autocast_enabled(x_TD.device.type) else x_TD.dtype
+        w13, w2 = self.w13.to(dtype), self.w2.to(dtype)  # grouped_mm does not follow autocast by itself
+        return grouped_swiglu(x_TD.to(dtype), ids_TK, gates_TK, w13, w2, backend=self.backend)

@@ -1,0 +1,127 @@
+"""The language model: embedding, L blocks, norm, head. Returns logits and what every router decided."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sigma_lite.config import ModelConfig
+from sigma_lite.model.attention import KeyValueCache, attention_mask
+from sigma_lite.model.block import Block
+from sigma_lite.model.norm import RMSNorm
+from sigma_lite.model.rotary import rotation
+from sigma_lite.model.router import Routing
+
+
+class Output(NamedTuple):
+    logits: Tensor  # [B, S, V]
+    routings: list[Routing]  # one per layer; T = B * S tokens in row-major order
+
+
+class Transformer(nn.Module):
+    """A decoder whose every feed-forward layer is a mixture of experts (Sigma-MoE-Tiny, 2512.16248, section 2).
+
+    Weights depend only on torch's seed and each parameter's name: not on the order of construction, nor on how a
+    parameter is later sharded.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        self.reset_parameters()
+
+    def forward(
+        self, ids_BS: Tensor, *, documents_BS: Tensor | None = None, cache: Sequence[KeyValueCache] | None = None
+    ) -> Output:
+        """Logits of the next token at every position.
+
+        Args:
+            ids_BS: token ids, [B, S], 0..V-1.
+            documents_BS: equal numbers mark positions of one document; attention stays inside. None: one document a row.
+            cache: one KeyValueCache a layer; `ids_BS` then continues what the cache has seen, and is added to it.
+
+        Raises: ValueError for ids that are not [B, S] integers.
+        """
+        x_BSD, routings = self.backbone(ids_BS, documents_BS=documents_BS, cache=cache)
+        return Output(self.head(x_BSD), routings)
+
+    def loss(
+        self, ids_BS: Tensor, targets_BS: Tensor, *, documents_BS: Tensor | None = None
+    ) -> tuple[Tensor, list[Routing]]:
+        """Mean next-token loss in nats over targets other than -100, and the routings.
+
+        Equals cross_entropy of `forward`'s logits, without ever holding all [T, V] of them.
+        """
+        x_BSD, routings = self.backbone(ids_BS, documents_BS=documents_BS)
+        return cross_entropy(x_BSD.flatten(0, 1), self.head.weight, targets_BS.flatten()), routings
+
+    def backbone(
+        self, ids_BS: Tensor, *, documents_BS: Tensor | None = None, cache: Sequence[KeyValueCache] | None = None
+    ) -> tuple[Tensor, list[Routing]]:
+        """The normalised stream [B, S, D] before the head, and the routings."""
+        if ids_BS.dim() != 2 or ids_BS.is_floating_point():
+            raise ValueError(f"ids must be integers [B, S], got {ids_BS.dtype} {list(ids_BS.shape)}")
+        seen, S = (cache[0].length if cache else 0), ids_BS.shape[1]
+        positions_S = torch.arange(seen, seen + S, device=ids_BS.device)
+        turn = rotation(positions_S, self.config.head_dim, self.config.rope_theta)
+        mask_BSS = attention_mask(S, seen + S, documents_BS, ids_BS.device)
+        x_BSD, routings = self.embedding(ids_BS), []
+        for block, layer_cache in zip(self.blocks, cache or [None] * len(self.blocks), strict=True):
+            x_BSD, routing = block(x_BSD, turn, mask_BSS, layer_cache)
+            routings.append(routing)
+        return self.norm(x_BSD), routings
+
+    @property
+    def k_per_layer(self) -> tuple[int, ...]:
+        """Experts per token in each layer, now."""
+        return tuple(block.moe.router.top_k for block in self.blocks)
+
+    def set_k(self, k_per_layer: Sequence[int]) -> None:
+        """Change the experts per token, layer by layer. No weight, optimizer state or gate scale changes."""
+        for block, k in zip(self.blocks, self.config.check_k(k_per_layer), strict=True):
+            block.moe.router.top_k = k
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Normal weights with variance 1 / fan-in, so that every layer passes on the variance it gets.
+
+        What is added to the residual stream is scaled by 1 / sqrt(2 L), because 2 L such terms add up (GPT-2). Experts'
+        outputs are multiplied by a gate that starts near 1 / E for pre-softmax routing; `expert_gain` makes up for it.
+        """
+        config, into_stream = self.config, 1 / math.sqrt(2 * self.config.n_layers)
+        for name, parameter in self.named_parameters():
+            if parameter.is_meta or parameter.dim() == 1:
+                continue  # norm gains stay 1
+            std = {"embedding.weight": config.init_std, "router.weight": config.router_init_std}.get(
+                ".".join(name.split(".")[-2:]), 1 / math.sqrt(parameter.shape[-1])
+            )
+            std *= into_stream if name.endswith("out.weight") else 1
+            std *= into_stream * config.expert_gain if name.endswith("experts.w2") else 1
+            parameter.normal_(0, std, generator=_generator(name, parameter.device))
+
+
+def _generator(name: str, device: torch.device) -> torch.Generator:
+    digest = hashlib.sha256(f"{torch.initial_seed()}/{name}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def cross_entropy(x_TD: Tensor, head_VD: Tensor, targets_T: Tensor, reduction: str = "mean") -> Tensor:
+    """-log softmax(head x)[target], in nats; chunked over tokens where torch can (2.13 on), so memory is O(chunk * V)."""
+    if hasattr(F, "linear_cross_entropy") and reduction == "mean" and torch.is_grad_enabled():
+        return F.linear_cross_entropy(x_TD, head_VD, targets_T, options=torch.nn.LinearCrossEntropyOptions())
+    chunks = zip(x_TD.split(1024), targets_T.split(1024), strict=True)
+    losses = [F.cross_entropy(F.linear(x, head_VD).float(), t, reduction="none") for x, t in chunks]
+    losses_T = torch.cat(losses) if losses else x_TD.new_zeros(0)
+    return losses_T if reduction == "none" else losses_T.sum() / (targets_T != -100).sum()

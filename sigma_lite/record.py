@@ -1,0 +1,66 @@
+"""The diary of a run: one JSON object a line in RUN/record.jsonl, written as it happens, read by report, lab and book.
+
+Each entry has a `kind` and the optimizer `step` at which it was true:
+
+    run         command, versions, device, config, ledger, data      once a start; a resumed run has several
+    step        tokens, terms, weighted, loss, lr, grad_norm, k, active_params, tokens_per_s, seconds
+    load        tokens (of the window), f and P [L][E], lbl [L], router_entropy [L] in nats
+    validation  nats_per_token, bits_per_byte, f [L][E]
+    sample      prompt, text
+    event       what (a skipped step, a switch of sparsity, ...), and why
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from sigma_lite.storage import StorageError, atomic_write
+
+
+class Record:
+    """Append entries to a run's diary; after a resume, entries later than the restored step are dropped first."""
+
+    def __init__(self, path: str | Path, resume_step: int = 0):
+        self.path = Path(path)
+        kept = [entry for entry in read(self.path) if entry["step"] <= resume_step and resume_step > 0]
+        with atomic_write(self.path) as file:
+            file.writelines(_line(entry) for entry in kept)
+
+    def write(self, kind: str, step: int, **facts: object) -> None:
+        append(self.path, kind, step, **facts)
+
+
+def append(path: str | Path, kind: str, step: int, **facts: object) -> None:
+    """Add one entry to a diary, in one write."""
+    with open(path, "ab") as file:
+        file.write(_line({"kind": kind, "step": step, **facts}))
+
+
+def _line(entry: dict) -> bytes:
+    return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+
+
+def read(path: str | Path, kind: str | None = None) -> list[dict]:
+    """Entries in order, all or of one kind; [] when there is no file. A line cut by a kill at the end is left out."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    entries = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            entries += [json.loads(line)] if line else []
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise StorageError(f"{path} line {number} is damaged ({error.msg}): delete the line to go on") from error
+    return [e for e in entries if kind is None or e["kind"] == kind]
+
+
+def run_files(run: str | Path) -> Path:
+    """The record of a run's folder, or a StorageError that says where runs are."""
+    path = Path(run) / "record.jsonl"
+    if not path.exists():
+        raise StorageError(f"{run} holds no record.jsonl: give the folder of a run, such as {os.path.join('runs', 'toy')}")
+    return path

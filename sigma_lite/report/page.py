@@ -1,0 +1,123 @@
+"""A record as one HTML file: head, numbered figures, and everything that they need inside it."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+import plotly.graph_objects as go
+import plotly.offline
+
+from sigma_lite import __version__, record
+from sigma_lite.figures import series, style
+from sigma_lite.report import markup
+from sigma_lite.report.findings import Finding, findings
+from sigma_lite.report.headlines import Headline, headlines
+from sigma_lite.report.sections import Plot, Section, sections_of
+from sigma_lite.storage import atomic_write
+
+MARKS = {True: ("yes", "holds"), False: ("no", "fails"), None: ("fact", "fact")}
+
+
+def write_report(run: str | Path, out: str | Path | None = None) -> Path:
+    """Write the page of a run's folder (default: RUN/report.html) and return its path.
+
+    The page is one file that opens without a network; the same record gives the same bytes. Size: 5 MB of plotly.js and
+    the data, which is packed in 32 bits and thinned for long runs (the page says where). Raises StorageError when the
+    folder holds no record or the page cannot be written.
+    """
+    path = record.run_files(run)
+    name = Path(run).resolve().name
+    out = Path(out) if out else Path(run) / "report.html"
+    page = render(record.read(path), name)
+    with atomic_write(out) as file:
+        file.write(page.encode())
+    return out
+
+
+def render(entries: list[dict], name: str) -> str:
+    """The page as text."""
+    sections = sections_of(entries)
+    boot, plotly = _part("page.js"), plotly_js()
+    lead = " · ".join(str(part) for part in _lead(entries) if part)
+    return Template(_part("page.html")).substitute(
+        hashes=f"{markup.script_hash(plotly)} {markup.script_hash(boot)}",
+        version=markup.escape(__version__),
+        title=markup.escape(name),
+        css=_part("page.css"),
+        lead=markup.escape(lead),
+        tiles="".join(map(_tile, headlines(entries))),
+        findings="".join(map(_finding, findings(entries))),
+        nav=" ".join(f'<a href="#{section.name}">{markup.escape(section.title)}</a>' for section in sections),
+        sections=_numbered(sections),
+        footer=_footer(entries),
+        themes=markup.data("themes", {"light": _theme(style.LIGHT), "dark": _theme(style.DARK)}),
+        plotly=plotly,
+        boot=boot,
+    )
+
+
+def plotly_js() -> str:
+    """plotly.js from the installed plotly wheel, with the line ends that a browser hashes."""
+    return plotly.offline.get_plotlyjs().replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _part(name: str) -> str:
+    return resources.files("sigma_lite.report").joinpath(name).read_text("utf-8")
+
+
+def _theme(template: go.layout.Template) -> dict:
+    return template.to_plotly_json()
+
+
+def _lead(entries: list[dict]) -> list:
+    run, net = series.last(entries, "run"), series.settings(entries).get("net") or {}
+    shape = f"{net['n_layers']} layers × {net['n_experts']} experts" if {"n_layers", "n_experts"} <= set(net) else ""
+    if net.get("n_experts") == 1:
+        shape = f"dense, {net.get('n_layers', '?')} layers"
+    commit = f"commit {run['commit'][:12]}" if run.get("commit") else ""
+    return [shape, run.get("device"), run.get("time"), commit] if run else ["no start recorded yet"]
+
+
+def _tile(tile: Headline) -> str:
+    detail = f'<dd class="detail">{markup.escape(tile.detail)}</dd>' if tile.detail else ""
+    return f"<div><dt>{markup.escape(tile.name)}</dt><dd>{markup.escape(tile.value)}</dd>{detail}</div>"
+
+
+def _finding(finding: Finding) -> str:
+    kind, word = MARKS[finding.holds]
+    return f'<li class="{kind}"><b>{word}</b>{markup.escape(finding.text)}</li>'
+
+
+def _numbered(sections: list[Section]) -> str:
+    """Sections one after the other; figures that have data are numbered through the page."""
+    number, pieces = 0, []
+    for section in sections:
+        pieces.append(f'<section id="{section.name}"><h2>{markup.escape(section.title)}</h2>')
+        pieces += [markup.paragraph(section.text)] if section.text else []
+        for part in section.parts:
+            plots = [part] if isinstance(part, Plot) else part
+            if isinstance(part, str):
+                pieces.append(part)
+                continue
+            drawings = []
+            for plot in plots:
+                number += bool(plot.figure.data)
+                drawings.append(markup.figure(plot.figure, plot.name, number, plot.caption))
+            pieces.append(drawings[0] if len(drawings) == 1 else f'<div class="pair">{"".join(drawings)}</div>')
+        pieces.append("</section>")
+    return "\n".join(pieces)
+
+
+def _footer(entries: list[dict]) -> str:
+    loads, steps = len(series.windows(entries)), len(series.of_kind(entries, "step"))
+    text = (
+        f"Drawn from {steps:,} recorded steps and {loads:,} load windows. Numbers are held in 32 bits, the heat map in"
+        " whole percent."
+    )
+    if steps > 2000:
+        text += " Of each stretch of steps the lowest and the highest value are drawn, so that spikes stay."
+    if loads > 60:
+        text += " The heat map holds 60 evenly spaced windows" + (", curves over windows 400." if loads > 400 else ".")
+    return markup.paragraph(text + f" Made by sigma_lite {__version__}; this file loads nothing from anywhere.")

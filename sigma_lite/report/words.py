@@ -1,0 +1,44 @@
+"""Numbers as a reader says them."""
+
+from __future__ import annotations
+
+import math
+
+
+def count(number: float) -> str:
+    """1234567 -> "1.23 M"."""
+    for size, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if abs(number) >= size:
+            return f"{number / size:.3g}{unit}" if abs(number) / size < 999.5 else f"{number / size:.0f}{unit}"
+    return f"{number:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """3725 -> "1 h 2 min"."""
+    if not math.isfinite(seconds):
+        return "unknown"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def percent(deviation: float) -> str:
+    """0.314 -> "+31 %" with a true minus sign."""
+    return f"{100 * deviation:+.0f} %".replace("-", "−")
+
+
+def k_text(k: list[int]) -> str:
+    """[8, 6, 1, 1, 1] -> "8, 6, 1 × 3"; [1, 1] -> "1"."""
+    runs: list[list[int]] = []
+    for each in k:
+        if runs and runs[-1][0] == each:
+            runs[-1][1] += 1
+        else:
+            runs.append([each, 1])
+    return (
+        str(k[0])
+        if len(runs) == 1
+        else ", ".join(f"{value} × {n}" if n > 2 else ", ".join([str(value)] * n) for value, n in runs)
+    )

@@ -1,0 +1,56 @@
+"""Sampling with a key/value cache: each position is read once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sigma_lite.config import require
+from sigma_lite.model import KeyValueCache, Transformer
+
+
+@torch.inference_mode()
+def sample(
+    model: Transformer,
+    prompt_S: Tensor,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+    stop_id: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[int]:
+    """Yield new token ids one by one.
+
+    Args:
+        prompt_S: token ids, [S], S >= 1.
+        temperature: 0 takes the most probable token; 1 samples the model's own distribution.
+        top_p: sample among the most probable tokens whose probabilities just reach this sum (nucleus, 1904.09751), 0..1.
+        stop_id: end, without yielding it, when this token is drawn.
+
+    Raises: ConfigError for an empty prompt or a value out of range.
+    """
+    require(prompt_S.dim() == 1 and len(prompt_S) > 0, "the prompt is empty: give at least one token to continue")
+    require(temperature >= 0, f"temperature={temperature}: must be 0 (greedy) or more")
+    require(0 < top_p <= 1, f"top_p={top_p}: must lie in (0, 1]")
+    require(max_new_tokens >= 0, f"max_new_tokens={max_new_tokens}: must be 0 or more")
+    cache = [KeyValueCache() for _ in model.blocks]
+    ids_BS = prompt_S[None]
+    for _ in range(max_new_tokens):
+        logits_V = model(ids_BS, cache=cache).logits[0, -1].float()
+        token = draw(logits_V, temperature, top_p, generator)
+        if token == stop_id:
+            return
+        yield token
+        ids_BS = ids_BS.new_tensor([[token]])
+
+
+def draw(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator | None = None) -> int:
+    """One token from logits [V]."""
+    if temperature == 0:
+        return int(logits_V.argmax())
+    probs_V, ids_V = (logits_V / temperature).softmax(-1).sort(descending=True)
+    kept_V = probs_V * (probs_V.cumsum(-1) - probs_V < top_p)  # the token that crosses top_p still counts
+    return int(ids_V[torch.multinomial(kept_V, 1, generator=generator)])

@@ -1,0 +1,67 @@
+"""Files that are whole or absent: written beside their place, flushed to disk, then moved in one step."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+class StorageError(RuntimeError):
+    """A file cannot be written, or is not what was written. The message names the file and the fix."""
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that replaces `path` only when the block ends well; until then `path` is untouched.
+
+    A process killed inside the block leaves a `.partial` file, which the next write of the same path replaces.
+    Raises StorageError when the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise StorageError(_explain(path, error)) from error
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _explain(path: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        folder = next(p for p in path.absolute().parents if p.exists())
+        free = shutil.disk_usage(folder).free / 1e6
+        return f"no room to write {path} ({free:.0f} MB free): free some space or choose another folder; nothing was changed"
+    return f"cannot write {path}: {error.strerror or error}; choose a folder that you may write to"
+
+
+def write_json(path: str | Path, content: object) -> None:
+    with atomic_write(path) as file:
+        file.write(json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")
+
+
+def sha256_of(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: BinaryIO) -> str:  # Python 3.10 has no file_digest
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,41 @@
+"""Is it the same? Says the first thing that is not, and never the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sigma_lite.teach import exercises
+from sigma_lite.teach.differences import Tolerance, call_difference, difference
+
+
+class CheckFailed(AssertionError):
+    """Two things that should be equal are not; the message is the first difference."""
+
+
+def same(mine: object, reference: object, *inputs: object, axes: str = "", rtol: float = 1e-4, atol: float = 1e-6) -> None:
+    """Compare two values, or two functions called with the same inputs; prints what was found equal.
+
+    Args:
+        mine, reference: tensors, arrays, numbers, text, and lists, tuples or dicts of them; or two callables.
+        inputs: arguments for the callables. Float tensors are copied and asked for their gradients as well.
+        axes: letters of the result's shape, such as "TE": they name sizes and positions in the message.
+        rtol, atol: relative and absolute tolerance of float values, as in numpy.isclose.
+
+    Raises: CheckFailed.
+    """
+    tolerance = Tolerance(rtol, atol)
+    if callable(reference):
+        problem = call_difference(mine, reference, inputs, axes, tolerance)
+    else:
+        problem = difference(mine, reference, axes, tolerance)
+    if problem:
+        raise CheckFailed(problem)
+    print("same: type, shape and value" + (", and gradient where there is one" if callable(reference) else ""))
+
+
+def exercise(name: str, mine: Callable) -> bool:
+    """Try your function on the exercise's inputs; prints a verdict and returns whether it passed. Never raises for a
+    wrong answer, so that a chapter with open exercises still runs from top to bottom."""
+    verdict = exercises.find(name).verdict(mine)
+    print(f"{name}: {verdict or 'passed'}")
+    return not verdict

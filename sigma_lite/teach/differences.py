@@ -1,0 +1,152 @@
+"""The first difference between two values or two functions, in words that help and do not give the answer away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Tolerance(NamedTuple):
+    rtol: float = 1e-4
+    atol: float = 1e-6
+
+
+def difference(mine: object, reference: object, axes: str = "", tolerance: Tolerance = Tolerance()) -> str:
+    """What is wrong with `mine`, type first, then dtype, shape and value; "" when nothing is.
+
+    `axes` are the letters of an array's shape, such as "TE"; they name sizes and positions.
+    """
+    if reference is not None and (mine is None or mine is Ellipsis or mine is NotImplemented):
+        return "nothing there yet: the function returns no result"
+    if isinstance(reference, (Tensor, np.ndarray)):
+        return _array(mine, reference, axes, tolerance)
+    if isinstance(reference, Mapping):
+        return _mapping(mine, reference, tolerance)
+    if isinstance(reference, Sequence) and not isinstance(reference, (str, bytes)):
+        return _sequence(mine, reference, tolerance)
+    if isinstance(reference, (int, float)) and not isinstance(reference, bool):
+        return _number(mine, reference, tolerance)
+    return "" if mine == reference else f"value: yours is {mine!r}"
+
+
+def call_difference(
+    mine: Callable, reference: Callable, inputs: Sequence[object], axes: str = "", tolerance: Tolerance = Tolerance()
+) -> str:
+    """The same for two functions called with copies of `inputs`; results first, then the gradient of each input."""
+    mine_in, reference_in = _copies(inputs), _copies(inputs)
+    got, wanted = mine(*mine_in), reference(*reference_in)
+    problem = difference(got, wanted, axes, tolerance)
+    if problem or not (isinstance(wanted, Tensor) and wanted.requires_grad):
+        return problem
+    if not got.requires_grad:
+        return "gradient: none reaches the inputs; is there a detach, an item() or an argmax on the way?"
+    # unequal weights: the gradient of a plain sum is blind to anything that only reorders the result
+    weights = torch.rand(wanted.shape, generator=torch.Generator().manual_seed(0)).to(wanted.dtype)
+    (got * weights).sum().backward()
+    (wanted * weights).sum().backward()
+    for number, (a, b) in enumerate(zip(mine_in, reference_in, strict=True), start=1):
+        if isinstance(b, Tensor) and b.grad is not None:
+            wrong = "none arrives" if a.grad is None else difference(a.grad, b.grad, "", tolerance)
+            if wrong:
+                return f"gradient of argument {number}: {wrong}"
+    return ""
+
+
+def _copies(inputs: Sequence[object]) -> list:
+    def copy(value: object) -> object:
+        if not isinstance(value, Tensor):
+            return value
+        return value.detach().clone().requires_grad_(value.is_floating_point())
+
+    return [copy(value) for value in inputs]
+
+
+def _array(mine: object, reference: Tensor | np.ndarray, axes: str, tolerance: Tolerance) -> str:
+    if not isinstance(mine, type(reference)):
+        return f"type: yours is {_type(mine)}, expected {_type(reference)}"
+    if mine.dtype != reference.dtype:
+        return f"dtype: yours is {_dtype(mine)}, expected {_dtype(reference)}"
+    if tuple(mine.shape) != tuple(reference.shape):
+        return f"shape: yours is {_shape(mine, axes)}, expected {_shape(reference, axes)}"
+    a, b = _numbers(mine), _numbers(reference)
+    wrong = ~np.isclose(a, b, *tolerance, equal_nan=True)
+    if not wrong.any():
+        return ""
+    place = tuple(int(i) for i in np.argwhere(wrong)[0])
+    named = ", ".join(f"{letter.lower()}={i}" for letter, i in zip(axes, place, strict=False))
+    where = named if len(axes) == len(place) else str(list(place))
+    return f"value: first wrong at {where} (yours is {a[place]:.6g}); {wrong.sum()} of {wrong.size} are wrong{_pattern(a, b)}"
+
+
+def _pattern(a: np.ndarray, b: np.ndarray) -> str:
+    """What kind of wrong it is, when the numbers tell: a factor, an offset, a sign, an order."""
+    if not np.isfinite(a).all():
+        return "; there are nan or inf among yours"
+    if np.allclose(a, -b):
+        return "; everywhere the opposite sign"
+    if np.allclose(np.sort(a, None), np.sort(b, None)):
+        return "; they are the right numbers in another order"
+    nonzero = np.abs(b) > 1e-12
+    if nonzero.any() and np.allclose(a[~nonzero], 0) and np.ptp(ratio := a[nonzero] / b[nonzero]) < 1e-4 * abs(ratio.mean()):
+        return f"; everywhere {ratio.mean():.4g} times what it should be"
+    if np.ptp(a - b) < 1e-5 * max(1.0, abs((a - b).mean())):
+        return "; everywhere off by the same amount"
+    return ""
+
+
+def _number(mine: object, reference: float, tolerance: Tolerance) -> str:
+    if isinstance(mine, (Tensor, np.generic)) and np.ndim(mine) == 0:
+        mine = mine.item()
+    if isinstance(mine, bool) or not isinstance(mine, (int, float)):
+        return f"type: yours is {_type(mine)}, expected a number"
+    if np.isclose(mine, reference, *tolerance, equal_nan=True):
+        return ""
+    return f"value: yours is {mine:.6g}, which is too {'large' if mine > reference else 'small'}"
+
+
+def _sequence(mine: object, reference: Sequence, tolerance: Tolerance) -> str:
+    if not isinstance(mine, Sequence) or isinstance(mine, (str, bytes)):
+        return f"type: yours is {_type(mine)}, expected {_type(reference)}"
+    if len(mine) != len(reference):
+        return f"length: yours has {len(mine)} items, expected {len(reference)}"
+    names = getattr(reference, "_fields", None) or [f"item {i}" for i in range(len(reference))]
+    return _first(zip(names, mine, reference, strict=True), tolerance)
+
+
+def _mapping(mine: object, reference: Mapping, tolerance: Tolerance) -> str:
+    if not isinstance(mine, Mapping):
+        return f"type: yours is {_type(mine)}, expected a dict"
+    for problem, keys in (("missing", reference.keys() - mine.keys()), ("not expected", mine.keys() - reference.keys())):
+        if keys:
+            return f"keys: {', '.join(sorted(map(repr, keys)))} {problem}"
+    return _first(((repr(key), mine[key], reference[key]) for key in reference), tolerance)
+
+
+def _first(items, tolerance: Tolerance) -> str:
+    for name, a, b in items:
+        problem = difference(a, b, "", tolerance)
+        if problem:
+            return f"{name}: {problem}"
+    return ""
+
+
+def _numbers(array: Tensor | np.ndarray) -> np.ndarray:
+    array = array.detach().cpu().double().numpy() if isinstance(array, Tensor) else array
+    return array.astype(np.float64)
+
+
+def _shape(array: Tensor | np.ndarray, axes: str) -> str:
+    letters = axes if len(axes) == len(array.shape) else ""
+    return "[" + ", ".join(f"{letters[i]}={size}" if letters else str(size) for i, size in enumerate(array.shape)) + "]"
+
+
+def _type(value: object) -> str:
+    return {"Tensor": "a torch tensor", "ndarray": "a numpy array"}.get(type(value).__name__, type(value).__name__)
+
+
+def _dtype(array: Tensor | np.ndarray) -> str:
+    return str(array.dtype).removeprefix("torch.")

@@ -1,0 +1,3 @@
+from sigma_lite.teach.exercises.exercise import Exercise
+
+EXERCISES: tuple[Exercise, ...] = ()

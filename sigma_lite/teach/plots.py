@@ -1,0 +1,1 @@
+"""Figures of the chapters as pure functions: arrays in, plotly figure out."""

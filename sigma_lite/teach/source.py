@@ -1,0 +1,115 @@
+"""The package's own source on the page, so that what a chapter shows can never differ from what runs."""
+
+from __future__ import annotations
+
+import difflib
+import html
+import importlib
+import inspect
+import os
+import textwrap
+from types import ModuleType
+
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
+from pygments.style import Style
+from pygments.token import Comment, Keyword, Name, Number, Operator, String
+
+import sigma_lite
+from sigma_lite.config import ConfigError
+from sigma_lite.teach.style import BLUE, BROWN, GREEN, GREY, PURPLE, TEAL
+
+
+class _BothThemes(Style):
+    """Colours that can be read on white and on dark; plain names keep the page's own."""
+
+    styles = {
+        Comment: f"italic {GREY}",
+        Keyword: f"bold {PURPLE}",
+        Name.Function: BLUE,
+        Name.Class: f"bold {BLUE}",
+        Name.Decorator: TEAL,
+        Number: TEAL,
+        String: GREEN,
+        Operator.Word: f"bold {PURPLE}",
+        Name.Builtin: BROWN,
+    }
+
+
+class Source:
+    """Source with its true line numbers; `repr` is plain text, a notebook shows it coloured."""
+
+    def __init__(self, name: str):
+        self.name, self.object = name, find(name)
+        if isinstance(self.object, ModuleType):
+            self.text, self.first = inspect.getsource(self.object), 1
+        else:
+            lines, self.first = inspect.getsourcelines(inspect.unwrap(self.object))
+            self.text = textwrap.dedent("".join(lines))
+        package = os.path.dirname(os.path.dirname(os.path.abspath(sigma_lite.__file__)))
+        self.file = os.path.relpath(inspect.getsourcefile(inspect.unwrap(self.object)), package).replace(os.sep, "/")
+
+    def numbered(self) -> str:
+        lines = self.text.splitlines()
+        width = len(str(self.first + len(lines)))
+        return "\n".join(f"{number:{width}} {line}" for number, line in enumerate(lines, start=self.first))
+
+    def __repr__(self) -> str:
+        return f"{self.file}\n{self.numbered()}"
+
+    def _repr_html_(self) -> str:
+        return f'<div class="sigma-source"><code>{self.file}</code>{self.coloured()}</div>'
+
+    def coloured(self) -> str:
+        formatter = HtmlFormatter(
+            style=_BothThemes, noclasses=True, nobackground=True, linenos="inline", linenostart=self.first,
+            cssstyles="max-height:34em;overflow:auto", prestyles="margin:0;line-height:1.35",
+        )  # fmt: skip
+        # pygments writes the line numbers black on white, whatever the style says
+        return highlight(self.text, PythonLexer(), formatter).replace("color: inherit; background-color: transparent", f"color: {GREY}")
+
+
+class Folds:
+    """Three steps towards a solution, each opened by a click: the idea, the shapes, the source."""
+
+    def __init__(self, name: str):
+        self.source = Source(name)
+        self.idea, _, self.shapes = (inspect.getdoc(self.source.object) or "").partition("\n\n")
+
+    def __repr__(self) -> str:
+        return f"reveal({self.source.name!r}): shown in JupyterLab and in the book"
+
+    def _repr_html_(self) -> str:
+        prose = '<p style="white-space:pre-wrap;margin:0.4em 1em">{}</p>'
+        folds = [
+            ("the idea", prose.format(html.escape(self.idea or "no words beyond the name"))),
+            ("the shapes", prose.format(html.escape(self.shapes or str(inspect.signature(self.source.object))))),
+            (f"the source: {self.source.file}", self.source.coloured()),
+        ]
+        return "".join(f"<details><summary>{title}</summary>{body}</details>" for title, body in folds)
+
+
+def show(name: str) -> Source:
+    """The source of a module, class or function below sigma_lite, such as "model.router" or "model.router.Router.forward"."""
+    return Source(name)
+
+
+def reveal(name: str) -> Folds:
+    """A function of the package folded away: idea and shapes are its docstring, the last fold its source."""
+    return Folds(name)
+
+
+def find(name: str) -> object:
+    """The object behind a dotted name below sigma_lite. Raises ConfigError that names the nearest one."""
+    found, parts = sigma_lite, name.split(".")
+    for position, part in enumerate(parts):
+        path = ".".join(["sigma_lite", *parts[: position + 1]])
+        if isinstance(found, ModuleType) and hasattr(found, "__path__") and importlib.util.find_spec(path):
+            found = importlib.import_module(path)
+        elif hasattr(found, part):
+            found = getattr(found, part)
+        else:
+            near = difflib.get_close_matches(part, dir(found), n=1, cutoff=0.4)
+            raise ConfigError(f"sigma_lite.{name} does not exist" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return found

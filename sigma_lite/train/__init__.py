@@ -1,0 +1,1 @@
+"""Losses become steps, steps become checkpoints: the only rooms, with data/datamodule.py and cli.py, that know Lightning."""

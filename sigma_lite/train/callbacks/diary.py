@@ -1,0 +1,91 @@
+"""Write what happens into RUN/record.jsonl, from which the report and every figure are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from sigma_lite.record import Record
+from sigma_lite.train.callbacks.throughput import Throughput
+
+
+class Diary(pl.Callback):
+    """One `step` entry an optimizer step, one `validation` entry a validation, and others' notes.
+
+    Args:
+        facts: returns the facts of this start (command, versions, config, ...) for the `run` entry.
+    """
+
+    def __init__(self, facts: Callable[[], Mapping[str, Any]] = dict):
+        self.facts = facts
+        self.record: Record | None = None
+        self._sums: dict[str, Tensor] = {}
+        self._micro_batches = 0
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        if trainer.is_global_zero:
+            self.record = Record(Path(trainer.default_root_dir, "record.jsonl"), trainer.global_step)
+            self.record.write("run", trainer.global_step, **self.facts())
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        for name, term in outputs["terms"].items():
+            self._sums[name] = self._sums.get(name, 0) + term
+        self._micro_batches += 1
+        if not completes_step(trainer, batch_idx):
+            return
+        terms = torch.stack(list(self._sums.values())) / self._micro_batches
+        terms = trainer.strategy.reduce(terms, reduce_op="mean")
+        values = dict(zip(self._sums, terms.tolist(), strict=True))
+        self._sums, self._micro_batches = {}, 0
+        if self.record:
+            self.record.write("step", trainer.global_step, **self._step(trainer, module, values))
+
+    def _step(self, trainer: pl.Trainer, module: Any, terms: dict[str, float]) -> dict[str, Any]:
+        weighted = {name: module.weights[name] * value for name, value in terms.items()}
+        k = module.model.k_per_layer
+        speed = next(c for c in trainer.callbacks if isinstance(c, Throughput))
+        return {
+            "tokens": speed.tokens,
+            "terms": terms,
+            "weighted": weighted,
+            "loss": sum(weighted.values()),
+            "lr": module.optim.lr * module.rate_factor(trainer.global_step - 1),
+            "grad_norm": module.grad_norm,
+            "k": list(k),
+            "active_params": module.net.ledger(k).active,
+            "tokens_per_s": round(speed.tokens_per_s, 1),
+            "seconds": round(speed.seconds, 2),
+        }
+
+    def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
+        if self.record and not trainer.sanity_checking:
+            self.record.write("validation", trainer.global_step, **heldout_facts(module))
+
+
+def heldout_facts(module: Any) -> dict[str, Any]:
+    """bits_per_byte, nats_per_token and load shares of the validation that has just ended."""
+    values = {name: float(value) for name, value in module.heldout_bits.compute().items()}
+    return {**values, "f": rounded(module.heldout_load.compute()["f"])}
+
+
+def completes_step(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """True for the micro-batch after which the optimizer has stepped."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+def note(trainer: pl.Trainer, what: str, why: str) -> None:
+    """Add an `event` to the run's record, if it keeps one."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, Diary) and callback.record:
+            callback.record.write("event", trainer.global_step, what=what, why=why)
+
+
+def rounded(values: Tensor, digits: int = 6) -> list:
+    if values.dim() > 1:
+        return [rounded(row, digits) for row in values]
+    return [round(value, digits) for value in values.tolist()]

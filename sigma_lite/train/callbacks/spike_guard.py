@@ -1,0 +1,66 @@
+"""Refuse a step whose gradient is not a number or far outside what is usual: one bad batch must not cost a run."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from sigma_lite.config import require
+from sigma_lite.train.callbacks.diary import note
+
+
+class SpikeGuard(pl.Callback):
+    """Compare each step's gradient norm with the running mean and deviation of its logarithm.
+
+    The norm is the same number on all ranks, so all ranks decide alike. A skipped step leaves weights and optimizer state
+    as they were, and is recorded as an event.
+
+    Args:
+        threshold: how many standard deviations above the mean are a spike; at least 3.
+        patience: this many skipped steps in a row stop the run with an error, because then it is not one bad batch.
+        memory: steps over which the statistics fade; nothing but NaN is refused in the first `memory` steps.
+    """
+
+    def __init__(self, threshold: float = 8.0, patience: int = 5, memory: int = 100):
+        require(threshold >= 3, f"spike_guard.threshold={threshold}: below 3 ordinary noise is refused; try 8")
+        require(patience >= 1 and memory >= 2, f"spike_guard needs patience >= 1 and memory >= 2, not {patience}, {memory}")
+        self.threshold, self.patience, self.memory = threshold, patience, memory
+        self.mean, self.variance, self.seen, self.skipped = 0.0, 0.0, 0, 0
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, optimizer: torch.optim.Optimizer) -> None:
+        reason = self.judge(float(module.gradient_norm()))
+        if not reason:
+            self.skipped = 0
+            return
+        self.skipped += 1
+        note(trainer, "step skipped", reason)
+        if self.skipped >= self.patience:
+            raise RuntimeError(
+                f"{self.skipped} steps in a row refused at step {trainer.global_step} ({reason}): lower optim.lr, or look at"
+                " the data; the last checkpoint is whole"
+            )
+        optimizer.zero_grad(set_to_none=True)  # AdamW passes over parameters without a gradient
+
+    def judge(self, norm: float) -> str:
+        """Why this norm is refused, or "" after taking it into the statistics."""
+        if not math.isfinite(norm):
+            return f"gradient norm is {norm}"
+        log, deviation = math.log(norm + 1e-12), math.sqrt(self.variance)
+        limit = self.mean + self.threshold * max(deviation, 0.05)
+        if self.seen >= self.memory and log > limit:
+            return f"gradient norm {norm:.3g} is above {math.exp(limit):.3g}"
+        self.seen += 1
+        share = 1 / min(self.seen, self.memory)
+        self.mean += share * (log - self.mean)
+        self.variance += share * ((log - self.mean) ** 2 - self.variance)
+        return ""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("mean", "variance", "seen", "skipped")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)

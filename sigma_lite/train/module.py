@@ -1,0 +1,183 @@
+"""Losses into steps: what one training step computes, in one visible place."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from sigma_lite.balance.choose import BalanceLoss, balance_loss
+from sigma_lite.balance.losses import expert_counts, z_loss
+from sigma_lite.balance.metrics import ExpertLoad
+from sigma_lite.balance.pooled import PooledCounts
+from sigma_lite.balance.schedule import k_per_layer
+from sigma_lite.config import BalanceConfig, ModelConfig, OptimConfig, SparsityConfig, check_schedule
+from sigma_lite.model import Routing, Transformer
+from sigma_lite.model.transformer import cross_entropy
+from sigma_lite.train.bits import BitsPerByte
+from sigma_lite.train.callbacks.sparsity_schedule import SparsitySchedule
+from sigma_lite.train.optim import adamw, warmup_stable_decay
+
+if TYPE_CHECKING:
+    from sigma_lite.data.rows import Batch
+
+
+class SigmaLit(pl.LightningModule):
+    """A Transformer, its losses and its optimizer.
+
+    Args:
+        net: shape of the model.
+        sparsity: experts per token before and after the switch.
+        balance: auxiliary losses on the router.
+        optim: AdamW and its learning rate.
+        custom_balance: your own balance loss instead of the one `balance.loss` names; see balance/choose.py.
+    """
+
+    def __init__(
+        self,
+        net: ModelConfig,
+        sparsity: SparsityConfig = SparsityConfig(),  # noqa: B008  frozen: safe to share
+        balance: BalanceConfig = BalanceConfig(),  # noqa: B008
+        optim: OptimConfig = OptimConfig(),  # noqa: B008
+        custom_balance: BalanceLoss | None = None,
+    ):
+        super().__init__()
+        check_schedule(net, sparsity)
+        self.net, self.sparsity, self.balance, self.optim = net, sparsity, balance, optim
+        self.balance_loss = custom_balance or balance_loss(balance)
+        self.weights = {
+            "lm": 1.0,
+            "balance": 0.0 if balance.loss == "none" and custom_balance is None else balance.weight,
+            "z": balance.z_weight,
+        }
+        self.run_settings: dict[str, Any] = {}  # of the whole run, where one command made it
+        self.pooled = PooledCounts()
+        self.grad_norm = float("nan")  # of the last finished optimizer step, before clipping
+        self._norm: Tensor | None = None
+        self.heldout_bits = BitsPerByte()
+        self.heldout_load = ExpertLoad(net.n_layers, net.n_experts)
+
+    def configure_model(self) -> None:
+        if not hasattr(self, "model"):
+            self.model = Transformer(self.net)
+
+    def k_at(self, step: int) -> tuple[int, ...]:
+        """Experts per token in each layer at an optimizer step."""
+        return k_per_layer(
+            step,
+            switch_step=self.sparsity.switch_step,
+            n_layers=self.net.n_layers,
+            head=self.sparsity.head,
+            target=self.net.top_k,
+        )
+
+    # ---------------------------------------------------------------------------------------------------- training
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        lm, routings = self.model.loss(batch.ids_BS, batch.targets_BS, documents_BS=batch.documents_BS)
+        f_LE = self.pooled.add(torch.stack([expert_counts(r.ids, self.net.n_experts) for r in routings]))
+        terms = {
+            "lm": lm,
+            "balance": mean(self.balance_loss(r, f_E) for r, f_E in zip(routings, f_LE, strict=True)),
+            "z": mean(z_loss(r.logits) for r in routings),
+        }
+        weighted = {name: self.weights[name] * term for name, term in terms.items()}
+        loss = torch.stack(list(weighted.values())).sum()
+        self.log("lm", terms["lm"].detach(), prog_bar=True, batch_size=len(batch.ids_BS))
+        self.log("lbl", terms["balance"].detach(), prog_bar=True, batch_size=len(batch.ids_BS))
+        return {
+            "loss": loss,
+            "terms": {name: term.detach() for name, term in terms.items()},
+            "routings": _detach(routings),
+        }
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.pooled.reset()  # the next step's global-batch shares start empty
+        self.grad_norm, self._norm = float(self._norm), None
+
+    def gradient_norm(self) -> Tensor:
+        """Total norm of this step's gradient before clipping, computed once a step."""
+        if self._norm is None:
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            self._norm = torch.nn.utils.get_total_norm(gradients)
+        return self._norm
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: Any = None,
+    ) -> None:
+        norm = self.gradient_norm()
+        if gradient_clip_val is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), gradient_clip_val, norm)
+
+    def rate_factor(self, step: int) -> float:
+        """Factor on the peak learning rate at an optimizer step."""
+        return warmup_stable_decay(step, total_steps=self.trainer.max_steps, optim=self.optim)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = adamw(self.model, self.optim)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        return [SparsitySchedule()]
+
+    # ---------------------------------------------------------------------------------------------------- held-out
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        nats_BS, routings = self.nats(batch)
+        self.heldout_bits.update(nats_BS, batch.targets_BS, batch.bytes_BS)
+        self.heldout_load.update(routings)
+
+    def on_validation_epoch_end(self) -> None:
+        values = self.heldout_bits.compute()
+        self.log("heldout_bits_per_byte", values["bits_per_byte"], prog_bar=True)
+        self.log("heldout_nats_per_token", values["nats_per_token"])
+
+    def on_validation_epoch_start(self) -> None:
+        self.heldout_bits.reset()
+        self.heldout_load.reset()
+
+    test_step = validation_step
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_epoch_end = on_validation_epoch_end
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """What the model made of each held-out token: its cost in nats, and the first expert that each layer chose."""
+        nats_BS, routings = self.nats(batch)
+        experts_LBS = torch.stack([r.ids[:, 0].view_as(batch.ids_BS) for r in routings])
+        return {"ids": batch.ids_BS, "nats": nats_BS, "experts": experts_LBS.transpose(0, 1), "kinds": batch.kinds_BS}
+
+    def nats(self, batch: Batch) -> tuple[Tensor, list[Routing]]:
+        """-log p of every target, [B, S], 0 where the target is -100; and the routings."""
+        x_BSD, routings = self.model.backbone(batch.ids_BS, documents_BS=batch.documents_BS)
+        losses_T = cross_entropy(x_BSD.flatten(0, 1), self.model.head.weight, batch.targets_BS.flatten(), "none")
+        return losses_T.view_as(batch.ids_BS), routings
+
+    # ------------------------------------------------------------------------------------------------- checkpoints
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that weights depend on, as plain values."""
+        parts = {"net": self.net, "sparsity": self.sparsity, "balance": self.balance, "optim": self.optim}
+        return {name: dataclasses.asdict(part) for name, part in parts.items()}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["settings"] = json.dumps(self.run_settings or self.settings())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.model.set_k(self.k_at(checkpoint["global_step"]))  # also where no schedule runs: validate, predict
+
+
+def mean(values: Any) -> Tensor:
+    return torch.stack(list(values)).mean()
+
+
+def _detach(routings: list[Routing]) -> list[Routing]:
+    return [Routing(*(t.detach() for t in r)) for r in routings]

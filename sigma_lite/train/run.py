@@ -1,0 +1,215 @@
+"""A run from yaml: LightningCLI with our module, data, callbacks, checkpoints and rules of resuming."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import platform
+import shlex
+import subprocess
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from safetensors.torch import save
+
+import sigma_lite
+from sigma_lite import record
+from sigma_lite.checkpoint import newest_checkpoint, read_settings, step_of
+from sigma_lite.config import load_run, require
+from sigma_lite.data.datamodule import TokenDataModule
+from sigma_lite.scale.plan import plan
+from sigma_lite.storage import atomic_write
+from sigma_lite.train.callbacks.diary import Diary, heldout_facts
+from sigma_lite.train.callbacks.load_recorder import LoadRecorder
+from sigma_lite.train.callbacks.progress import StepProgress
+from sigma_lite.train.callbacks.save import Save
+from sigma_lite.train.callbacks.spike_guard import SpikeGuard
+from sigma_lite.train.callbacks.throughput import Throughput
+from sigma_lite.train.checkpoint import SafeCheckpointIO
+from sigma_lite.train.module import SigmaLit
+
+TRAINER_DEFAULTS = {
+    "max_steps": -1,
+    "logger": False,  # the diary keeps the record; add a logger to have one more
+    "use_distributed_sampler": False,  # our sampler already gives each rank its own rows
+    "num_sanity_val_steps": 0,
+    "check_val_every_n_epoch": None,  # validation is counted in batches, not epochs
+    "enable_model_summary": False,
+    "gradient_clip_val": 1.0,
+    "default_root_dir": "runs/default",
+}
+
+
+class RunCLI(LightningCLI):
+    """`fit` continues a run that was cut off, leaves a finished one alone, and refuses one made with other settings."""
+
+    def __init__(self, args: list[str]):
+        _quiet()
+        self.command = ["sigma-lite", *args]
+        self.files = config_files(args)
+        load_run(self.files)  # names the nearest key; jsonargparse would only say that a key is not expected
+        super().__init__(
+            SigmaLit,
+            TokenDataModule,
+            trainer_defaults=TRAINER_DEFAULTS | {"callbacks": [Throughput(), Diary(), LoadRecorder(), StepProgress()]},
+            seed_everything_default=0,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("model.net.vocab_size", "data.corpus.vocab_size")
+        parser.add_lightning_class_args(Save, "save")
+        parser.add_lightning_class_args(SpikeGuard, "spike_guard")
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would unpickle the file to look for settings; ours hold none that override the config."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.strategy.checkpoint_io = SafeCheckpointIO()
+        return trainer
+
+    def fit(self, model: SigmaLit, datamodule: TokenDataModule, ckpt_path: str | None = None, **_: Any) -> None:
+        """Train to trainer.max_steps, from the newest checkpoint of the run's folder if there is one."""
+        trainer, run_dir = self.trainer, self.run_dir
+        require(ckpt_path is None, "fit continues from its own folder by itself: leave ckpt_path out")
+        require(trainer.max_steps > 0, "trainer.max_steps is missing: learning rate and schedule need the end of the run")
+        trainer.accumulate_grad_batches = datamodule.rows.accumulation(trainer.world_size)
+        newest = newest_checkpoint(run_dir)
+        if newest is not None:
+            require_same_settings(newest, self.settings())
+            if step_of(newest) >= trainer.max_steps:
+                return
+        diary = next(c for c in trainer.callbacks if isinstance(c, Diary))
+        diary.facts = self.facts
+        model.run_settings = self.settings()
+        trainer.fit(model, datamodule=datamodule, ckpt_path=newest, weights_only=True)
+
+    def validate(self, model: SigmaLit, datamodule: TokenDataModule, ckpt_path: str | None = None, **options: Any) -> Any:
+        return self.trainer.validate(model, datamodule=datamodule, ckpt_path=self.trained(ckpt_path), **options)
+
+    def validate_into(self, diary: Path) -> None:
+        """Measure the newest checkpoint on held-out text and write it down as the `validation` of its step."""
+        self.validate(self.model, self.datamodule, verbose=False)
+        record.append(diary, "validation", step_of(self.trained(None)), **heldout_facts(self.model))
+
+    def test(self, model: SigmaLit, datamodule: TokenDataModule, ckpt_path: str | None = None, **options: Any) -> Any:
+        return self.trainer.test(model, datamodule=datamodule, ckpt_path=self.trained(ckpt_path), **options)
+
+    def predict(self, model: SigmaLit, datamodule: TokenDataModule, ckpt_path: str | None = None, **_: Any) -> Path:
+        """Write RUN/predictions.safetensors: ids, nats, kinds [rows, S] and experts [rows, L, S] of the held-out rows."""
+        parts = self.trainer.predict(model, datamodule=datamodule, ckpt_path=self.trained(ckpt_path))
+        path = self.run_dir / "predictions.safetensors"
+        with atomic_write(path) as file:
+            file.write(save({name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}))
+        print(f"predictions   {path}")
+        return path
+
+    # ------------------------------------------------------------------------------------------------------- facts
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.trainer.default_root_dir)
+
+    def trained(self, ckpt_path: str | None) -> Path:
+        """The checkpoint asked for, or the newest of the run's folder."""
+        path = Path(ckpt_path) if ckpt_path else newest_checkpoint(self.run_dir)
+        require(path is not None, f"{self.run_dir} holds no checkpoint: run `sigma-lite fit` with this config first")
+        return path
+
+    def settings(self) -> dict[str, Any]:
+        """Everything the weights depend on, and where the data was."""
+        data = {name: dataclasses.asdict(getattr(self.datamodule, name)) for name in ("corpus", "rows")}
+        trainer = {
+            "max_steps": self.trainer.max_steps,
+            "gradient_clip_val": self.trainer.gradient_clip_val,
+            "precision": str(self.trainer.precision),
+        }
+        seed = self.config[self.subcommand].seed_everything
+        return {**self.model.settings(), **data, "trainer": trainer, "seed_everything": seed}
+
+    def facts(self) -> dict[str, Any]:
+        """The `run` entry of the diary; called when the data is ready."""
+        counts = plan(load_run(self.files))
+        versions = {"python": platform.python_version(), "torch": torch.__version__, "lightning": pl.__version__}
+        return {
+            "command": shlex.join(self.command),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "versions": {**versions, "sigma_lite": sigma_lite.__version__},
+            "device": device_name(self.trainer),
+            "commit": git_commit(),
+            "config": self.settings(),
+            "ledger": {
+                "total": counts["total_params"],
+                "non_embedding": counts["non_embedding_params"],
+                "embedding": counts["embedding_params"],
+                "active_initial": counts["active_params_initial"],
+                "active_target": counts["active_params_target"],
+            },
+            "data": self.datamodule.prepared.facts(),
+        }
+
+
+def _quiet() -> None:
+    """Lightning says much that is not about this run; progress, errors and our own lines stay."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for text in ("LightningCLI's args parameter", ".*does not have many workers", "Checkpoint directory"):
+        warnings.filterwarnings("ignore", message=f".*{text}")
+
+
+def config_files(args: list[str]) -> list[str]:
+    """The values of -c and --config, in order."""
+    files = [value for flag, value in zip(args, args[1:], strict=False) if flag in ("-c", "--config")]
+    return files + [arg.split("=", 1)[1] for arg in args if arg.startswith(("--config=", "-c="))]
+
+
+def require_same_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
+    """ConfigError naming the first setting in which a checkpoint differs from this config, files' places aside."""
+    saved, now = _flat(read_settings(checkpoint)), _flat(json.loads(json.dumps(settings)))
+    for name in sorted((saved.keys() | now.keys()) - {"corpus.dir", "rows.per_micro"}):
+        require(
+            saved.get(name) == now.get(name),
+            f"{checkpoint.parents[1]} holds a run with {name}={saved.get(name)}, this config says {now.get(name)}: choose"
+            " another trainer.default_root_dir, or delete that folder to start again",
+        )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"net": {"d_model": 128}} -> {"net.d_model": 128}"""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def device_name(trainer: pl.Trainer) -> str:
+    if trainer.strategy.root_device.type == "cuda":
+        return f"{trainer.world_size} x {torch.cuda.get_device_name()}"
+    return f"CPU {_processor()}, {torch.get_num_threads()} thread(s), {trainer.world_size} process(es)"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, with a mark when files differ from it; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
