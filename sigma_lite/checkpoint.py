@@ -32,8 +32,6 @@ def write_checkpoint(path: str | Path, checkpoint: dict[str, Any]) -> None:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """What `write_checkpoint` was given, on the CPU. Raises StorageError for a missing, cut or altered file."""
     path = Path(path)
-    if not path.is_file():
-        raise StorageError(f"checkpoint {path} does not exist: give a file of RUN/checkpoints, or leave the option out")
     header = _header(path)
     try:
         tensors = load(path.read_bytes())
@@ -41,15 +39,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise _damaged(path) from error
     if _digest(tensors, header["tree"]) != header["sha256"]:
         raise _damaged(path)
-    return _unpack(json.loads(header["tree"]), tensors)
+    return _tree(path, header, tensors)
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
     """The settings of the run that wrote a checkpoint: net, sparsity, balance, optim, corpus, rows, trainer."""
-    checkpoint = _unpack(json.loads(_header(Path(path))["tree"]), {})
-    if "settings" not in checkpoint:
-        raise _damaged(Path(path))
-    return json.loads(checkpoint["settings"])
+    path = Path(path)
+    checkpoint = _tree(path, _header(path), {})
+    try:
+        return json.loads(checkpoint["settings"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path) from error
 
 
 def model_weights(path: str | Path) -> dict[str, Tensor]:
@@ -59,7 +59,17 @@ def model_weights(path: str | Path) -> dict[str, Tensor]:
 
 def newest_checkpoint(run_dir: str | Path) -> Path | None:
     """The checkpoint with the highest step in RUN/checkpoints, or None."""
-    return max(Path(run_dir, "checkpoints").glob(f"step=*{SUFFIX}"), key=step_of, default=None)
+    return max(checkpoints(run_dir), key=step_of, default=None)
+
+
+def checkpoints(run_dir: str | Path) -> list[Path]:
+    """All checkpoints of a run, the oldest first."""
+    found = Path(run_dir, "checkpoints").glob(f"step=*{SUFFIX}")
+    return sorted((path for path in found if path.name[5 : -len(SUFFIX)].isdigit()), key=step_of)
+
+
+def checkpoint_path(run_dir: str | Path, step: int) -> Path:
+    return Path(run_dir, "checkpoints", f"step={step:06d}{SUFFIX}")
 
 
 def step_of(path: Path) -> int:
@@ -68,12 +78,23 @@ def step_of(path: Path) -> int:
 
 def _header(path: Path) -> dict[str, str]:
     """The metadata of a safetensors file, without its tensors."""
+    if not path.is_file():
+        raise StorageError(f"checkpoint {path} does not exist: give a file of RUN/checkpoints, or leave the option out")
     try:
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             metadata = json.loads(file.read(min(length, 100_000_000)))["__metadata__"]
-        return {"tree": metadata["tree"], "sha256": metadata["sha256"]}
+        return {"tree": str(metadata["tree"]), "sha256": metadata["sha256"]}
+    except OSError as error:
+        raise StorageError(f"cannot read checkpoint {path}: {error.strerror}") from error
     except (struct.error, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path) from error
+
+
+def _tree(path: Path, header: dict[str, str], tensors: dict[str, Tensor]) -> Any:
+    try:
+        return _unpack(json.loads(header["tree"]), tensors)
+    except (ValueError, TypeError) as error:
         raise _damaged(path) from error
 
 

@@ -17,10 +17,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from sigma_lite.config import ConfigError, load_run
+from sigma_lite.config import ConfigError, load_run, nearest, overrides, require
 from sigma_lite.storage import StorageError
 
+COMMANDS = ("prepare", "fit", "validate", "test", "predict", "plan", "report", "generate")
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")  # LightningCLI parses these; the rest need no Lightning
 
 
@@ -28,10 +30,13 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run one command. Ends with exit code 2 and one sentence on standard error when the input cannot work."""
     args = list(sys.argv[1:] if args is None else args)
     try:
+        if args and not args[0].startswith("-"):
+            require(args[0] in COMMANDS, f"unknown command {args[0]!r}; {nearest(args[0], COMMANDS)}")
         if args and args[0] in TRAINER_COMMANDS:
             _train(args)
         else:
-            options = _parser().parse_args(args)
+            options, rest = _parser().parse_known_args(args)
+            options.over = _only_overrides(options, rest)
             options.run(options)
     except (ConfigError, StorageError) as error:
         print(f"sigma-lite: {error}", file=sys.stderr)
@@ -41,14 +46,30 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
+class _Parser(argparse.ArgumentParser):
+    """One sentence for what it cannot read."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; `{self.prog} --help` shows how it is written")
+
+
+def _only_overrides(options: argparse.Namespace, rest: list[str]) -> dict:
+    """What is left of a command line, as groups of keys: only commands that read a config take --section.key value."""
+    over = overrides(rest) if "config" in options else {}
+    expected = False  # a value for the option before it
+    for arg in rest:
+        known = arg.startswith("--") and "." in arg.partition("=")[0] and "config" in options
+        require(known or expected, f"unknown option {arg!r}; `sigma-lite --help` lists the commands and their options")
+        expected = known and "=" not in arg
+    return over
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sigma-lite", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _Parser(prog="sigma-lite", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         sub.set_defaults(run=run)
         return sub
 
@@ -84,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 def _prepare(options: argparse.Namespace) -> None:
     from sigma_lite.data.shards import prepare
 
-    ready = prepare(load_run(options.config).corpus)
+    ready = prepare(load_run(options.config, options.over).corpus)
     facts = ready.facts()
     print(f"data          {ready.dir}: {facts['train_tokens']:,} training and {facts['heldout_tokens']:,} held-out tokens")
     print(
@@ -95,7 +116,7 @@ def _prepare(options: argparse.Namespace) -> None:
 def _plan(options: argparse.Namespace) -> None:
     from sigma_lite.scale.plan import as_table, plan
 
-    facts = plan(load_run(options.config))
+    facts = plan(load_run(options.config, options.over))
     print(json.dumps(facts) if options.json else as_table(facts))
 
 
@@ -109,10 +130,11 @@ def _generate(options: argparse.Namespace) -> None:
     from sigma_lite.serve.trained import Trained
 
     trained = Trained(options.RUN, options.data)
-    print(options.prompt, end="", flush=True)
-    for piece in trained.continue_text(
+    pieces = trained.continue_text(
         options.prompt, options.max_new_tokens, temperature=options.temperature, top_p=options.top_p, seed=options.seed
-    ):
+    )
+    print(options.prompt, end="", flush=True)
+    for piece in pieces:
         print(piece, end="", flush=True)
     print()
 
@@ -121,7 +143,7 @@ def _train(args: list[str]) -> None:
     from sigma_lite.train.run import RunCLI
 
     cli = RunCLI(args)
-    if args[0] == "fit" and cli.trainer.is_global_zero:
+    if args[0] == "fit":
         _finish(cli)
 
 
@@ -137,8 +159,10 @@ def _finish(cli) -> None:
     def at_end(kind: str) -> list[dict]:
         return [entry for entry in record.read(diary, kind) if entry["step"] == step]
 
-    if not at_end("validation"):
+    if cli.trainer.strategy.broadcast(not at_end("validation")):
         cli.validate_into(diary)
+    if not cli.trainer.is_global_zero:
+        return
     if not at_end("sample"):
         trained = Trained(run)
         text = "".join(trained.continue_text("def ", 200, temperature=0.7, seed=0))

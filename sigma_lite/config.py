@@ -30,7 +30,8 @@ def require(rule: bool, message: str) -> None:
 def _positive(settings: object, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
-        require(value > 0, f"{name}={value}: must be at least 1")
+        lowest = "at least 1" if isinstance(value, int) else "greater than 0"
+        require(value > 0, f"{name}={value}: must be {lowest}")
 
 
 # ------------------------------------------------------------------------------------------------------------- model
@@ -131,7 +132,7 @@ class ModelConfig:
     def preset(name: str) -> ModelConfig:
         """A shape by name: see PRESETS."""
         if name not in PRESETS:
-            raise ConfigError(f"preset {name!r} does not exist; {_nearest(name, PRESETS)}")
+            raise ConfigError(f"preset {name!r} does not exist; {nearest(name, PRESETS)}")
         return PRESETS[name]
 
 
@@ -185,7 +186,7 @@ class BalanceConfig:
 
     def __post_init__(self) -> None:
         choices = ("global", "micro", "top1", "none")
-        require(self.loss in choices, f"balance loss {self.loss!r} does not exist; {_nearest(self.loss, choices)}")
+        require(self.loss in choices, f"balance loss {self.loss!r} does not exist; {nearest(self.loss, choices)}")
         for name in ("weight", "z_weight"):
             require(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: must be 0 or more")
         _positive(self, "temperature", "window_tokens")
@@ -232,7 +233,7 @@ class CorpusConfig:
 
     def __post_init__(self) -> None:
         sources = ("stdlib", "files", "hf")
-        require(self.source in sources, f"corpus source {self.source!r} does not exist; {_nearest(self.source, sources)}")
+        require(self.source in sources, f"corpus source {self.source!r} does not exist; {nearest(self.source, sources)}")
         require(self.source != "files" or bool(self.path), "corpus source 'files' needs path: a file, folder or glob")
         require(self.source != "hf" or bool(self.dataset), "corpus source 'hf' needs dataset: a name such as 'org/name'")
         require(
@@ -273,6 +274,7 @@ SECTIONS: dict[str, dict[str, type]] = {
     "model": {"net": ModelConfig, "sparsity": SparsityConfig, "balance": BalanceConfig, "optim": OptimConfig},
     "data": {"corpus": CorpusConfig, "rows": RowsConfig},
 }
+PLAIN = {"model": {"custom_balance"}, "data": {"num_workers"}}  # keys without a class, which LightningCLI checks
 
 
 @dataclass(frozen=True)
@@ -301,26 +303,50 @@ def check_schedule(net: ModelConfig, sparsity: SparsityConfig) -> None:
         require(k <= net.n_experts, f"sparsity.head[{layer}]={k} exceeds n_experts={net.n_experts}")
 
 
-def load_run(paths: Sequence[str | Path]) -> RunConfig:
+def load_run(paths: Sequence[str | Path], over: Mapping[str, object] | None = None) -> RunConfig:
     """Read yaml files, later ones over earlier ones, and check every key.
+
+    Args:
+        over: groups of keys laid over the files: see `overrides`.
 
     Raises ConfigError for a missing file, an unknown key (naming the nearest) or a value that breaks a rule.
     """
     merged: dict = {}
     for path in paths:
-        merged = _overlay(merged, _read_yaml(Path(path)))
+        merged = _overlay(merged, read_yaml(path))
+    merged = _overlay(merged, dict(over or {}))
     known = {*SECTIONS, "trainer", "save", "spike_guard", "seed_everything", "ckpt_path"}
     parts: dict[str, object] = {"trainer": merged.get("trainer") or {}}
     for key in merged:
-        require(key in known, f"unknown key {key!r}; {_nearest(key, known)}")
+        require(key in known, f"unknown key {key!r}; {nearest(key, known)}")
     for section, classes in SECTIONS.items():
         given = merged.get(section) or {}
+        require(isinstance(given, Mapping), f"{section} must be a group of keys, not {given!r}")
         for name in given:
-            require(name in classes, f"unknown key {section}.{name!r}; {_nearest(name, classes)}")
+            choices = {*classes, *PLAIN[section]}
+            require(name in choices, f"unknown key {section}.{name}; {nearest(name, choices)}")
         for name, cls in classes.items():
             parts[name] = from_mapping(cls, given.get(name) or {}, where=f"{section}.{name}")
+    linked = "vocab_size" not in ((merged.get("data") or {}).get("corpus") or {})
+    require(linked, "data.corpus.vocab_size is always the model's: leave it out and set model.net.vocab_size")
     parts["corpus"] = dataclasses.replace(parts["corpus"], vocab_size=parts["net"].vocab_size)
     return RunConfig(**parts)
+
+
+def overrides(args: Sequence[str]) -> dict:
+    """The `--section.key value` and `--section.key=value` of a command line, as groups of keys; values are yaml."""
+    groups: dict = {}
+    for place, arg in enumerate(args):
+        name, equals, value = arg.partition("=")
+        if not name.startswith("--") or "." not in name or name.endswith("+"):
+            continue
+        require(bool(equals) or place + 1 < len(args), f"{name} needs a value: write {name}=VALUE")
+        *path, key = name[2:].split(".")
+        branch: dict = {key: _from_yaml(value if equals else args[place + 1], name)}
+        for part in reversed(path):
+            branch = {part: branch}
+        groups = _overlay(groups, branch)
+    return groups
 
 
 def from_mapping(cls: type, given: Mapping[str, object], where: str):
@@ -328,7 +354,7 @@ def from_mapping(cls: type, given: Mapping[str, object], where: str):
     require(isinstance(given, Mapping), f"{where} must be a group of keys, not {given!r}")
     hints = typing.get_type_hints(cls)
     for key, value in given.items():
-        require(key in hints, f"unknown key {where}.{key}; {_nearest(key, hints)}")
+        require(key in hints, f"unknown key {where}.{key}; {nearest(key, hints)}")
         require(_fits(value, hints[key]), f"{where}.{key}={value!r}: expected {_type_name(hints[key])}")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
 
@@ -355,7 +381,8 @@ def _type_name(hint: object) -> str:
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
-def _nearest(name: str, choices) -> str:
+def nearest(name: str, choices) -> str:
+    """The end of an error message: the choice that was probably meant, or all of them."""
     close = difflib.get_close_matches(str(name), [str(c) for c in choices], n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else "choose from " + ", ".join(sorted(map(str, choices)))
 
@@ -369,14 +396,24 @@ _Yaml.add_implicit_resolver(
 )
 
 
-def _read_yaml(path: Path) -> dict:
-    require(path.is_file(), f"config file {path} does not exist")
+def read_yaml(path: str | Path) -> dict:
+    """The keys of one file. Raises ConfigError for a missing file or one that is not yaml."""
+    path = Path(path)
+    require(path.is_file(), f"config file {path} does not exist: looked from {Path.cwd()}")
     try:
-        content = yaml.load(path.read_text("utf-8"), _Yaml)  # a SafeLoader: builds no objects
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid yaml: {' '.join(str(error).split())}") from error
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not a text file ({error.reason} at byte {error.start}): give a yaml file") from error
+    content = _from_yaml(text, str(path))
     require(content is None or isinstance(content, dict), f"{path} must hold keys, found {type(content).__name__}")
     return content or {}
+
+
+def _from_yaml(text: str, where: str) -> object:
+    try:
+        return yaml.load(text, _Yaml)  # a SafeLoader: builds no objects
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not valid yaml: {' '.join(str(error).split())}") from error
 
 
 def _overlay(base: dict, over: dict) -> dict:

@@ -15,16 +15,20 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import IO
 
-from sigma_lite.storage import StorageError, atomic_write
+from sigma_lite.storage import StorageError, atomic_write, cannot_write
 
 
 class Record:
-    """Append entries to a run's diary; after a resume, entries later than the restored step are dropped first."""
+    """Append entries to a run's diary; after a resume, what came after the restored checkpoint is dropped first.
+
+    An event of the restored step is dropped too: it belongs to the making of the next step, which is now repeated.
+    """
 
     def __init__(self, path: str | Path, resume_step: int = 0):
         self.path = Path(path)
-        kept = [entry for entry in read(self.path) if entry["step"] <= resume_step and resume_step > 0]
+        kept = [e for e in read(self.path) if e["step"] + (e["kind"] == "event") <= resume_step and resume_step > 0]
         with atomic_write(self.path) as file:
             file.writelines(_line(entry) for entry in kept)
 
@@ -33,9 +37,25 @@ class Record:
 
 
 def append(path: str | Path, kind: str, step: int, **facts: object) -> None:
-    """Add one entry to a diary, in one write."""
-    with open(path, "ab") as file:
-        file.write(_line({"kind": kind, "step": step, **facts}))
+    """Add one entry to a diary, after removing what a kill in the middle of the last entry may have left.
+
+    Raises StorageError when the disk is full.
+    """
+    try:
+        with open(path, "a+b") as file:
+            _cut_torn_line(file)
+            file.write(_line({"kind": kind, "step": step, **facts}))
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _cut_torn_line(file: IO[bytes]) -> None:
+    if file.seek(0, os.SEEK_END) == 0:
+        return
+    file.seek(-1, os.SEEK_END)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _line(entry: dict) -> bytes:
@@ -51,11 +71,18 @@ def read(path: str | Path, kind: str | None = None) -> list[dict]:
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         try:
-            entries += [json.loads(line)] if line else []
-        except json.JSONDecodeError as error:
+            entries += [_entry(line)] if line else []
+        except ValueError as error:
             if number < len(lines):
-                raise StorageError(f"{path} line {number} is damaged ({error.msg}): delete the line to go on") from error
+                raise StorageError(f"{path} line {number} is damaged ({error}): delete the line to go on") from error
     return [e for e in entries if kind is None or e["kind"] == kind]
+
+
+def _entry(line: bytes) -> dict:
+    entry = json.loads(line)
+    if not isinstance(entry, dict) or not {"kind", "step"} <= entry.keys():
+        raise ValueError("not an entry with kind and step")
+    return entry
 
 
 def run_files(run: str | Path) -> Path:

@@ -36,18 +36,21 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise StorageError(_explain(path, error)) from error
+        raise cannot_write(path, error) from error
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
-def _explain(path: Path, error: OSError) -> str:
+def cannot_write(path: str | Path, error: OSError) -> StorageError:
+    """What the system said about writing `path`, with the fix."""
+    path = Path(path)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         folder = next(p for p in path.absolute().parents if p.exists())
         free = shutil.disk_usage(folder).free / 1e6
-        return f"no room to write {path} ({free:.0f} MB free): free some space or choose another folder; nothing was changed"
-    return f"cannot write {path}: {error.strerror or error}; choose a folder that you may write to"
+        fix = "free some space or choose another folder; nothing was changed"
+        return StorageError(f"no room to write {path} ({free:.0f} MB free): {fix}")
+    return StorageError(f"cannot write {path}: {error.strerror or error}; choose a folder that you may write to")
 
 
 def write_json(path: str | Path, content: object) -> None:

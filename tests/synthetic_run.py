@@ -98,7 +98,8 @@ def shares(k: list[int], progress: float, n_layers: int, n_experts: int, rng: np
         depth = layer / max(n_layers - 1, 1)
         uneven = (0.12 if k[layer] > 1 else 0.55 * (1 - depth) + 0.08) + 0.8 * np.exp(-progress * 20)
         f_E = np.exp(rng.normal(0, uneven, n_experts))
-        f_E[: int(5 * np.exp(-progress * 15))] = 0
+        if n_experts > 8:
+            f_E[: int(5 * np.exp(-progress * 15))] = 0
         P_E = np.exp(rng.normal(0, 0.05 + 0.3 * depth, n_experts))
         f_LE.append((f_E / f_E.sum()).tolist())
         P_LE.append((P_E / P_E.sum()).tolist())

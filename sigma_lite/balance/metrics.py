@@ -29,7 +29,7 @@ def entropy(p: Tensor) -> Tensor:
 class ExpertLoad(Metric):
     """Counts and probabilities of every expert in every layer since the last reset, summed over ranks.
 
-    update(routings): one Routing a layer. compute(): dict of fp32 tensors
+    update(routings): one Routing a layer. load(): dict of fp32 tensors
         f [L, E] load share, P [L, E] mean probability, lbl [L] = E sum f P over the window (balanced: 1),
         max_deviation and min_deviation [L] (load_deviation), dead [L] experts without a token,
         load_entropy [L] of f and router_entropy [L], mean over tokens of each token's entropy; both 0 .. log E nats.
@@ -55,6 +55,11 @@ class ExpertLoad(Metric):
         self.probs_LE += torch.stack([r.probs.sum(0) for r in routings])
         self.entropy_L += torch.stack([entropy(r.probs).sum() for r in routings])
         self.tokens += routings[0].ids.shape[0]
+
+    def load(self) -> dict[str, Tensor]:
+        """`compute()`, summed over ranks, in full shape: torchmetrics squeezes tensors of one element."""
+        L, E = self.counts_LE.shape
+        return {name: v.view(L, E) if name in ("f", "P") else v.view(L) for name, v in self.compute().items()}
 
     def compute(self) -> dict[str, Tensor]:
         tokens = self.tokens.clamp(min=1)

@@ -63,20 +63,22 @@ def documents(config: CorpusConfig, skipped: Counter | None = None) -> Iterator[
 
 
 def _usable(document: Document, skipped: Counter) -> bool:
+    if not document.text:
+        skipped["empty"] += 1
+        return False
     try:
         document.text.encode()
     except UnicodeEncodeError:  # JSON can spell half a surrogate pair, which is no text
         skipped["not UTF-8"] += 1
         return False
-    skipped["empty"] += not document.text
-    return bool(document.text)
+    return True
 
 
 def expected(config: CorpusConfig) -> int | None:
     """About how many documents will come (for a progress bar), or None when only reading would tell."""
     if config.source == "hf":
         return config.max_documents
-    paths = _stdlib_paths() if config.source == "stdlib" else _listing(config.path)[1]
+    paths = _stdlib_paths() if config.source == "stdlib" else _listing(config)[1]
     rows = sum(_count_rows(path) for path in paths)
     return min(rows, config.max_documents or rows)
 
@@ -92,13 +94,12 @@ def _stdlib_root() -> Path:
 
 def _stdlib_paths() -> list[Path]:
     """Modules without tests (not every distribution ships them) or descriptions of the machine that built Python."""
-    root = _stdlib_root()
-
-    def belongs(path: Path) -> bool:
-        parts = path.relative_to(root).parts
-        return _NOT_LIBRARY.isdisjoint(parts) and not any(p.startswith(("test_", "_sysconfigdata")) for p in parts)
-
-    return sorted((p for p in root.rglob("*.py") if belongs(p)), key=lambda p: p.relative_to(root).as_posix())
+    root, paths = _stdlib_root(), []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if name not in _NOT_LIBRARY and not name.startswith("test_")]
+        modules = [name for name in names if name.endswith(".py") and not name.startswith(("test_", "_sysconfigdata"))]
+        paths += [Path(folder, name) for name in modules]
+    return sorted(paths, key=lambda path: path.relative_to(root).as_posix())
 
 
 def _stdlib(config: CorpusConfig, skipped: Counter) -> Iterator[Document]:
@@ -136,15 +137,17 @@ def _read(path: Path) -> bytes:
 # ------------------------------------------------------------------------------------------------------------- files
 
 
-def _listing(path: str) -> tuple[Path, list[Path]]:
-    """(root that names are relative to, sorted files) of a file, folder or glob. Hidden files are left out."""
-    path = os.path.expanduser(path)
+def _listing(config: CorpusConfig) -> tuple[Path, list[Path]]:
+    """(root of the names, sorted files) of a file, folder or glob, without hidden files and what `prepare` wrote."""
+    path = os.path.expanduser(config.path)
     if os.path.isfile(path):
         return Path(path).parent, [Path(path)]
     root = Path(path) if os.path.isdir(path) else Path(*itertools.takewhile(_is_plain, Path(path).parts))
     pattern = os.path.join(path, "**", "*") if os.path.isdir(path) else path
     found = {Path(name) for name in glob.glob(pattern, recursive=True)}
-    files = sorted((f for f in found if f.is_file() and "__pycache__" not in f.parts), key=lambda f: f.as_posix())
+    own = Path(config.dir).absolute()
+    ours = (f for f in found if f.is_file() and "__pycache__" not in f.parts and own not in f.absolute().parents)
+    files = sorted(ours, key=lambda f: f.as_posix())
     if not files and not os.path.isdir(path):
         raise ConfigError(f"corpus path {path} does not exist (looked from {os.getcwd()}): give a file, folder or glob")
     return root, files
@@ -155,7 +158,7 @@ def _is_plain(part: str) -> bool:
 
 
 def _files(config: CorpusConfig, skipped: Counter) -> Iterator[Document]:
-    root, files = _listing(config.path)
+    root, files = _listing(config)
     tables = {".jsonl": _json_rows, ".parquet": _parquet_rows}
     yield from _whole_files(root, [f for f in files if f.suffix not in tables], skipped)
     for file in files:
@@ -177,12 +180,8 @@ def _json_rows(file: Path, field: str) -> Iterator[tuple[int, str]]:
 
 
 def _parquet_rows(file: Path, field: str) -> Iterator[tuple[int, str]]:
-    parquet = _optional("pyarrow.parquet", f"reading {file}", "pyarrow")
-    try:
-        table = parquet.ParquetFile(file)
-    except Exception as error:  # pyarrow's own classes
-        raise ConfigError(f"{file} is not a parquet file ({error})") from error
-    require_column(table.schema_arrow.names, field, str(file))
+    table = _open_parquet(file)
+    _require_column(table.schema_arrow.names, field, str(file))
     number = 0
     for batch in table.iter_batches(batch_size=1024, columns=[field]):
         for row in batch.to_pylist():
@@ -190,14 +189,22 @@ def _parquet_rows(file: Path, field: str) -> Iterator[tuple[int, str]]:
             yield number, _text_of(row, field, f"{file} row {number}")
 
 
+def _open_parquet(file: Path):
+    parquet = _optional("pyarrow.parquet", f"reading {file}", "pyarrow")
+    try:
+        return parquet.ParquetFile(file)
+    except Exception as error:  # pyarrow's own classes
+        raise ConfigError(f"{file} is not a parquet file ({error})") from error
+
+
 def _text_of(row: dict, field: str, where: str) -> str:
-    require_column(list(row), field, where)
+    _require_column(list(row), field, where)
     text = row[field] if row[field] is not None else ""
     require(isinstance(text, str), f"{where}: {field!r} holds {type(text).__name__}; set text_field to a column of text")
     return text
 
 
-def require_column(names: list[str], field: str, where: str) -> None:
+def _require_column(names: list[str], field: str, where: str) -> None:
     if field not in names:
         close = difflib.get_close_matches(field, names, n=1, cutoff=0.0)
         hint = f"did you mean text_field={close[0]!r}? It has " if close else "it has "
@@ -209,7 +216,7 @@ def _count_rows(path: Path) -> int:
         with open(path, "rb") as file:
             return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b"")) or 1
     if path.suffix == ".parquet":
-        return _optional("pyarrow.parquet", f"reading {path}", "pyarrow").read_metadata(path).num_rows
+        return _open_parquet(path).metadata.num_rows
     return 1
 
 

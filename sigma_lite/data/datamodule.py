@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from sigma_lite.config import CorpusConfig, RowsConfig, require
@@ -82,10 +83,12 @@ class TokenDataModule(pl.LightningDataModule):
         return {**self._sequence(), "rows_consumed": consumed, "micro_batches": micros}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Refuse a checkpoint whose rows were another sequence; where to go on follows from the Trainer's step.
+        """Refuse to continue on another sequence of rows; where to go on in the same one follows from the Trainer's step.
 
-        Raises ConfigError naming the first setting that differs.
+        Raises ConfigError naming the first setting that differs. Any rows will do to validate or test a checkpoint.
         """
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return
         for name, value in self._sequence().items():
             was = state_dict.get(name)
             require(
@@ -96,17 +99,18 @@ class TokenDataModule(pl.LightningDataModule):
         self._saved_micros = state_dict["micro_batches"]
 
     def _count_in(self, micros: int) -> None:
-        """Restate Lightning's batch counter after a resume on another number of ranks.
+        """Restate Lightning's batch counters after a resume on another number of ranks.
 
-        It counts micro-batches and steps the optimizer when their number divides by accumulate_grad_batches, so a
-        count made with another accumulation would end the first step early.
+        They count micro-batches. The optimizer steps when their number divides by accumulate_grad_batches, so a count
+        made with another accumulation would end the first step early, and validation would come at other steps.
         """
         saved, self._saved_micros = self._saved_micros, None
         if saved:
-            counter = self.trainer.fit_loop.epoch_loop.batch_progress.current
-            more = counter.ready // saved * (micros - saved)
-            for name in ("ready", "started", "processed", "completed"):
-                setattr(counter, name, getattr(counter, name) + more)
+            progress = self.trainer.fit_loop.epoch_loop.batch_progress
+            for counter in (progress.current, progress.total):
+                more = counter.ready // saved * (micros - saved)
+                for name in ("ready", "started", "processed", "completed"):
+                    setattr(counter, name, getattr(counter, name) + more)
 
     def _sequence(self) -> dict:
         """The settings that fix which tokens row number i holds, and how many rows a step takes."""

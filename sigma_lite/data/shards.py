@@ -151,7 +151,7 @@ def _is_finished(folder: Path, corpus: CorpusConfig) -> bool:
 
 def _check_owner(folder: Path, corpus: CorpusConfig) -> None:
     fixes = f"set data.corpus.dir to another folder, or delete {folder}"
-    found = stages.read_json(folder / "settings.json")
+    found = stages.read_json(folder / "settings.json", what="the folder")
     if found is None:
         names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
         others = [name for name in names if not name.endswith((".lock", ".partial"))]
@@ -172,7 +172,9 @@ def _entry(path: Path) -> dict:
 
 
 def _entries(manifest: dict) -> list[dict]:
-    return [manifest["tokenizer"], *(entry for shard in manifest["shards"] for entry in shard["files"].values())]
+    """The entries of all data files, by name: a sidecar read back has its keys in another order."""
+    entries = [manifest["tokenizer"], *(entry for shard in manifest["shards"] for entry in shard["files"].values())]
+    return sorted(entries, key=lambda entry: entry["file"])
 
 
 @contextlib.contextmanager

@@ -29,14 +29,14 @@ BATCH_CHARACTERS = 1_000_000  # text encoded at a time: enough for all cores, li
 SPLITS = ("train", "heldout")
 
 
-def read_json(path: Path) -> dict | None:
-    """The content of a JSON file, None when there is none, or a StorageError when it is damaged."""
+def read_json(path: Path, what: str = "it") -> dict | None:
+    """The content of a JSON file, or None when there is none. Raises StorageError saying to delete `what`."""
     if not path.exists():
         return None
     try:
         return json.loads(path.read_bytes())
     except ValueError as error:
-        raise StorageError(f"{path} is damaged ({error}): delete it and run `sigma-lite prepare`") from error
+        raise StorageError(f"{path} is damaged ({error}): delete {what} and run `sigma-lite prepare`") from error
 
 
 # --------------------------------------------------------------------------------------------------------- tokenizer

@@ -66,7 +66,7 @@ def blind_spot(entry: dict) -> go.Figure:
     """
     f_LE, lbl_WL = per_expert(entry, "f"), per_layer([entry], "lbl")
     if not f_LE.size or not lbl_WL.size:
-        return style.note("Balance loss against load deviation", NO_LOADS)
+        return style.note("Balance loss against load deviation", "this window holds no balance loss")
     n_layers = len(f_LE)
     fig = go.Figure(
         go.Scatter(
@@ -75,7 +75,7 @@ def blind_spot(entry: dict) -> go.Figure:
             customdata=np.arange(n_layers),
             mode="markers+text" if n_layers <= 12 else "markers",
             text=[f"layer {layer}" for layer in range(n_layers)],
-            textposition="middle right",
+            textposition=[("middle right", "bottom center")[layer % 2] for layer in range(n_layers)],
             cliponaxis=False,
             marker={"size": 11, "color": [style.depth_colour(layer, n_layers) for layer in range(n_layers)]},
             hovertemplate="layer %{customdata}<br>balance loss %{x:.3f}<br>most loaded %{y:+.0f} %<extra></extra>",
@@ -107,7 +107,7 @@ def dead_experts(entries: Entries) -> go.Figure:
     title, subtitle = "Dead experts of each layer", "experts without a token in a whole window"
     fig = _layer_curves(entries, loads, counts, title, subtitle, "dead experts (count)")
     most = np.nanmax(counts, initial=1)
-    return fig.update_yaxes(dtick=max(1, round(most / 6)), autorangeoptions_include=[0, 1])
+    return fig.update_yaxes(dtick=1 if most <= 6 else None, autorangeoptions_include=[0, 1])
 
 
 def load_entropy(entries: Entries) -> go.Figure:

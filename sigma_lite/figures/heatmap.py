@@ -37,11 +37,12 @@ def load_heatmap(entries: Entries, most_windows: int = 60) -> go.Figure:
     fig.update_yaxes(title_text="layer", autorange="reversed", showgrid=False, tickformat="d", dtick=max(1, n_layers // 12))
     fig.update_layout(updatemenus=_orders(), sliders=[_slider(fig)])
     ticks = list(range(-100, style.HEAT_MAX + 1, 100))
-    words = ["dead", *(f"{t:+d} %" if t else "balanced" for t in ticks[1:-1]), f"≥ {ticks[-1]:+d} %"]
-    fig.update_layout(coloraxis={"cmin": -100, "cmax": style.HEAT_MAX, "colorbar": {"tickvals": ticks, "ticktext": words}})
-    subtitle = "blue: fewer tokens than balanced; orange: more; dead experts stand out as black (white on dark paper)"
+    words = ["dead", "0", *(f"{tick:+d}" for tick in ticks[2:-1]), f"≥ {ticks[-1]:+d}"]
+    bar = {"title_text": "load deviation (%)", "tickvals": ticks, "ticktext": words}
+    fig.update_layout(coloraxis={"cmin": -100, "cmax": style.HEAT_MAX, "colorbar": bar})
+    subtitle = "0 = balanced: the uniform share; dead experts are black (white on dark paper)"
     height = min(250 + 44 * n_layers, 250 + 352 + 4 * n_layers)
-    return style.dress(fig, "Load of every expert", subtitle, height=height, hovermode="closest", margin_t=112)
+    return style.dress(fig, "Load of every expert", subtitle, height=height, hovermode="closest", margin_t=124)
 
 
 def _percent(f_LE: np.ndarray) -> np.ndarray:
@@ -54,7 +55,7 @@ def _percent(f_LE: np.ndarray) -> np.ndarray:
 
 def _heat(z_LE: np.ndarray, where: str, visible: bool) -> go.Heatmap:
     text = f"layer %{{y}}, {where}<br>load deviation %{{z:+d}} %<extra></extra>"
-    return go.Heatmap(z=z_LE, coloraxis="coloraxis", hovertemplate=text, visible=visible, xgap=1, ygap=1)
+    return go.Heatmap(z=z_LE, coloraxis="coloraxis", hovertemplate=text, visible=visible, xgap=0.5, ygap=1)
 
 
 def _orders() -> list[dict]:

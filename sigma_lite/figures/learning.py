@@ -109,7 +109,7 @@ def bits_per_byte(entries: Entries) -> go.Figure:
 
 
 def optimisation(entries: Entries) -> go.Figure:
-    """Learning rate, and the norm of the gradient (log axis), over steps."""
+    """Learning rate, and the norm of the gradient before clipping (log axis), over steps."""
     records = of_kind(entries, "step")
     if not records:
         return style.note("Learning rate and gradient norm", NO_STEPS)
@@ -134,7 +134,7 @@ def optimisation(entries: Entries) -> go.Figure:
     fig.update_xaxes(title_text="optimizer step", row=2, col=1)
     style.mark_switch(fig, entries)
     title = "Learning rate and gradient norm"
-    return style.dress(fig, title, height=440, showlegend=False, hovermode="x unified")
+    return style.dress(fig, title, "gradient before clipping", height=440, showlegend=False, hovermode="x unified")
 
 
 def throughput(entries: Entries) -> go.Figure:

@@ -33,7 +33,8 @@ def per_layer(entries: Entries, key: str) -> np.ndarray:
     """A list over layers of every entry, [W, L] float64; [0, 0] when no entry has it."""
     rows = [entry.get(key) or [] for entry in entries]
     n_layers = max(map(len, rows), default=0)
-    return np.array([row if len(row) == n_layers else [None] * n_layers for row in rows], dtype=float).reshape(-1, n_layers)
+    whole = [row if len(row) == n_layers else [None] * n_layers for row in rows]
+    return np.array(whole, dtype=float).reshape(len(rows) if n_layers else 0, n_layers)
 
 
 def per_expert(entry: dict, key: str) -> np.ndarray:

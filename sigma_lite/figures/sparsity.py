@@ -21,8 +21,8 @@ def experts_per_token(entries: Entries) -> go.Figure:
     schedules: dict[tuple, list[int]] = {}
     for layer, k_N in enumerate(k_NL.T):
         schedules.setdefault(tuple(k_N), []).append(layer)
-    for k_N, layers in schedules.items():
-        colour = style.depth_colour(layers[0], k_NL.shape[1])
+    for place, (k_N, layers) in enumerate(schedules.items()):
+        colour = style.depth_colour(place, len(schedules))
         fig.add_scatter(x=steps, y=k_N, name=_ranges(layers), line={"color": colour, "shape": "hv"}, mode=_mode(steps))
     fig.update_traces(hovertemplate="K = %{y:.0f}")
     fig.update_xaxes(title_text="optimizer step")

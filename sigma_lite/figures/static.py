@@ -21,7 +21,9 @@ def static_svg(fig: go.Figure, path: str | Path, width: int = 860, height: int |
     browser is missing, or the file cannot be written.
     """
     path, picture = Path(path), go.Figure(fig)
-    picture.update_layout(updatemenus=[], sliders=[])
+    picture.layout.updatemenus = picture.layout.sliders = ()
+    for place, trace in enumerate(picture.data):
+        trace.uid = f"trace{place}"  # plotly.js would draw a random one
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found:
         os.environ.setdefault("BROWSER_PATH", found)
@@ -38,6 +40,6 @@ def static_svg(fig: go.Figure, path: str | Path, width: int = 860, height: int |
 
 
 def _without_random_ids(svg: str) -> str:
-    """plotly.js draws a random id for each picture; a fixed one keeps a committed file unchanged when it is redrawn."""
+    """plotly.js draws an id for each picture; a fixed one leaves a committed file unchanged when it is redrawn."""
     match = re.search(r'id="defs-([0-9a-f]+)"', svg)
     return svg.replace(match.group(1), "fig") if match else svg

@@ -44,23 +44,31 @@ def _template(ink: str, muted: str, grid: str, paper: str, heat: list) -> go.lay
             "title": {
                 "x": 0,
                 "xref": "paper",
-                "y": 0.98,
+                "y": 1,
                 "yanchor": "top",
+                "pad": {"t": 14},
+                "font": {"size": 17},
                 "subtitle": {"font": {"color": muted, "size": 12}},
             },
             "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "bgcolor": "rgba(0,0,0,0)"},
+            "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": muted, "activecolor": ink},
             "hoverlabel": {"bgcolor": paper, "bordercolor": grid, "font": {"color": ink}, "align": "left"},
             "hovermode": "x",
-            "margin": {"l": 64, "r": 28, "t": 92, "b": 52},
+            "margin": {"l": 64, "r": 28, "t": 112, "b": 52},
             "shapedefaults": {"line": {"color": muted, "width": 1, "dash": "dot"}},
             "annotationdefaults": {
                 "showarrow": False,
                 "font": {"color": muted, "size": 12},
-                "bgcolor": fade(paper, 0.8),
             },
             "coloraxis": {
                 "colorscale": heat,
-                "colorbar": {"outlinewidth": 0, "thickness": 12, "title": {"side": "right"}},
+                "colorbar": {
+                    "outlinewidth": 0,
+                    "thickness": 10,
+                    "x": 1.01,
+                    "tickfont": {"size": 11},
+                    "title": {"side": "right", "font": {"size": 12}},
+                },
             },
         }
     )
@@ -108,7 +116,7 @@ def mark_switch(fig: go.Figure, entries: Entries) -> go.Figure:
     for step in steps:
         fig.add_shape(type="line", x0=step, x1=step, xref="x", y0=0, y1=1, yref="paper")
         fig.add_annotation(text="sparsity switch", x=step, xref="x", y=1, yref="paper", yanchor="bottom")
-    return fig.update_layout(legend_y=1.07) if steps else fig
+    return fig.update_layout(legend_y=1.09) if steps else fig
 
 
 def level(fig: go.Figure, x: np.ndarray, value: float, name: str, *, dash: str = "dash", **where: int) -> go.Figure:

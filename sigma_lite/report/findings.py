@@ -46,7 +46,7 @@ def _progress(entries: Entries) -> Finding | None:
     if done is None or not planned or planned < 0:
         return None
     if done >= planned:
-        return Finding(True, f"The run is complete: {done:,} of {planned:,} steps.")
+        return Finding(True, f"The run is complete: step {done:,} of {planned:,}.")
     return Finding(None, f"The run stands at step {done:,} of {planned:,}; everything below is true up to there.")
 
 

@@ -61,7 +61,7 @@ def _balance(entries: Entries) -> list[Headline]:
     lost, (most, least) = dead(f_LE), extremes(f_LE[0])
     tiles = []
     if np.isfinite(lost).all():
-        detail = f"of {f_LE.size}, in the last window"
+        detail = f"of {f_LE.size:,}, in the last window"
         tiles.append(Headline("dead experts", f"{lost.sum():.0f}", detail))
     if np.isfinite(most):
         tiles.append(
@@ -74,7 +74,9 @@ def _speed(entries: Entries) -> list[Headline]:
     final, speeds = last(entries, "step"), column(of_kind(entries, "step"), "tokens_per_s")
     tiles = []
     if final.get("tokens") is not None:
-        tiles.append(Headline("training tokens", count(final["tokens"]), f"{final['step']:,} steps"))
+        tiles.append(
+            Headline("training tokens", count(final["tokens"]), f"{final['step']:,} step{'s' * (final['step'] != 1)}")
+        )
     if final.get("seconds") is not None:
         tiles.append(Headline("wall time", duration(final["seconds"]), str(last(entries, "run").get("device") or "")))
     if np.isfinite(speeds).any():

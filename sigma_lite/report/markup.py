@@ -38,7 +38,8 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 def _cell(value: object) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return f'<td class="number">{escape(f"{value:,}")}</td>'
+        text = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"
+        return f'<td class="number">{escape(text)}</td>'
     return f"<td>{escape(value)}</td>"
 
 

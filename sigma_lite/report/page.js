@@ -9,7 +9,10 @@
   const config = {
     responsive: true,
     displaylogo: false,
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
+    displayModeBar: coarse ? false : "hover",
+    modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
+    showSendToCloud: false, // plotly.js 4 offers by default to upload the figure
+    plotlyServerURL: "",
   };
 
   const element = (tag, attributes, ...children) => {
@@ -81,10 +84,11 @@
     drawn.push(plot);
   }
 
-  const paint = (name) => Promise.all(drawn.map((plot) => Plotly.relayout(plot, { template: themes[name] })));
-  const follow = () => paint(dark.matches ? "dark" : "light");
+  const paint = (name, size) =>
+    drawn.forEach((plot) => Plotly.relayout(plot, { template: themes[name], width: undefined, ...size }));
+  const follow = () => paint(dark.matches ? "dark" : "light", { autosize: true });
   dark.addEventListener("change", follow);
-  addEventListener("beforeprint", () => { paint("light"); drawn.forEach((plot) => Plotly.Plots.resize(plot)); });
+  addEventListener("beforeprint", () => paint("light", { width: 660 })); // A4 between its margins, at 96 dots an inch
   addEventListener("afterprint", follow);
 
   (async () => {

@@ -76,7 +76,7 @@ def _lead(entries: list[dict]) -> list:
     shape = f"{net['n_layers']} layers × {net['n_experts']} experts" if {"n_layers", "n_experts"} <= set(net) else ""
     if net.get("n_experts") == 1:
         shape = f"dense, {net.get('n_layers', '?')} layers"
-    commit = f"commit {run['commit'][:12]}" if run.get("commit") else ""
+    commit = f"commit {run['commit']}" if run.get("commit") else ""
     return [shape, run.get("device"), run.get("time"), commit] if run else ["no start recorded yet"]
 
 

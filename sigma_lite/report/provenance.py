@@ -61,7 +61,7 @@ def configuration(entries: Entries) -> str:
     starts = [start for start in of_kind(entries, "run") if start.get("config")]
     if not starts:
         return '<p class="absent">No config recorded yet.</p>'
-    pieces = [markup.fold("Config", markup.preformatted(_yaml(starts[-1]["config"])))]
+    pieces = ["<h3>Settings</h3>", markup.fold("The whole config", markup.preformatted(_yaml(starts[-1]["config"])))]
     for number, start in enumerate(starts[:-1], start=1):
         if start["config"] != starts[-1]["config"]:
             pieces.append(

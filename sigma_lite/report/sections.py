@@ -13,6 +13,8 @@ from sigma_lite.report import markup
 from sigma_lite.report.headlines import n_experts
 from sigma_lite.report.provenance import commands, configuration, diary, sizes
 
+PROVENANCE = commands, sizes, configuration, diary
+
 
 @dataclass(frozen=True)
 class Plot:
@@ -36,14 +38,14 @@ def sections_of(entries: Entries) -> list[Section]:
         _sparsity(entries),
         _machine(entries),
         Section("samples", "Samples", "", (_samples(entries),)),
-        Section("provenance", "How to repeat this run", "", (commands(entries), sizes(entries))),
-        Section("settings", "Settings and events", "", (configuration(entries), diary(entries))),
+        Section("provenance", "How to repeat this run", "", tuple(make(entries) for make in PROVENANCE)),
     ]
 
 
 def _learning(entries: Entries) -> Section:
     bits = "Nats per token depend on the tokenizer, bits per byte do not: they compare with any model and any compressor."
-    raw = "Each term as it is, before its weight. The balance loss alone does not say that loads are even: see below."
+    raw = "Each term as it is, before its weight."
+    raw += " The balance loss alone does not say that loads are even: see below." if n_experts(entries) > 1 else ""
     weighted = "The same terms after their weights, which is what the optimizer sees."
     return Section(
         "learning",
@@ -62,8 +64,9 @@ def _balance(entries: Entries) -> Section:
     if n_experts(entries) == 1:
         return Section("balance", title, "This run is dense: one expert in each layer gets every token.", ())
     loads = series.windows(entries)
-    entry = loads[-1] if loads else {}
-    deep = series.deep_layer(len(series.per_expert(entry, "f"))) if loads else 0
+    if not loads:
+        return Section("balance", title, "", (Plot("band", figures.deviation_band(entries), ""),))
+    entry, deep = loads[-1], series.deep_layer(len(series.per_expert(loads[-1], "f")))
     text = (
         "The share f of an expert is the fraction of (token, slot) pairs that it gets in a window; its probability P is"
         " the mean of its router probability over the same tokens. Its load deviation is E · f − 1."

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 
+NBSP = "\u00a0"  # no line break between a number and its unit
+
 
 def count(number: float) -> str:
     """1234567 -> "1.23 M"."""
-    for size, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
+    number = float(f"{number:.3g}")  # first, or 999_999 would read "1e+03 k"
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= size:
-            return f"{number / size:.3g}{unit}" if abs(number) / size < 999.5 else f"{number / size:.0f}{unit}"
+            return f"{number / size:.3g}{NBSP}{unit}"
     return f"{number:.0f}"
 
 
@@ -20,13 +23,13 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+        return f"{hours}{NBSP}h {minutes}{NBSP}min"
+    return f"{minutes}{NBSP}min {rest}{NBSP}s" if minutes else f"{seconds:.1f}{NBSP}s"
 
 
 def percent(deviation: float) -> str:
     """0.314 -> "+31 %" with a true minus sign."""
-    return f"{100 * deviation:+.0f} %".replace("-", "−")
+    return f"{100 * deviation:+,.0f}{NBSP}%".replace("-", "−")
 
 
 def k_text(k: list[int]) -> str:
@@ -37,8 +40,6 @@ def k_text(k: list[int]) -> str:
             runs[-1][1] += 1
         else:
             runs.append([each, 1])
-    return (
-        str(k[0])
-        if len(runs) == 1
-        else ", ".join(f"{value} × {n}" if n > 2 else ", ".join([str(value)] * n) for value, n in runs)
-    )
+    if len(runs) == 1:
+        return str(k[0])
+    return ", ".join(f"{value} × {n}" if n > 2 else ", ".join([str(value)] * n) for value, n in runs)

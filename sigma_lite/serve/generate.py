@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from sigma_lite.config import require
 from sigma_lite.model import KeyValueCache, Transformer
 
 
-@torch.inference_mode()
 def sample(
     model: Transformer,
     prompt_S: Tensor,
@@ -22,7 +21,7 @@ def sample(
     stop_id: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[int]:
-    """Yield new token ids one by one.
+    """New token ids, one by one. What is given is checked at once, not at the first token.
 
     Args:
         prompt_S: token ids, [S], S >= 1.
@@ -36,11 +35,18 @@ def sample(
     require(temperature >= 0, f"temperature={temperature}: must be 0 (greedy) or more")
     require(0 < top_p <= 1, f"top_p={top_p}: must lie in (0, 1]")
     require(max_new_tokens >= 0, f"max_new_tokens={max_new_tokens}: must be 0 or more")
+    return _tokens(
+        model, prompt_S[None], max_new_tokens, stop_id, lambda logits_V: draw(logits_V, temperature, top_p, generator)
+    )
+
+
+@torch.inference_mode()
+def _tokens(
+    model: Transformer, ids_BS: Tensor, count: int, stop_id: int | None, choose: Callable[[Tensor], int]
+) -> Iterator[int]:
     cache = [KeyValueCache() for _ in model.blocks]
-    ids_BS = prompt_S[None]
-    for _ in range(max_new_tokens):
-        logits_V = model(ids_BS, cache=cache).logits[0, -1].float()
-        token = draw(logits_V, temperature, top_p, generator)
+    for _ in range(count):
+        token = choose(model(ids_BS, cache=cache).logits[0, -1].float())
         if token == stop_id:
             return
         yield token
@@ -51,6 +57,6 @@ def draw(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Ge
     """One token from logits [V]."""
     if temperature == 0:
         return int(logits_V.argmax())
-    probs_V, ids_V = (logits_V / temperature).softmax(-1).sort(descending=True)
+    probs_V, ids_V = ((logits_V - logits_V.max()) / temperature).softmax(-1).sort(descending=True)
     kept_V = probs_V * (probs_V.cumsum(-1) - probs_V < top_p)  # the token that crosses top_p still counts
     return int(ids_V[torch.multinomial(kept_V, 1, generator=generator)])

@@ -54,11 +54,14 @@ class Trained:
     def continue_text(
         self, prompt: str, max_new_tokens: int, *, temperature: float = 0.8, top_p: float = 0.95, seed: int = 0
     ) -> Iterator[str]:
-        """Yield the continuation piece by piece; a character whose bytes span tokens comes out whole."""
+        """The continuation piece by piece; a character whose bytes span tokens comes out whole."""
         ids = [END_OF_TEXT_ID, *self.tokenizer.encode(prompt).ids]
-        bytes_of, decoder = token_strings(self.tokenizer), codecs.getincrementaldecoder("utf-8")("replace")
         generator = torch.Generator().manual_seed(seed)
         options = {"temperature": temperature, "top_p": top_p, "stop_id": END_OF_TEXT_ID, "generator": generator}
-        for token in sample(self.model, torch.tensor(ids), max_new_tokens=max_new_tokens, **options):
+        return self._text(sample(self.model, torch.tensor(ids), max_new_tokens=max_new_tokens, **options))
+
+    def _text(self, tokens: Iterator[int]) -> Iterator[str]:
+        bytes_of, decoder = token_strings(self.tokenizer), codecs.getincrementaldecoder("utf-8")("replace")
+        for token in tokens:
             yield decoder.decode(bytes_of[token])
         yield decoder.decode(b"", final=True)

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import logging
 import platform
+import re
 import shlex
 import subprocess
-import time
 import warnings
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from safetensors.torch import save
 
 import sigma_lite
 from sigma_lite import record
 from sigma_lite.checkpoint import newest_checkpoint, read_settings, step_of
-from sigma_lite.config import load_run, require
+from sigma_lite.config import ConfigError, RunConfig, load_run, nearest, overrides, read_yaml, require
 from sigma_lite.data.datamodule import TokenDataModule
 from sigma_lite.scale.plan import plan
 from sigma_lite.storage import atomic_write
@@ -47,17 +50,28 @@ TRAINER_DEFAULTS = {
 }
 
 
+class StrictParser(LightningArgumentParser):
+    """One sentence for what it cannot read, not a page of options; and no option by the first letters of its name."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs, exit_on_error=False, allow_abbrev=False)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise ConfigError(f"{_one_sentence(message)}; `sigma-lite fit --help` lists what can be set") from ex
+
+
 class RunCLI(LightningCLI):
     """`fit` continues a run that was cut off, leaves a finished one alone, and refuses one made with other settings."""
 
     def __init__(self, args: list[str]):
         _quiet()
         self.command = ["sigma-lite", *args]
-        self.files = config_files(args)
-        load_run(self.files)  # names the nearest key; jsonargparse would only say that a key is not expected
+        if not {"--help", "-h"} & set(args):
+            check(config_files(args), args)
         super().__init__(
             SigmaLit,
             TokenDataModule,
+            parser_class=StrictParser,
             trainer_defaults=TRAINER_DEFAULTS | {"callbacks": [Throughput(), Diary(), LoadRecorder(), StepProgress()]},
             seed_everything_default=0,
             save_config_callback=None,
@@ -74,7 +88,10 @@ class RunCLI(LightningCLI):
         """Lightning would unpickle the file to look for settings; ours hold none that override the config."""
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
+            raise ConfigError(f"this trainer cannot be built: {' '.join(str(error).split())}") from error
         trainer.strategy.checkpoint_io = SafeCheckpointIO()
         return trainer
 
@@ -82,8 +99,10 @@ class RunCLI(LightningCLI):
         """Train to trainer.max_steps, from the newest checkpoint of the run's folder if there is one."""
         trainer, run_dir = self.trainer, self.run_dir
         require(ckpt_path is None, "fit continues from its own folder by itself: leave ckpt_path out")
-        require(trainer.max_steps > 0, "trainer.max_steps is missing: learning rate and schedule need the end of the run")
+        require(trainer.max_steps > 0, "set trainer.max_steps: learning rate and schedule need the end of the run")
         trainer.accumulate_grad_batches = datamodule.rows.accumulation(trainer.world_size)
+        if isinstance(trainer.val_check_interval, int):  # in optimizer steps; Lightning counts micro-batches
+            trainer.val_check_interval *= trainer.accumulate_grad_batches
         newest = newest_checkpoint(run_dir)
         if newest is not None:
             require_same_settings(newest, self.settings())
@@ -92,7 +111,10 @@ class RunCLI(LightningCLI):
         diary = next(c for c in trainer.callbacks if isinstance(c, Diary))
         diary.facts = self.facts
         model.run_settings = self.settings()
-        trainer.fit(model, datamodule=datamodule, ckpt_path=newest, weights_only=True)
+        try:
+            trainer.fit(model, datamodule=datamodule, ckpt_path=newest, weights_only=True)
+        except SystemExit:  # what Lightning makes of Ctrl-C and of a polite kill
+            raise KeyboardInterrupt from None
 
     def validate(self, model: SigmaLit, datamodule: TokenDataModule, ckpt_path: str | None = None, **options: Any) -> Any:
         return self.trainer.validate(model, datamodule=datamodule, ckpt_path=self.trained(ckpt_path), **options)
@@ -100,7 +122,9 @@ class RunCLI(LightningCLI):
     def validate_into(self, diary: Path) -> None:
         """Measure the newest checkpoint on held-out text and write it down as the `validation` of its step."""
         self.validate(self.model, self.datamodule, verbose=False)
-        record.append(diary, "validation", step_of(self.trained(None)), **heldout_facts(self.model))
+        facts = heldout_facts(self.model)  # on every rank: it sums over them
+        if self.trainer.is_global_zero:
+            record.append(diary, "validation", step_of(self.trained(None)), **facts)
 
     def test(self, model: SigmaLit, datamodule: TokenDataModule, ckpt_path: str | None = None, **options: Any) -> Any:
         return self.trainer.test(model, datamodule=datamodule, ckpt_path=self.trained(ckpt_path), **options)
@@ -121,9 +145,13 @@ class RunCLI(LightningCLI):
         return Path(self.trainer.default_root_dir)
 
     def trained(self, ckpt_path: str | None) -> Path:
-        """The checkpoint asked for, or the newest of the run's folder."""
+        """The checkpoint asked for, or the newest of the run's folder. ConfigError when its model is another."""
         path = Path(ckpt_path) if ckpt_path else newest_checkpoint(self.run_dir)
         require(path is not None, f"{self.run_dir} holds no checkpoint: run `sigma-lite fit` with this config first")
+        saved, now = read_settings(path).get("net", {}), self.settings()["net"]
+        for name, value in now.items():
+            was = saved.get(name)
+            require(was == value, f"{path} holds a model with {name}={was}, this config says {value}: give its own config")
         return path
 
     def settings(self) -> dict[str, Any]:
@@ -139,11 +167,11 @@ class RunCLI(LightningCLI):
 
     def facts(self) -> dict[str, Any]:
         """The `run` entry of the diary; called when the data is ready."""
-        counts = plan(load_run(self.files))
+        counts = plan(RunConfig(net=self.model.net, sparsity=self.model.sparsity))
         versions = {"python": platform.python_version(), "torch": torch.__version__, "lightning": pl.__version__}
         return {
             "command": shlex.join(self.command),
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "versions": {**versions, "sigma_lite": sigma_lite.__version__},
             "device": device_name(self.trainer),
             "commit": git_commit(),
@@ -163,14 +191,45 @@ def _quiet() -> None:
     """Lightning says much that is not about this run; progress, errors and our own lines stay."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    for text in ("LightningCLI's args parameter", ".*does not have many workers", "Checkpoint directory"):
+    for text in (
+        "LightningCLI's args parameter",
+        "does not have many workers",
+        "You are using a custom batch sampler",
+        "isinstance.treespec, LeafSpec",
+    ):
         warnings.filterwarnings("ignore", message=f".*{text}")
 
 
 def config_files(args: list[str]) -> list[str]:
     """The values of -c and --config, in order."""
-    files = [value for flag, value in zip(args, args[1:], strict=False) if flag in ("-c", "--config")]
-    return files + [arg.split("=", 1)[1] for arg in args if arg.startswith(("--config=", "-c="))]
+    pairs = zip(args, [*args[1:], None], strict=True)
+    found = [value if arg in ("-c", "--config") else _after_equals(arg) for arg, value in pairs]
+    return [file for file in found if file is not None]
+
+
+def _after_equals(arg: str) -> str | None:
+    return arg.split("=", 1)[1] if arg.startswith(("--config=", "-c=")) else None
+
+
+def _one_sentence(message: str) -> str:
+    """jsonargparse lists all that it tried; the key, the value and, where there is one, the type are enough."""
+    key, value = re.search(r'key "(.+?)"', message), re.search(r"(?:Got|Given) value: (.*)", message)
+    kinds = re.findall(r"Expected a <class '(\w+)'>", message)
+    if not key or not value:
+        return " ".join(message.split())
+    return f"{key[1]}={value[1]}: " + (f"expected {kinds[0]}" if len(kinds) == 1 else "not a value that it can have")
+
+
+def check(files: list[str], args: list[str]) -> None:
+    """ConfigError for what cannot work, with the nearest key: jsonargparse would only say that one is not expected."""
+    over = overrides(args)
+    load_run(files, over)
+    for part in (*map(read_yaml, files), over):
+        for section, cls in {"trainer": pl.Trainer, "save": Save, "spike_guard": SpikeGuard}.items():
+            given, names = part.get(section) or {}, inspect.signature(cls).parameters
+            require(isinstance(given, Mapping), f"{section} must be a group of keys, not {given!r}")
+            for key in given:
+                require(key in names, f"unknown key {section}.{key}; {nearest(key, names)}")
 
 
 def require_same_settings(checkpoint: Path, settings: dict[str, Any]) -> None:

@@ -63,14 +63,15 @@ class Diary(pl.Callback):
         }
 
     def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
+        facts = heldout_facts(module)  # on every rank: it sums over them
         if self.record and not trainer.sanity_checking:
-            self.record.write("validation", trainer.global_step, **heldout_facts(module))
+            self.record.write("validation", trainer.global_step, **facts)
 
 
 def heldout_facts(module: Any) -> dict[str, Any]:
     """bits_per_byte, nats_per_token and load shares of the validation that has just ended."""
     values = {name: float(value) for name, value in module.heldout_bits.compute().items()}
-    return {**values, "f": rounded(module.heldout_load.compute()["f"])}
+    return {**values, "f": rounded(module.heldout_load.load()["f"])}
 
 
 def completes_step(trainer: pl.Trainer, batch_idx: int) -> bool:

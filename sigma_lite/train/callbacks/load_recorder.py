@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from sigma_lite.balance.metrics import ExpertLoad
+from sigma_lite.balance.pooled import sum_over_ranks
 from sigma_lite.train.callbacks.diary import Diary, completes_step, rounded
 
 
@@ -14,35 +15,40 @@ class LoadRecorder(pl.Callback):
     """After each optimizer step that completes a window, write a `load` entry and log layer 0 and dead experts."""
 
     def __init__(self) -> None:
-        self.window: ExpertLoad | None = None
+        self.window: ExpertLoad | None = None  # of this rank
+        self.tokens = 0  # in the window, over all ranks
 
     def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
         if self.window is None:
             self.window = ExpertLoad(module.net.n_layers, module.net.n_experts)
         self.window.to(module.device)
+        if not trainer.is_global_zero:
+            self.window.reset()  # a checkpoint holds the sum over ranks, which the first one goes on with
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.window.update(outputs["routings"])
-        tokens = int(self.window.tokens) * trainer.world_size
-        if not completes_step(trainer, batch_idx) or tokens < module.balance.window_tokens:
+        self.tokens += batch.ids_BS.numel() * trainer.world_size
+        if not completes_step(trainer, batch_idx) or self.tokens < module.balance.window_tokens:
             return
-        load = self.window.compute()
+        load = self.window.load()
         module.log("layer0_max_deviation", load["max_deviation"][0], prog_bar=True)
         module.log("dead_experts", load["dead"].sum())
         for diary in trainer.callbacks:
             if isinstance(diary, Diary) and diary.record:
                 facts = {name: rounded(load[name]) for name in ("f", "P", "lbl", "router_entropy")}
-                diary.record.write("load", trainer.global_step, tokens=tokens, **facts)
+                diary.record.write("load", trainer.global_step, tokens=self.tokens, **facts)
         self.window.reset()
+        self.tokens = 0
 
     def state_dict(self) -> dict[str, Any]:
         if self.window is None:
             return {}
-        return {name: getattr(self.window, name).cpu() for name in self.window._defaults}
+        sums = {name: sum_over_ranks(getattr(self.window, name)).cpu() for name in self.window._defaults}
+        return {"tokens": self.tokens, "window": sums}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        layers, experts = state["counts_LE"].shape
-        self.window = ExpertLoad(layers, experts)
-        for name, value in state.items():
+        self.tokens = state["tokens"]
+        self.window = ExpertLoad(*state["window"]["counts_LE"].shape)
+        for name, value in state["window"].items():
             setattr(self.window, name, value)
         self.window._update_count = 1  # torchmetrics warns about computing what was never updated

@@ -20,21 +20,23 @@ class StepProgress(ProgressBar):
     def __init__(self, log_every: float = 20.0):
         super().__init__()
         self.log_every = log_every
-        self._bar: tqdm | None = None
+        self._bar: tqdm | None = None  # over steps
+        self._inner: tqdm | None = None  # over held-out batches
         self._enabled = True
 
     def disable(self) -> None:
         self._enabled = False
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        interactive = sys.stderr.isatty()
+        watched = sys.stderr.isatty()
         self._bar = tqdm(
             total=trainer.max_steps,
             initial=trainer.global_step,
             desc="training",
             unit="step",
-            mininterval=0.2 if interactive else self.log_every,
-            dynamic_ncols=interactive,
+            file=sys.stderr if watched else _Lines(),
+            mininterval=0.2 if watched else self.log_every,
+            dynamic_ncols=watched,
             disable=not self._enabled,
             smoothing=0.05,
         )
@@ -46,23 +48,47 @@ class StepProgress(ProgressBar):
             self._bar.set_postfix({**facts, "K": _short(module.model.k_per_layer)}, refresh=False)
             self._bar.update()
 
-    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
+    def on_train_end(self, *_: Any) -> None:
         self._bar.close()
 
-    def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
-        if self._bar:
-            self._bar.close()
+    def on_exception(self, *_: Any) -> None:
+        for bar in (self._inner, self._bar):
+            if bar is not None:
+                bar.close()
 
     def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
-        self._validation = tqdm(
-            total=sum(trainer.num_val_batches), desc="held-out", unit="batch", leave=False, disable=not self._enabled
-        )
+        self._open(sum(trainer.num_val_batches))
+
+    def on_test_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self._open(sum(trainer.num_test_batches))
+
+    def on_predict_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self._open(sum(trainer.num_predict_batches))
+
+    def _open(self, batches: int) -> None:
+        """A bar that goes away again; in a file it would only break up the other lines."""
+        show = self._enabled and sys.stderr.isatty()
+        self._inner = tqdm(total=batches, desc="held-out", unit="batch", leave=False, disable=not show, dynamic_ncols=True)
 
     def on_validation_batch_end(self, *_: Any) -> None:
-        self._validation.update()
+        self._inner.update()
 
-    def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
-        self._validation.close()
+    def on_validation_end(self, *_: Any) -> None:
+        self._inner.close()
+
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
+    on_test_end = on_predict_end = on_validation_end
+
+
+class _Lines:
+    """A stream for tqdm that keeps each state of the bar as a line of its own."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip("\r\n "):
+            print(line, file=sys.stderr)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def _short(k_per_layer: tuple[int, ...]) -> str:

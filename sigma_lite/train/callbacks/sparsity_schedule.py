@@ -11,9 +11,8 @@ from sigma_lite.train.callbacks.diary import note
 
 class SparsitySchedule(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
-        before, now = module.model.k_per_layer, module.k_at(trainer.global_step)
-        if now == before:
-            return
+        step = trainer.global_step
+        before, now = module.k_at(max(step - 1, 0)), module.k_at(step)
         module.model.set_k(now)
-        if trainer.global_step > 0:
+        if now != before and batch_idx % trainer.accumulate_grad_batches == 0:
             note(trainer, "sparsity switch", f"experts per token {list(before)} -> {list(now)}")

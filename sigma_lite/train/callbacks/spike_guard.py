@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from sigma_lite.config import require
+from sigma_lite.config import ConfigError, require
 from sigma_lite.train.callbacks.diary import note
 
 
@@ -38,7 +38,7 @@ class SpikeGuard(pl.Callback):
         self.skipped += 1
         note(trainer, "step skipped", reason)
         if self.skipped >= self.patience:
-            raise RuntimeError(
+            raise ConfigError(
                 f"{self.skipped} steps in a row refused at step {trainer.global_step} ({reason}): lower optim.lr, or look at"
                 " the data; the last checkpoint is whole"
             )

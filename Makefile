@@ -1,0 +1,54 @@
+# Everything a newcomer types. Needs Python 3.10 or newer, git and make; each target makes the environment that it needs.
+#   make toy    text to a trained 96-expert model and its report         make lab    the chapters in JupyterLab
+#   make test   all tests                                                make book   the book as an offline site + workshop zip
+#   make bench  side-by-side benchmarks on this machine                  make clean  remove what these commands made
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; do \
+	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+# More arguments for pip, for instance a mirror, or the CPU package index that pytorch.org names (saves gigabytes on Linux).
+PIP_ARGS ?=
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help toy dense test lab book bench clean
+
+help:
+	@sed -n '2,4s/^# *//p' Makefile
+
+$(VENV)/.core: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.10 or newer is needed: install it, or set PYTHON=/path/to/python3"; exit 1; }
+	@test -x $(BIN)/python || { echo "making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing sigma_lite (a minute or two) ..."
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.full: $(VENV)/.core
+	@echo "installing what tests, notebooks and book need (a minute or two) ..."
+	@$(PIP) -e ".[notebooks,book,data,dev]"
+	@touch $@
+
+toy: $(VENV)/.core
+	@$(BIN)/sigma-lite prepare -c scaled_configs/toy.yaml
+	@$(BIN)/sigma-lite fit -c scaled_configs/toy.yaml
+
+dense: $(VENV)/.core
+	@$(BIN)/sigma-lite fit -c scaled_configs/toy.yaml -c scaled_configs/overlays/dense.yaml
+
+test: $(VENV)/.full
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
+
+lab: $(VENV)/.full
+	@$(BIN)/jupyter lab notebooks
+
+book: $(VENV)/.full
+	@$(BIN)/python book/build.py
+
+bench: $(VENV)/.full
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/train_step.py
+
+clean:
+	rm -rf $(VENV) data runs book/_build build dist

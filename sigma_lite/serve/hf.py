@@ -1,0 +1,81 @@
+"""The same model in Hugging Face's clothes: Sigma-MoE-Tiny's architecture is Qwen3-MoE with one expert per token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from sigma_lite.config import ModelConfig, require
+from sigma_lite.model import Transformer
+
+if TYPE_CHECKING:
+    from transformers import Qwen3MoeForCausalLM
+
+
+def to_qwen3_moe(model: Transformer, **options: object) -> Qwen3MoeForCausalLM:
+    """A `transformers` model with copies of these weights; its logits equal ours.
+
+    Args:
+        options: more Qwen3MoeConfig settings, such as experts_implementation="eager" or router_aux_loss_coef.
+
+    Raises: ConfigError while layers differ in experts per token: that format has one number for all of them.
+    """
+    from transformers import Qwen3MoeForCausalLM
+
+    ks = set(model.k_per_layer)
+    require(len(ks) == 1, f"layers use {sorted(ks)} experts per token; Hugging Face's format needs one K: call set_k first")
+    theirs = Qwen3MoeForCausalLM(qwen3_moe_config(model.config, ks.pop(), **options))
+    theirs.load_state_dict(qwen3_moe_weights(model))
+    return theirs.eval()
+
+
+def qwen3_moe_config(config: ModelConfig, top_k: int, **options: object):
+    """norm_topk_prob must be False: renormalising over a single winner makes the gate 1 and cuts the router off."""
+    from transformers import Qwen3MoeConfig
+
+    return Qwen3MoeConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.d_model,
+        num_hidden_layers=config.n_layers,
+        num_attention_heads=config.n_heads,
+        num_key_value_heads=config.n_kv_heads,
+        head_dim=config.head_dim,
+        moe_intermediate_size=config.d_expert,
+        num_experts=config.n_experts,
+        num_experts_per_tok=top_k,
+        norm_topk_prob=False,
+        rms_norm_eps=config.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        tie_word_embeddings=config.tie_embeddings,
+        decoder_sparse_step=1,
+        mlp_only_layers=[],
+        **options,
+    )
+
+
+def qwen3_moe_weights(model: Transformer) -> dict[str, Tensor]:
+    """Our parameters under their names in memory (transformers 5: experts stacked, gate rows before up rows)."""
+    weights = {
+        "model.embed_tokens.weight": model.embedding.weight,
+        "lm_head.weight": model.head.weight,
+        "model.norm.weight": model.norm.weight,
+    }
+    for layer, block in enumerate(model.blocks):
+        attention, moe = block.attention, block.moe
+        query, key, value = attention.qkv.weight.split([heads * attention.head_dim for heads in attention.heads])
+        ours = {
+            "self_attn.q_proj.weight": query,
+            "self_attn.k_proj.weight": key,
+            "self_attn.v_proj.weight": value,
+            "self_attn.o_proj.weight": attention.out.weight,
+            "self_attn.q_norm.weight": attention.q_norm.weight,
+            "self_attn.k_norm.weight": attention.k_norm.weight,
+            "input_layernorm.weight": block.attention_norm.weight,
+            "post_attention_layernorm.weight": block.moe_norm.weight,
+            "mlp.gate.weight": moe.router.weight,
+            "mlp.experts.gate_up_proj": moe.experts.w13,
+            "mlp.experts.down_proj": moe.experts.w2,
+        }
+        weights |= {f"model.layers.{layer}.{name}": weight for name, weight in ours.items()}
+    return {name: weight.detach() for name, weight in weights.items()}

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sigma_lite.config import ConfigError
+from sigma_lite.data import tokenizer
+from sigma_lite.storage import StorageError
+
+TEXTS = [
+    f"the {word} of the {other} is {len(word)}\n"
+    for word in ("table", "chair", "house", "window", "garden")
+    for other in ("cat", "dog")
+]
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return tokenizer.train(TEXTS, 290)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=60))
+def test_every_text_survives_the_round_trip(bpe, text):
+    assert bpe.decode(bpe.encode(text).ids, skip_special_tokens=False) == text
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=60))
+def test_the_bytes_of_the_tokens_are_the_bytes_of_the_text(bpe, text):
+    ids = bpe.encode(text).ids
+    words = tokenizer.token_strings(bpe)
+    assert b"".join(words[i] for i in ids) == text.encode()
+    assert tokenizer.token_bytes(bpe)[ids].sum() == len(text.encode())
+
+
+def test_special_tokens_come_first_and_stand_for_no_bytes(bpe):
+    assert [bpe.id_to_token(i) for i in range(4)] == list(tokenizer.SPECIAL)
+    assert bpe.token_to_id("<|endoftext|>") == tokenizer.END_OF_TEXT_ID == 0
+    assert (tokenizer.token_bytes(bpe) == 0).nonzero()[0].tolist() == [0, 1, 2, 3]
+
+
+def test_a_document_that_spells_out_a_special_token_does_not_contain_it(bpe, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(bpe.to_str())
+    for candidate in (bpe, tokenizer.load(path)):
+        assert min(candidate.encode("a<|endoftext|>b<|end|>").ids) >= len(tokenizer.SPECIAL)
+
+
+def test_training_does_not_depend_on_the_order_of_the_documents(bpe):
+    assert tokenizer.train(TEXTS[::-1], 290).to_str() == bpe.to_str()
+
+
+def test_all_bytes_have_a_token_even_if_no_document_held_them(bpe):
+    single = [word for word in tokenizer.token_strings(bpe) if len(word) == 1]
+    assert sorted(single) == [bytes([b]) for b in range(256)]
+
+
+def test_too_large_a_vocabulary_says_how_many_tokens_there_are():
+    with pytest.raises(
+        ConfigError, match=r"vocab_size=5000: .* only (\d+) different tokens.* set vocab_size to \1 or less"
+    ) as e:
+        tokenizer.train(TEXTS, 5000)
+    most = int(str(e.value).split("only ")[1].split()[0])
+    assert tokenizer.train(TEXTS, most).get_vocab_size() == most
+
+
+def test_a_vocabulary_below_the_bytes_is_refused():
+    with pytest.raises(ConfigError, match="vocab_size=259: bytes and special tokens alone are 260"):
+        tokenizer.train(TEXTS, 259)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "tokenizer.json").write_text('{"version": ')
+    with pytest.raises(StorageError, match=r"tokenizer\.json is not a tokenizer .* delete it and run `sigma-lite prepare`"):
+        tokenizer.load(tmp_path / "tokenizer.json")
+
+
+def test_byte_characters_are_those_of_the_library():
+    from tokenizers import pre_tokenizers
+
+    assert sorted(tokenizer._byte_characters()) == sorted(pre_tokenizers.ByteLevel.alphabet())
+    text = np.arange(0x20, 0x300, dtype=np.uint32).tobytes().decode("utf-32-le")
+    [(pieces, _)] = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
+    assert pieces == "".join(tokenizer._byte_characters()[b] for b in text.encode())

@@ -1,0 +1,103 @@
+"""Every backend equals the float64 loop: values and gradients, for kind and unkind routings."""
+
+import pytest
+import torch
+
+from sigma_lite.kernels import BACKENDS, choose_backend, explain_backend, grouped_swiglu
+
+E, D, F = 12, 16, 8
+FAST = [name for name in BACKENDS if name != "loop"]
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+def routing(kind: str, T: int, K: int) -> torch.Tensor:
+    if kind == "balanced":
+        return (torch.arange(T)[:, None] + torch.arange(K)) % E
+    if kind == "one expert":
+        return torch.arange(K).expand(T, K).clone()
+    weights = torch.ones(E) if kind == "multinomial" else 1 / torch.arange(1, E + 1)
+    return torch.multinomial(weights, T * E, replacement=True).view(T, E).double().add(torch.rand(T, E)).topk(K).indices
+
+
+def problem(T: int, K: int, kind: str, dtype: torch.dtype):
+    torch.manual_seed(0)
+    ids = routing(kind, T, K)
+    tensors = (torch.randn(T, D), torch.rand(T, K), torch.randn(E, 2 * F, D) / D**0.5, torch.randn(E, D, F) / F**0.5)
+    return ids, [t.to(dtype).requires_grad_() for t in tensors]
+
+
+def run(ids, tensors, backend, weight):
+    x, gates, w13, w2 = tensors
+    y = grouped_swiglu(x, ids, gates, w13, w2, backend=backend)
+    return [y, *torch.autograd.grad((y * weight).sum(), tensors)]
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("kind", ["balanced", "multinomial", "zipf", "one expert"])
+@pytest.mark.parametrize(("T", "K"), [(1, 1), (1, 3), (65, 1), (65, 3), (64, 12)])
+def test_backend_equals_float64_loop(backend, dtype, kind, T, K):
+    ids, tensors = problem(T, K, kind, dtype)
+    weight = torch.randn(T, D).to(dtype)
+    exact = run(ids, [t.detach().double().requires_grad_() for t in tensors], "loop", weight.double())
+    ours = run(ids, tensors, backend, weight)
+    for name, a, b in zip(("y", "dx", "dgate", "dw13", "dw2"), ours, exact, strict=True):
+        error = (a.double() - b).norm() / b.norm()
+        assert error <= TOLERANCE[dtype], f"{name}: relative error {error:.2e}"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_tokens(backend):
+    ids, tensors = problem(0, 1, "balanced", torch.float32)
+    y, dx, _, dw13, dw2 = run(ids, tensors, backend, torch.zeros(0, D))
+    assert y.shape == dx.shape == (0, D)
+    assert dw13.abs().max() == dw2.abs().max() == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_expert_without_tokens_gets_exactly_zero_gradient(backend):
+    ids, tensors = problem(33, 1, "one expert", torch.float32)
+    _, _, _, dw13, dw2 = run(ids, tensors, backend, torch.ones(33, D))
+    assert dw13[1:].abs().max() == dw2[1:].abs().max() == 0
+    assert dw13[0].abs().max() > 0 and dw2[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_expanded_upstream_gradient_is_fine(backend):
+    """`sum().backward()` hands down a gradient of stride 0, which grouped_mm by itself refuses."""
+    ids, tensors = problem(8, 2, "multinomial", torch.float32)
+    grouped_swiglu(tensors[0], ids, *tensors[1:], backend=backend).sum().backward()
+    assert all(torch.isfinite(t.grad).all() for t in tensors)
+
+
+def test_gradcheck_of_the_specification():
+    ids, tensors = problem(5, 2, "multinomial", torch.float64)
+    x, gates, w13, w2 = tensors
+    assert torch.autograd.gradcheck(lambda *t: grouped_swiglu(t[0], ids, *t[1:], backend="loop"), (x, gates, w13, w2))
+
+
+def test_twice_the_same_input_gives_the_same_bits():
+    ids, tensors = problem(65, 3, "zipf", torch.float32)
+    first, second = (run(ids, tensors, "grouped", torch.ones(65, D)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_the_chooser_says_why(monkeypatch):
+    x, w13 = torch.zeros(3, 16), torch.zeros(4, 16, 16)
+    assert choose_backend(x, w13)[0] == "grouped"
+    assert explain_backend(x.double(), w13.double()) == "loop: float64, which grouped_mm refuses"
+    assert "F=3 is not a multiple of 4" in explain_backend(x, torch.zeros(4, 6, 16))
+    monkeypatch.setenv("SIGMA_LITE_BACKEND", "loop")
+    assert explain_backend(x, w13) == "loop: asked for by SIGMA_LITE_BACKEND"
+
+
+def test_wrong_input_is_named():
+    ids, (x, gates, w13, w2) = problem(4, 1, "balanced", torch.float32)
+    with pytest.raises(ValueError, match="backend 'magic' does not exist: choose auto, loop, grouped"):
+        grouped_swiglu(x, ids, gates, w13, w2, backend="magic")
+    with pytest.raises(ValueError, match=r"gates is \[4, 2\], expected the shape of ids \[4, 1\]"):
+        grouped_swiglu(x, ids, torch.zeros(4, 2), w13, w2)
+    with pytest.raises(ValueError, match="w2 is"):
+        grouped_swiglu(x, ids, gates, w13, w2[:, :, :4])
+    with pytest.raises(ValueError, match="'grouped' cannot run this: float64"):
+        grouped_swiglu(x.double(), ids, gates.double(), w13.double(), w2.double(), backend="grouped")

@@ -1,0 +1,82 @@
+"""The smallest run that has everything: a schedule that switches, accumulation, load windows and validations."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+SETTINGS = {
+    "model": {
+        "net": {
+            "vocab_size": 300,
+            "n_layers": 2,
+            "d_model": 32,
+            "n_heads": 2,
+            "n_kv_heads": 1,
+            "head_dim": 16,
+            "n_experts": 8,
+            "d_expert": 16,
+        },
+        "sparsity": {"head": [2], "switch_step": 6},
+        "balance": {"window_tokens": 700},
+        "optim": {"lr": 0.003, "warmup_steps": 2},
+    },
+    "data": {
+        "corpus": {"source": "files", "path": "text", "dir": "prepared", "heldout": 0.2},
+        "rows": {"length": 32, "per_step": 8, "per_micro": 4},
+    },
+    "save": {"every": 2, "keep": 2},
+    "trainer": {
+        "max_steps": 12,
+        "val_check_interval": 4,
+        "accelerator": "cpu",
+        "devices": 1,
+        "default_root_dir": "run",
+    },
+}
+
+
+def write_corpus(folder: Path) -> None:
+    """24 small Python files, some 15 kB."""
+    (folder / "text").mkdir(parents=True)
+    for n in range(24):
+        rules = (f'def rule_{n}_{i}(x):\n    """Add {i * n} to x."""\n    return x + {i * n}\n' for i in range(10))
+        (folder / "text" / f"module_{n}.py").write_text(f"# module {n}\n" + "\n\n".join(rules))
+
+
+def settings(**changes: object) -> dict:
+    """SETTINGS with `section__key__key=value` changed, or taken away where the value is None."""
+    result = copy.deepcopy(SETTINGS)
+    for name, value in changes.items():
+        *path, key = name.split("__")
+        branch = result
+        for part in path:
+            branch = branch.setdefault(part, {})
+        if value is None:
+            branch.pop(key, None)
+        else:
+            branch[key] = value
+    return result
+
+
+def write_config(folder: Path, name: str = "tiny.yaml", **changes: object) -> Path:
+    path = folder / name
+    path.write_text(yaml.safe_dump(settings(**changes)))
+    return path
+
+
+def refused(run: Callable[..., None], *args: str) -> int:
+    """Exit code of a command: 0 where it ends well."""
+    try:
+        run([str(arg) for arg in args])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its bytes."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -1,0 +1,221 @@
+"""`kill -9` at any moment, then the same command: the same weights, optimizer state and diary as without the kill."""
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny
+from sigma_lite import cli, record, storage
+from sigma_lite.checkpoint import checkpoints, newest_checkpoint, read_checkpoint, step_of
+from sigma_lite.train.callbacks.diary import Diary
+from sigma_lite.train.callbacks.save import Save
+
+CLOCK = ("time", "seconds", "tokens_per_s", "command")
+
+
+def child(args: list[str], prepare=lambda: None) -> int:
+    """Run a command in a forked process, after `prepare` has set a trap in it; returns its process id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        os.dup2(os.open("child.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY), 1)
+        os.dup2(1, 2)
+        prepare()
+        cli.main(args)
+        os._exit(0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        os._exit(1)
+
+
+def ending(pid: int) -> int:
+    """0, or minus the signal that ended a child."""
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code in (0, -signal.SIGKILL), Path("child.log").read_text()
+    return code
+
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def before(owner, name: str, when=lambda *args: True, times: int = 1):
+    """A trap: kill the process at the `times`-th call of owner.name for which `when` holds, before it runs."""
+    original, seen = getattr(owner, name), []
+
+    def trapped(*args, **kwargs):
+        if when(*args):
+            seen.append(1)
+            if len(seen) == times:
+                die()
+        return original(*args, **kwargs)
+
+    return lambda: setattr(owner, name, trapped)
+
+
+def after_replacing_a_checkpoint():
+    """Kill between a checkpoint's move into place and the removal of the oldest."""
+    original = os.replace
+
+    def replace(old, new):
+        original(old, new)
+        if "000004" in str(new):
+            die()
+
+    storage.os.replace = replace
+
+
+def is_checkpoint(*args) -> bool:
+    return any("checkpoints" in os.readlink(f"/proc/self/fd/{a}") for a in args if isinstance(a, int))
+
+
+def half_a_line():
+    """Kill in the middle of an append: the diary ends in a torn line."""
+    original = record._line
+
+    def line(entry):
+        if entry["step"] == 7:
+            with open("run/record.jsonl", "ab") as file:
+                file.write(original(entry)[:20])
+            die()
+        return original(entry)
+
+    record._line = line
+
+
+TRAPS = {  # where: (trap, step of the newest checkpoint afterwards)
+    "before the first step": (before(Diary, "on_train_start"), None),
+    "in the first step, before any checkpoint": (before(Diary, "on_train_batch_end"), None),
+    "while the first checkpoint is written": (before(storage.os, "fsync", is_checkpoint), None),
+    "while the second checkpoint is written": (before(storage.os, "fsync", is_checkpoint, times=2), 2),
+    "after a checkpoint, before the oldest is removed": (after_replacing_a_checkpoint, 4),
+    "between two micro-batches": (before(Diary, "on_train_batch_end", lambda self, t, m, o, b, i: i % 2 == 0), 4),
+    "in the diary": (half_a_line, 6),
+    "at the switch of sparsity": (before(Diary, "on_train_batch_end", lambda self, t, *_: t.global_step == 7), 6),
+    "between a step and its validation": (before(Diary, "on_validation_end"), 6),
+    "between a validation and its checkpoint": (before(Save, "save", lambda self, t: t.global_step == 8), 6),
+    "between training and sample": (before(cli, "_finish"), 12),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(finished):
+    return read_checkpoint(newest_checkpoint(finished / "run")), diary(finished / "run")
+
+
+def diary(run: Path) -> list[dict]:
+    """All entries but those of starts, without what a clock says."""
+    entries = [e for e in record.read(run / "record.jsonl") if e["kind"] != "run"]
+    return [{k: v for k, v in e.items() if k not in CLOCK} for e in entries]
+
+
+def same(a, b, where=""):
+    """Bitwise equality of nested containers of tensors and plain values, times aside."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a.keys() - set(CLOCK):
+            same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, pair in enumerate(zip(a, b, strict=True)):
+            same(*pair, f"{where}/{i}")
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and a.shape == b.shape, where
+        assert torch.equal(a.view(-1).view(torch.uint8), b.view(-1).view(torch.uint8)), where
+    else:
+        assert a == b, where
+
+
+def check_equal(run: Path, whole) -> None:
+    weights, entries = whole
+    same(read_checkpoint(newest_checkpoint(run)), weights)
+    assert diary(run) == entries
+    assert [e["step"] for e in entries if e["kind"] == "step"] == list(range(1, 13))
+    assert [e["step"] for e in entries if e["kind"] == "validation"] == [4, 8, 12]
+    assert [e["what"] for e in entries if e["kind"] == "event"] == ["sparsity switch"]
+    assert [p.name for p in checkpoints(run)] == ["step=000010.safetensors", "step=000012.safetensors"]
+
+
+def test_killed_at_every_kind_of_moment(place, whole):
+    """One run, killed eleven times in a row at chosen places."""
+    for where, (trap, step) in TRAPS.items():
+        assert ending(child(["fit", "-c", "tiny.yaml"], trap)) == -signal.SIGKILL, where
+        newest = newest_checkpoint("run")
+        assert (newest and step_of(newest)) == step, where
+    assert ending(child(["fit", "-c", "tiny.yaml"])) == 0
+    check_equal(place / "run", whole)
+    starts = record.read("run/record.jsonl", "run")
+    assert starts[-1]["step"] > 0 and starts[0]["step"] == 0
+
+
+def test_killed_at_random_moments(place, whole):
+    chance = random.Random(time.time_ns())
+    kills = 0
+    for _ in range(6):
+        pid = child(["fit", "-c", "tiny.yaml"])
+        time.sleep(chance.uniform(0.1, 0.8))
+        os.kill(pid, signal.SIGKILL)
+        kills += ending(pid) < 0
+    assert kills >= 3, "the run was over before it could be killed"
+    assert ending(child(["fit", "-c", "tiny.yaml"])) == 0
+    check_equal(place / "run", whole)
+
+
+def test_a_finished_run_is_left_alone(finished, monkeypatch, capsys):
+    monkeypatch.chdir(finished)
+    files = {p: p.stat().st_mtime_ns for p in Path("run").rglob("*")}
+    monkeypatch.setattr("sigma_lite.train.module.SigmaLit.training_step", die)
+    cli.main(["fit", "-c", "tiny.yaml"])
+    assert {p: p.stat().st_mtime_ns for p in Path("run").rglob("*")} == files
+    out = capsys.readouterr().out
+    assert "held-out" in out and "report" in out
+
+
+def test_a_moved_run_goes_on(place, whole):
+    assert ending(child(["fit", "-c", "tiny.yaml"], before(Diary, "on_train_batch_end", times=13))) < 0
+    os.rename("run", "elsewhere")
+    assert ending(child(["fit", "-c", "tiny.yaml", "--trainer.default_root_dir=elsewhere"])) == 0
+    check_equal(Path("elsewhere"), whole)
+
+
+def test_throughput_is_summed_over_restarts(place):
+    assert ending(child(["fit", "-c", "tiny.yaml"], before(Diary, "on_train_batch_end", times=9))) < 0
+    assert ending(child(["fit", "-c", "tiny.yaml"])) == 0
+    steps = record.read("run/record.jsonl", "step")
+    assert [e["tokens"] for e in steps] == [8 * 32 * n for n in range(1, 13)]
+    seconds = [e["seconds"] for e in steps]
+    assert seconds == sorted(seconds) and seconds[-1] > 0
+    assert steps[4]["tokens_per_s"] > 0
+
+
+def test_record_survives_a_torn_line(tmp_path):
+    path = tmp_path / "record.jsonl"
+    record.append(path, "step", 1)
+    with open(path, "ab") as file:
+        file.write(b'{"kind":"lo')
+    assert [e["step"] for e in record.read(path)] == [1]
+    record.append(path, "step", 2)
+    assert [e["step"] for e in record.read(path)] == [1, 2]
+    path.write_bytes(b"[1]\n" + path.read_bytes())
+    with pytest.raises(storage.StorageError, match="line 1"):
+        record.read(path)
+
+
+def test_resume_drops_what_came_after_the_checkpoint(tmp_path):
+    diary = record.Record(tmp_path / "record.jsonl")
+    for step in (1, 2, 3):
+        diary.write("event", step - 1, what="w", why="y")
+        diary.write("step", step)
+    kept = record.Record(diary.path, 2)
+    assert [(e["kind"], e["step"]) for e in record.read(kept.path)] == [("event", 0), ("step", 1), ("event", 1), ("step", 2)]
+    json.loads(kept.path.read_text().splitlines()[0])
