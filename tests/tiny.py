@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
+import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,3 +84,31 @@ def refused(run: Callable[..., None], *args: str) -> int:
 def snapshot(folder: Path) -> dict[str, bytes]:
     """Every file below a folder with its bytes."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def child(args: list[str], prepare: Callable[[], object] = lambda: None) -> int:
+    """Run a command in a forked process, after `prepare` has set a trap in it; returns its process id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        os.dup2(os.open("child.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY), 1)
+        os.dup2(1, 2)
+        prepare()
+        from sigma_lite import cli
+
+        cli.main(args)
+        os._exit(0)
+    except SystemExit as end:
+        sys.stderr.flush()
+        os._exit(int(end.code or 0))
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def ending(pid: int, *expected: int) -> int:
+    """A child's exit code, or minus the signal that ended it; by default only 0 and SIGKILL are expected."""
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code in (expected or (0, -signal.SIGKILL)), Path("child.log").read_text()
+    return code

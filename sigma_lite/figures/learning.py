@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from sigma_lite.figures import style
-from sigma_lite.figures.series import Entries, column, ema, last, of_kind, thin, tokens_at
+from sigma_lite.figures.series import Entries, column, ema, known, last, of_kind, thin, tokens_at
 
 TERMS = {  # name in the record: (what it is, unit)
     "lm": ("language-model loss", "nats per token"),
@@ -92,7 +92,7 @@ def bits_per_byte(entries: Entries) -> go.Figure:
         ("unigram_bits_per_byte", "unigram", "dot"),
         ("xz_bits_per_byte", "xz -9e", "dash"),
     ):
-        if data.get(key) is not None:
+        if known(data.get(key)):
             style.level(fig, np.append(tokens, 0), data[key], f"{name}: {data[key]:.3f}", dash=dash)
     fig.add_scatter(
         x=tokens,

@@ -19,6 +19,11 @@ def last(entries: Entries, kind: str) -> dict:
     return next((entry for entry in reversed(entries) if entry["kind"] == kind), {})
 
 
+def known(value: object) -> bool:
+    """True for a number that was measured: not missing, not null, not NaN."""
+    return isinstance(value, (int, float)) and bool(np.isfinite(value))
+
+
 def column(entries: Entries, *path: str) -> np.ndarray:
     """One number of every entry, [N] float64: `column(steps, "terms", "lm")`."""
     values = []
@@ -114,9 +119,9 @@ def thin(values: np.ndarray, most: int = 2000) -> np.ndarray:
 
 def tokens_at(entries: Entries, steps: np.ndarray) -> np.ndarray:
     """Training tokens seen by each step, from the step entries around it; the config's rows where there are none."""
-    known = of_kind(entries, "step")
+    records = of_kind(entries, "step")
     steps = np.asarray(steps, dtype=float)
-    at, tokens = column(known, "step"), column(known, "tokens")
+    at, tokens = column(records, "step"), column(records, "tokens")
     at, tokens = at[np.isfinite(tokens)], tokens[np.isfinite(tokens)]
     if not len(at):
         rows = settings(entries).get("rows") or {}

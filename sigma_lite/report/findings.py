@@ -12,6 +12,7 @@ from sigma_lite.figures.series import (
     dead,
     deep_layer,
     extremes,
+    known,
     last,
     of_kind,
     per_expert,
@@ -55,7 +56,7 @@ def _against(entries: Entries) -> list[Finding]:
     found = []
     for key, name in (("xz_bits_per_byte", "xz -9e"), ("unigram_bits_per_byte", "a unigram model of the tokens")):
         other = data.get(key)
-        if bits is not None and other:
+        if known(bits) and known(other):
             less = 100 * (1 - bits / other)
             margin = f"{abs(less):.0f} % {'less' if less >= 0 else 'more'}"
             text = f"Held-out text costs {bits:.3f} bits per byte, {name} needs {other:.3f}: {margin}."

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sigma_lite.figures.series import Entries, column, dead, extremes, last, of_kind, per_expert, settings, windows
+from sigma_lite.figures.series import Entries, column, dead, extremes, known, last, of_kind, per_expert, settings, windows
 from sigma_lite.report.words import count, duration, k_text, percent
 
 
@@ -31,10 +31,10 @@ def headlines(entries: Entries) -> list[Headline]:
 
 def _held_out(entries: Entries) -> Headline | None:
     bits, data = last(entries, "validation").get("bits_per_byte"), last(entries, "run").get("data") or {}
-    if bits is None:
+    if not known(bits):
         return None
     others = [("xz -9e", data.get("xz_bits_per_byte")), ("unigram", data.get("unigram_bits_per_byte"))]
-    return Headline("held-out bits per byte", f"{bits:.3f}", " · ".join(f"{n} {v:.3f}" for n, v in others if v is not None))
+    return Headline("held-out bits per byte", f"{bits:.3f}", " · ".join(f"{n} {v:.3f}" for n, v in others if known(v)))
 
 
 def _sizes(entries: Entries) -> list[Headline]:
@@ -73,11 +73,11 @@ def _balance(entries: Entries) -> list[Headline]:
 def _speed(entries: Entries) -> list[Headline]:
     final, speeds = last(entries, "step"), column(of_kind(entries, "step"), "tokens_per_s")
     tiles = []
-    if final.get("tokens") is not None:
+    if known(final.get("tokens")):
         tiles.append(
             Headline("training tokens", count(final["tokens"]), f"{final['step']:,} step{'s' * (final['step'] != 1)}")
         )
-    if final.get("seconds") is not None:
+    if known(final.get("seconds")):
         tiles.append(Headline("wall time", duration(final["seconds"]), str(last(entries, "run").get("device") or "")))
     if np.isfinite(speeds).any():
         tiles.append(Headline("tokens per second", f"{np.nanmedian(speeds):,.0f}", "median over steps"))

@@ -138,8 +138,8 @@ class SigmaLit(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         values = self.heldout_bits.compute()
-        self.log("heldout_bits_per_byte", values["bits_per_byte"], prog_bar=True)
-        self.log("heldout_nats_per_token", values["nats_per_token"])
+        self.log("heldout_bits_per_byte", values["bits_per_byte"], prog_bar=True, sync_dist=True)  # the same on all ranks
+        self.log("heldout_nats_per_token", values["nats_per_token"], sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
         self.heldout_bits.reset()

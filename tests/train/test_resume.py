@@ -10,38 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import tiny
 from sigma_lite import cli, record, storage
 from sigma_lite.checkpoint import checkpoints, newest_checkpoint, read_checkpoint, step_of
 from sigma_lite.train.callbacks.diary import Diary
 from sigma_lite.train.callbacks.save import Save
+from tiny import child, ending
 
 CLOCK = ("time", "seconds", "tokens_per_s", "command")
-
-
-def child(args: list[str], prepare=lambda: None) -> int:
-    """Run a command in a forked process, after `prepare` has set a trap in it; returns its process id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        os.dup2(os.open("child.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY), 1)
-        os.dup2(1, 2)
-        prepare()
-        cli.main(args)
-        os._exit(0)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        os._exit(1)
-
-
-def ending(pid: int) -> int:
-    """0, or minus the signal that ended a child."""
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert code in (0, -signal.SIGKILL), Path("child.log").read_text()
-    return code
 
 
 def die(*_, **__):
@@ -181,21 +156,26 @@ def test_a_finished_run_is_left_alone(finished, monkeypatch, capsys):
     assert "held-out" in out and "report" in out
 
 
-def test_a_moved_run_goes_on(place, whole):
+def test_a_moved_run_goes_on_and_counts_on(place, whole):
+    """A folder may be renamed; tokens and seconds are summed over restarts."""
     assert ending(child(["fit", "-c", "tiny.yaml"], before(Diary, "on_train_batch_end", times=13))) < 0
     os.rename("run", "elsewhere")
     assert ending(child(["fit", "-c", "tiny.yaml", "--trainer.default_root_dir=elsewhere"])) == 0
     check_equal(Path("elsewhere"), whole)
-
-
-def test_throughput_is_summed_over_restarts(place):
-    assert ending(child(["fit", "-c", "tiny.yaml"], before(Diary, "on_train_batch_end", times=9))) < 0
-    assert ending(child(["fit", "-c", "tiny.yaml"])) == 0
-    steps = record.read("run/record.jsonl", "step")
+    steps = record.read("elsewhere/record.jsonl", "step")
     assert [e["tokens"] for e in steps] == [8 * 32 * n for n in range(1, 13)]
     seconds = [e["seconds"] for e in steps]
-    assert seconds == sorted(seconds) and seconds[-1] > 0
-    assert steps[4]["tokens_per_s"] > 0
+    assert seconds == sorted(seconds) and steps[5]["seconds"] > steps[4]["seconds"] > 0
+    assert all(e["tokens_per_s"] > 0 for e in steps)
+
+
+def test_interrupted_from_the_keyboard(place):
+    def interrupt():
+        original = Diary.on_validation_end
+        Diary.on_validation_end = lambda *args: (original(*args), os.kill(os.getpid(), signal.SIGINT))
+
+    assert ending(child(["fit", "-c", "tiny.yaml"], interrupt), 130) == 130
+    assert Path("child.log").read_text().splitlines()[-1].startswith("sigma-lite: stopped; the same command continues")
 
 
 def test_record_survives_a_torn_line(tmp_path):

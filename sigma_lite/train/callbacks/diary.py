@@ -64,7 +64,7 @@ class Diary(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
         facts = heldout_facts(module)  # on every rank: it sums over them
-        if self.record and not trainer.sanity_checking:
+        if self.record and trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.record.write("validation", trainer.global_step, **facts)
 
 

@@ -39,7 +39,7 @@ class Save(Checkpoint):
             f" try save.every={next((n for n in range(self.every, 0, -1) if last % n == 0), 1)}",
         )
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Better to say now that the disk is too small than at the first checkpoint."""
         weights = sum(p.numel() * p.element_size() for p in pl_module.parameters())
         needed = (self.keep + 1) * 3 * weights  # weights and Adam's two moments

@@ -1,0 +1,82 @@
+"""Write the README's results and pictures from results/, so that no number there is typed by hand.
+
+    python benchmarks/readme.py            (the pictures need kaleido and a chromium)
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sigma_lite import figures
+from sigma_lite.balance.metrics import load_deviation
+from sigma_lite.record import read
+
+ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- results:begin (written by benchmarks/readme.py from results/) -->\n", "<!-- results:end -->"
+
+
+def main() -> None:
+    toy, dense = (read(ROOT / "results" / f"{name}.jsonl") for name in ("toy", "toy_dense"))
+    pictures = ROOT / "results" / "figures"
+    figures.static_svg(figures.compare({"96 experts, 1 active": toy, "dense, same active size": dense}), pictures / "toy.svg")
+    figures.static_svg(figures.deviation_band(toy, layer=0), pictures / "layer0.svg")
+    text = results(toy, dense)
+    readme = ROOT / "README.md"
+    before, _, rest = readme.read_text().partition(BEGIN)
+    readme.write_text(before + BEGIN + text + END + rest.partition(END)[2])
+    print(text)
+
+
+def results(toy: list[dict], dense: list[dict]) -> str:
+    import torch
+
+    run, last, load = last_of(toy, "run"), last_of(toy, "step"), last_of(toy, "load")
+    data, ledger = run["data"], run["ledger"]
+    scores = {
+        "96 experts, one active (`make toy`)": last_of(toy, "validation")["bits_per_byte"],
+        "dense, same active parameters, same tokens (`make dense`)": last_of(dense, "validation")["bits_per_byte"],
+        "`xz -9e` on the same bytes": data["xz_bits_per_byte"],
+        "token frequencies alone": data["unigram_bits_per_byte"],
+    }
+    rows = "\n".join(f"| {name} | {bits:.3f} |" for name, bits in scores.items())
+    high, low = (float(v) for v in load_deviation(torch.tensor(load["f"][0])))
+    return f"""\
+![Held-out bits per byte and training loss of the toy and its dense twin](results/figures/toy.svg)
+
+| held-out text, {data["heldout_bytes"] / 1e6:.2f} MB of Python that was not trained on | bits per byte |
+|---|---|
+{rows}
+
+The toy has {ledger["total"] / 1e6:.1f} M parameters; {ledger["active_initial"] / 1e6:.2f} M work per token before the
+switch and {ledger["active_target"] / 1e6:.2f} M after it (embeddings aside). It saw {last["tokens"] / 1e6:.1f} M tokens in
+{last["seconds"] / 60:.0f} minutes of training on {run["device"]}. At its end the busiest of the 96 experts of layer 0 had
+{100 * high:+.0f} % of a fair share and the idlest {100 * low:+.0f} %, with a balancing loss of {load["lbl"][0]:.2f} there,
+where 1.00 is "balanced":
+
+![Load deviation of layer 0](results/figures/layer0.svg)
+
+The training step against the same model in transformers: {speed()}
+
+"""
+
+
+def speed() -> str:
+    found = sorted((ROOT / "results" / "bench").glob("train_step-*.json"))
+    if not found:
+        return "not measured yet."
+    facts = json.loads(found[-1].read_text())
+    parts = []
+    for case, variants in facts["results"].items():
+        name, best = min(((n, v) for n, v in variants.items() if n != "sigma_lite"), key=lambda pair: pair[1]["median_s"])
+        low, high = best["times_ours_95"]
+        parts.append(f"{best['times_ours']:.2f} times faster at {case} (95 % interval {low:.2f} to {high:.2f}; theirs: {name})")
+    return "; ".join(parts) + f". {facts['machine']}; `make bench` measures it on yours."
+
+
+def last_of(entries: list[dict], kind: str) -> dict:
+    return [e for e in entries if e["kind"] == kind][-1]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The command line where it is used as it should be. What people get wrong is in test_bad_input.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import tiny
+from sigma_lite import cli
+from sigma_lite.config import ConfigError, ModelConfig, load_run, overrides
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_plan_counts_the_model(tmp_path, capsys):
+    path = tiny.write_config(tmp_path)
+    cli.main(["plan", "-c", str(path), "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    net = load_run([path]).net
+    assert facts["total_params"] == net.ledger().total
+    assert facts["embedding_params"] == 300 * 32
+    assert facts["active_params_target"] == net.ledger().active
+    assert facts["active_params_initial"] == net.ledger((2, 1)).active
+    cli.main(["plan", "-c", str(path)])
+    assert f"{facts['total_params']:,}" in capsys.readouterr().out
+
+
+def test_later_files_and_options_win(tmp_path, capsys):
+    one = tiny.write_config(tmp_path)
+    two = tmp_path / "two.yaml"
+    two.write_text("model: {net: {n_experts: 16}}")
+
+    def experts(*args):
+        cli.main(["plan", "-c", str(one), *args, "--json"])
+        return json.loads(capsys.readouterr().out)["router_params"] // (2 * 32)
+
+    assert experts() == 8
+    assert experts("-c", str(two)) == 16
+    assert experts("-c", str(two), "--model.net.n_experts=32") == 32
+    assert experts("--model.net.n_experts", "32", "--config", str(two)) == 32
+
+
+def test_overrides_are_read_as_yaml():
+    assert overrides("fit -c a.yaml --model.optim.lr=1e-3 --model.sparsity.head [4,2] --model.net.top_k=2".split()) == {
+        "model": {"optim": {"lr": 1e-3}, "sparsity": {"head": [4, 2]}, "net": {"top_k": 2}}
+    }
+    assert overrides(["--trainer.callbacks+=X", "--seed_everything", "3", "--help"]) == {}
+    with pytest.raises(ConfigError, match="needs a value"):
+        overrides(["--model.net.top_k"])
+
+
+def test_workers_are_a_setting(tmp_path):
+    load_run([tiny.write_config(tmp_path, data__num_workers=2)])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scaled_configs").rglob("*.yaml")), ids=lambda p: p.name)
+def test_every_config_of_the_ladder_is_valid(path):
+    assert isinstance(load_run([path]).net, ModelConfig)
+
+
+def test_print_config_shows_what_runs(place, capsys):
+    assert tiny.refused(cli.main, "fit", "-c", "tiny.yaml", "--model.net.n_experts=16", "--print_config") == 0
+    printed = capsys.readouterr().out
+    assert "n_experts: 16" in printed and "every: 2" in printed
+
+
+def test_help(capsys):
+    assert tiny.refused(cli.main, "--help") == 0
+    printed = capsys.readouterr().out
+    for command in cli.COMMANDS:
+        assert command in printed
+    assert tiny.refused(cli.main, "fit", "--help") == 0
+    assert "--save.every" in capsys.readouterr().out

@@ -1,0 +1,272 @@
+"""Steps: what they compute, what they refuse, and what is written about them."""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tiny
+from sigma_lite import cli, record
+from sigma_lite.balance.losses import expert_counts, load_balancing_loss, load_share, z_loss
+from sigma_lite.checkpoint import newest_checkpoint, read_checkpoint
+from sigma_lite.config import ConfigError, ModelConfig, OptimConfig, RowsConfig, from_mapping
+from sigma_lite.data.rows import Rows, heldout_loader, train_loader
+from sigma_lite.data.shards import load
+from sigma_lite.model import Transformer
+from sigma_lite.model.transformer import cross_entropy
+from sigma_lite.train.bits import BitsPerByte
+from sigma_lite.train.callbacks.diary import Diary
+from sigma_lite.train.callbacks.spike_guard import SpikeGuard
+from sigma_lite.train.module import SigmaLit
+from sigma_lite.train.optim import adamw, parameter_groups, warmup_stable_decay
+
+NET = from_mapping(ModelConfig, tiny.SETTINGS["model"]["net"], "net")
+
+
+def entries(run: Path, kind: str) -> list[dict]:
+    return record.read(run / "record.jsonl", kind)
+
+
+# --------------------------------------------------------------------------------------------------------- the diary
+
+
+def test_a_step_entry_is_the_mean_over_its_micro_batches(finished):
+    """Step 1 again, without Lightning: two micro-batches of four rows, K = [2, 1], the buffer of pooled counts."""
+    prepared, rows = load(finished / "prepared"), RowsConfig(length=32, per_step=8, per_micro=4)
+    torch.manual_seed(0)
+    model = Transformer(NET)
+    model.set_k((2, 1))
+    batches = list(train_loader(Rows(prepared.train, prepared.token_bytes, 32), rows, steps=1))
+    counts, terms = 0, {"lm": [], "balance": [], "z": []}
+    for batch in batches:
+        lm, routings = model.loss(batch.ids_BS, batch.targets_BS, documents_BS=batch.documents_BS)
+        counts = counts + torch.stack([expert_counts(r.ids, 8) for r in routings])
+        lbl = [load_balancing_loss(r.probs, r.ids, f) for r, f in zip(routings, load_share(counts), strict=True)]
+        terms["lm"].append(lm.item())
+        terms["balance"].append(torch.stack(lbl).mean().item())
+        terms["z"].append(torch.stack([z_loss(r.logits) for r in routings]).mean().item())
+    assert len(batches) == 2
+    entry = entries(finished / "run", "step")[0]
+    for name, values in terms.items():
+        assert entry["terms"][name] == pytest.approx(sum(values) / 2, rel=1e-6)
+    for name, weight in {"lm": 1.0, "balance": 1e-2, "z": 1e-3}.items():
+        assert entry["weighted"][name] == pytest.approx(weight * entry["terms"][name], rel=1e-12)
+    assert entry["loss"] == pytest.approx(sum(entry["weighted"].values()), rel=1e-12)
+
+
+def test_the_schedule_switches_inside_the_run(finished):
+    steps = entries(finished / "run", "step")
+    assert [e["k"] for e in steps] == 6 * [[2, 1]] + 6 * [[1, 1]]
+    assert steps[5]["active_params"] - steps[6]["active_params"] == 3 * 32 * 16
+    (event,) = entries(finished / "run", "event")
+    assert (event["step"], event["what"]) == (6, "sparsity switch") and "[2, 1] -> [1, 1]" in event["why"]
+
+
+def test_learning_rates_of_the_diary(finished):
+    optim = OptimConfig(lr=0.003, warmup_steps=2)
+    for entry in entries(finished / "run", "step"):
+        factor = warmup_stable_decay(entry["step"] - 1, total_steps=12, optim=optim)
+        assert entry["lr"] == pytest.approx(0.003 * factor)
+
+
+def test_load_windows(finished):
+    """700 tokens are three steps of 256; shares are of slots, so they sum to 1 in every layer."""
+    loads = entries(finished / "run", "load")
+    assert [(e["step"], e["tokens"]) for e in loads] == [(3, 768), (6, 768), (9, 768), (12, 768)]
+    for entry in loads:
+        for row in (*entry["f"], *entry["P"]):
+            assert sum(row) == pytest.approx(1, abs=1e-5) and len(row) == 8
+        for f, P, lbl in zip(entry["f"], entry["P"], entry["lbl"], strict=True):
+            assert lbl == pytest.approx(8 * sum(a * b for a, b in zip(f, P, strict=True)), abs=1e-4)
+        assert all(0 <= h <= math.log(8) + 1e-6 for h in entry["router_entropy"])
+
+
+def test_the_start_is_written_down(finished):
+    (start,) = entries(finished / "run", "run")
+    assert start["command"] == "sigma-lite fit -c tiny.yaml" and start["step"] == 0
+    assert start["ledger"]["active_target"] == NET.ledger().active
+    assert start["ledger"]["active_initial"] == NET.ledger((2, 1)).active
+    assert start["config"]["rows"]["per_step"] == 8 and start["data"]["train_tokens"] > 1000
+
+
+def test_overrides_reach_the_diary_and_validation_need_not_divide(place):
+    """The ledger counts the model that runs; a run whose end has no validation of its own gets one, once."""
+    cli.main("fit -c tiny.yaml --trainer.max_steps 4 --trainer.val_check_interval=3 --model.net.n_experts=4".split())
+    assert entries(Path("run"), "run")[0]["ledger"]["total"] == sum(
+        p.numel() for p in Transformer(ModelConfig(**{**tiny.SETTINGS["model"]["net"], "n_experts": 4})).parameters()
+    )
+    assert [e["step"] for e in entries(Path("run"), "validation")] == [3, 4]
+    assert [e["step"] for e in entries(Path("run"), "sample")] == [4]
+
+
+# ---------------------------------------------------------------------------------------------------------- held-out
+
+
+def test_held_out_measures_agree(finished, monkeypatch, capsys):
+    """validate, test, predict and the diary's last entry are one number; predict's file has the parts of it."""
+    monkeypatch.chdir(finished)
+    wanted = entries(Path("run"), "validation")[-1]
+    for command in ("validate", "test"):
+        cli.main([command, "-c", "tiny.yaml"])
+        assert f"{wanted['bits_per_byte']:.6f}" in capsys.readouterr().out
+    cli.main(["predict", "-c", "tiny.yaml", "--trainer.default_root_dir=run"])
+    found = load_file("run/predictions.safetensors")
+    Path("run/predictions.safetensors").unlink()
+    prepared = load("prepared")
+    rows = Rows(prepared.heldout, prepared.token_bytes, 32, padded=True)
+    batches = list(heldout_loader(rows, RowsConfig(length=32, per_step=8, per_micro=4)))
+    assert torch.equal(found["ids"], torch.cat([b.ids_BS for b in batches]))
+    assert torch.equal(found["kinds"], torch.cat([b.kinds_BS for b in batches]))
+    scored = torch.cat([b.targets_BS for b in batches]) != -100
+    assert (found["nats"][~scored] == 0).all()
+    n_bytes = prepared.manifest["heldout_bytes"]
+    assert found["nats"].double().sum() / math.log(2) / n_bytes == pytest.approx(wanted["bits_per_byte"], rel=1e-6)
+    assert found["nats"].double().sum() / scored.sum() == pytest.approx(wanted["nats_per_token"], rel=1e-6)
+    assert found["experts"].shape == (len(rows), 2, 32) and 0 <= found["experts"].min() and found["experts"].max() < 8
+
+
+def test_bits_per_byte_by_hand():
+    metric = BitsPerByte()
+    nats = torch.tensor([[math.log(2), 3 * math.log(2)], [math.log(2), 99.0]])
+    targets, n_bytes = torch.tensor([[5, 0], [7, -100]]), torch.tensor([[3, 0], [1, 8]])
+    metric.update(nats[:1], targets[:1], n_bytes[:1])
+    metric.update(nats[1:], targets[1:], n_bytes[1:])
+    values = metric.compute()
+    assert float(values["bits_per_byte"]) == pytest.approx((1 + 3 + 1) / 4)  # the end of a document costs, and has no byte
+    assert float(values["nats_per_token"]) == pytest.approx(5 * math.log(2) / 3)
+
+
+def test_loss_and_nats_agree(finished):
+    model, prepared = Transformer(NET), load(finished / "prepared")
+    batch = Rows(prepared.heldout, prepared.token_bytes, 32, padded=True).__getitems__(
+        [0, 1, len(prepared.heldout) // 32 - 1]
+    )
+    lm, _ = model.loss(batch.ids_BS, batch.targets_BS, documents_BS=batch.documents_BS)
+    x, _ = model.backbone(batch.ids_BS, documents_BS=batch.documents_BS)
+    nats = cross_entropy(x.flatten(0, 1), model.head.weight, batch.targets_BS.flatten(), "none")
+    assert float(nats.sum() / (batch.targets_BS != -100).sum()) == pytest.approx(lm.item(), rel=1e-6)
+
+
+# --------------------------------------------------------------------------------------------------------- optimizer
+
+
+def test_warmup_stable_decay_in_closed_form():
+    optim = OptimConfig(warmup_steps=10, decay_fraction=0.5, final_lr_ratio=0.1)
+
+    def factor(step):
+        return warmup_stable_decay(step, total_steps=100, optim=optim)
+
+    assert [factor(s) for s in (0, 4, 9, 10, 49, 50)] == pytest.approx([0.1, 0.5, 1, 1, 1, 1])
+    assert [factor(s) for s in (60, 75, 94, 95, 99)] == pytest.approx([0.8, 0.5, 0.12, 0.1, 0.1])
+    flat = OptimConfig(warmup_steps=0, decay_fraction=0.0)
+    assert {warmup_stable_decay(s, total_steps=100, optim=flat) for s in range(100)} == {1.0}
+
+
+def test_adamw_groups():
+    """Attention and expert matrices decay; norms, embedding and router do not. Nothing is lost or given twice."""
+    model = Transformer(NET)
+    decayed, kept = ({id(p) for p in g["params"]} for g in parameter_groups(model, 0.1))
+    names = {name: id(p) for name, p in model.named_parameters()}
+    assert decayed | kept == set(names.values()) and not decayed & kept
+    assert {n for n, i in names.items() if i in kept} == {
+        n for n in names if "norm" in n or n == "embedding.weight" or n.endswith("router.weight")
+    }
+    optimizer = adamw(model, OptimConfig(weight_decay=0.3))
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.3, 0.0]
+    assert all(g["fused"] for g in optimizer.param_groups)
+
+
+# -------------------------------------------------------------------------------------------------------- spike guard
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """States after each step, and a dictionary of factors on the loss by the number of the step that is made."""
+    states, factors = {}, {}
+    end, step = Diary.on_train_batch_end, SigmaLit.training_step
+
+    def on_train_batch_end(self, trainer, module, *args):
+        end(self, trainer, module, *args)
+        optimizer = trainer.optimizers[0].state_dict()["state"]
+        states[trainer.global_step] = copy.deepcopy((module.model.state_dict(), optimizer))
+
+    def training_step(self, batch, batch_idx):
+        result = step(self, batch, batch_idx)
+        return result | {"loss": result["loss"] * factors.get(self.trainer.global_step + 1, 1.0)}
+
+    monkeypatch.setattr(Diary, "on_train_batch_end", on_train_batch_end)
+    monkeypatch.setattr(SigmaLit, "training_step", training_step)
+    return states, factors
+
+
+def equal(a, b) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    return torch.equal(a, b)
+
+
+def test_spike_guard_skips_and_goes_on(place, watched):
+    states, factors = watched
+    factors |= {1: math.nan, 5: math.inf, 8: 1e6}
+    cli.main("fit -c tiny.yaml --spike_guard.memory=2 --spike_guard.threshold=60".split())
+    for step in (5, 8):
+        for was, now in zip(states[step - 1], states[step], strict=True):
+            assert equal(was, now), f"step {step} changed something"
+    assert states[1][1] == {} and not equal(states[1][0], states[2][0])
+    for step in (2, 3, 4, 6, 7, 9):
+        assert not equal(states.get(step - 1, states[2])[0], states[step][0]) or step == 2
+    events = [e for e in entries(Path("run"), "event") if e["what"] == "step skipped"]
+    assert [e["step"] for e in events] == [0, 4, 7]
+    assert "nan" in events[0]["why"] and "is above" in events[2]["why"]
+    assert all(torch.isfinite(v).all() for v in states[12][0].values())
+    assert [e["step"] for e in entries(Path("run"), "step")] == list(range(1, 13))
+    saved = read_checkpoint(newest_checkpoint("run"))["callbacks"]
+    assert next(v for k, v in saved.items() if "SpikeGuard" in k)["seen"] == 9
+
+
+def test_spike_guard_gives_up(place, watched, capsys):
+    """Patience ends the run with one sentence; its last checkpoint stays, and the same command goes on from it."""
+    states, factors = watched
+    factors |= {step: math.nan for step in range(6, 13)}
+    assert tiny.refused(cli.main, "fit", "-c", "tiny.yaml", "--spike_guard.patience=2") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("sigma-lite: 2 steps in a row refused at step 6") and "lower optim.lr" in error
+    assert newest_checkpoint("run").name == "step=000006.safetensors"
+    factors.clear()
+    cli.main("fit -c tiny.yaml --spike_guard.patience=2".split())
+    assert newest_checkpoint("run").name == "step=000012.safetensors"
+
+
+def test_spike_guard_judges():
+    guard = SpikeGuard(threshold=8, memory=20)
+    assert "nan" in guard.judge(math.nan) and "inf" in guard.judge(math.inf)
+    assert not any(guard.judge(1.0 + 0.1 * math.sin(i)) for i in range(200))
+    state = guard.state_dict()
+    assert "above" in guard.judge(100.0)
+    assert guard.state_dict() == state, "a refused norm must not move the statistics"
+    other = SpikeGuard(threshold=8, memory=20)
+    assert not other.judge(100.0)  # nothing is known yet
+    other.load_state_dict(state)
+    assert other.judge(100.0) == guard.judge(100.0)
+    assert not guard.judge(1.3) and not guard.judge(0.01)  # small is never a spike
+
+
+@pytest.mark.parametrize("wrong", [{"threshold": 2.0}, {"patience": 0}, {"memory": 1}])
+def test_spike_guard_settings(wrong):
+    with pytest.raises(ConfigError):
+        SpikeGuard(**wrong)
+
+
+def test_only_our_lines_are_printed(place, capfd):
+    """No warning, no tip, no bar that breaks up another: a log file of a run is readable."""
+    shutil.rmtree("run", ignore_errors=True)
+    cli.main(["fit", "-c", "tiny.yaml", "--trainer.max_steps=4"])
+    out, err = capfd.readouterr()
+    assert err and all(line.startswith("training: ") for line in err.splitlines()), err
+    assert "held-out" in out and "report" in out
