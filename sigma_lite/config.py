@@ -200,13 +200,12 @@ class OptimConfig:
     warmup_steps: int = 100  # linear from 0
     decay_fraction: float = 0.3  # last share of the run in which the rate falls to lr * final_lr_ratio
     final_lr_ratio: float = 0.05
-    expert_out_scale: float = 1.0  # learning rate of the experts' output projections, times lr; see train/optim.py
     weight_decay: float = 0.1  # on attention and expert matrices only
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-10  # small: an expert that sees 1/96 of the tokens has gradients far below Adam's usual 1e-8
 
     def __post_init__(self) -> None:
-        _positive(self, "lr", "eps", "expert_out_scale")
+        _positive(self, "lr", "eps")
         require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps}: must be 0 or more")
         for name in ("decay_fraction", "final_lr_ratio"):
             require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)}: must lie in 0..1")

@@ -97,7 +97,7 @@ def bits_per_byte(entries: Entries) -> go.Figure:
     fig.add_scatter(
         x=tokens,
         y=values,
-        name=f"this model: {values[-1]:.3f}",
+        name=f"this model: {values[-1]:.3f}" if known(values[-1]) else "this model",
         mode="lines+markers",
         line_color=style.BLUE,
         customdata=column(records, "step"),
