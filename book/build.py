@@ -37,7 +37,8 @@ def site(fast: bool) -> int:
 def pack(fast: bool) -> Path:
     """Zip the site and the executed notebooks, with time stamps left out so that equal content is an equal file."""
     target, partial = BUILD / "sigma_lite_workshop.zip", BUILD / "sigma_lite_workshop.zip.partial"
-    files = {f"site/{p.relative_to(BUILD / 'html').as_posix()}": p for p in sorted((BUILD / "html").rglob("*")) if p.is_file()}
+    pages = (path for path in sorted((BUILD / "html").rglob("*")) if path.is_file())
+    files = {f"site/{path.relative_to(BUILD / 'html').as_posix()}": path for path in pages}
     executed = BUILD / "executed" / ("fast" if fast else "full")
     files |= {f"notebooks/{p.name}": executed / p.name for p in sorted((ROOT / "notebooks").glob("*.ipynb"))}
     pictures = ROOT / "notebooks" / "pictures"
@@ -55,7 +56,7 @@ def pack(fast: bool) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fast", action="store_true", help="a few training steps per chapter: to test the build, not to read")
+    parser.add_argument("--fast", action="store_true", help="a few training steps: tests the build, not for reading")
     fast = parser.parse_args(arguments).fast
     status = site(fast)
     if status == 0:

@@ -23,6 +23,7 @@ from sigma_lite.config import ConfigError, load_run, nearest, overrides, require
 from sigma_lite.storage import StorageError
 
 COMMANDS = ("prepare", "fit", "validate", "test", "predict", "plan", "report", "generate")
+PROMPT = "import os\n\ndef"  # ends where a token ends: BPE puts the space before a name into the name's token
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")  # LightningCLI parses these; the rest need no Lightning
 
 
@@ -92,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("generate", _generate, "Let a trained model continue a text.")
     sub.add_argument("RUN", type=Path, help="folder of the run, such as runs/toy")
     sub.add_argument("--data", type=Path, help="folder of the prepared data (default: the one the run was trained on)")
-    sub.add_argument("--prompt", default="def ", help="text to continue (default: %(default)r)")
+    sub.add_argument("--prompt", default=PROMPT, help="text to continue (default: %(default)r)")
     sub.add_argument("--max-new-tokens", type=int, default=200, help="default: %(default)s")
     sub.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)")
     sub.add_argument("--top-p", type=float, default=0.95, help="default: %(default)s")
@@ -165,8 +166,8 @@ def _finish(cli) -> None:
         return
     if not at_end("sample"):
         trained = Trained(run)
-        text = "".join(trained.continue_text("def ", 200, temperature=0.7, seed=0))
-        record.append(diary, "sample", step, prompt="def ", text=text)
+        text = "".join(trained.continue_text(PROMPT, 200, temperature=0.7, seed=0))
+        record.append(diary, "sample", step, prompt=PROMPT, text=text)
     facts, sample = record.read(diary, "run")[-1]["data"], at_end("sample")[-1]
     print(f"\n{sample['prompt']}{sample['text']}\n")
     print(

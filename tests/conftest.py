@@ -8,9 +8,8 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: one thread adds in one order, so runs can be compared bitwise
 
-import pytest  # noqa: E402
-
-import tiny  # noqa: E402
+import pytest
+import tiny
 
 
 @pytest.fixture(scope="session")

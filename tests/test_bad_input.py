@@ -10,8 +10,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-
 import tiny
+
 from sigma_lite import cli, storage
 from sigma_lite.checkpoint import newest_checkpoint
 

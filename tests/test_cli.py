@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-
 import tiny
+
 from sigma_lite import cli
 from sigma_lite.config import ConfigError, ModelConfig, load_run, overrides
 
@@ -43,9 +43,9 @@ def test_later_files_and_options_win(tmp_path, capsys):
 
 
 def test_overrides_are_read_as_yaml():
-    assert overrides("fit -c a.yaml --model.optim.lr=1e-3 --model.sparsity.head [4,2] --model.net.top_k=2".split()) == {
-        "model": {"optim": {"lr": 1e-3}, "sparsity": {"head": [4, 2]}, "net": {"top_k": 2}}
-    }
+    assert overrides(
+        ["fit", "-c", "a.yaml", "--model.optim.lr=1e-3", "--model.sparsity.head", "[4,2]", "--model.net.top_k=2"]
+    ) == {"model": {"optim": {"lr": 1e-3}, "sparsity": {"head": [4, 2]}, "net": {"top_k": 2}}}
     assert overrides(["--trainer.callbacks+=X", "--seed_everything", "3", "--help"]) == {}
     with pytest.raises(ConfigError, match="needs a value"):
         overrides(["--model.net.top_k"])

@@ -206,6 +206,7 @@ UNUSUAL = {
     "no load window": ([e for e in RUN if e["kind"] != "load"], "Load deviation: no load window recorded yet.", 7),
     "one step": (synthetic_run.entries(steps=1, n_windows=1, switch=0), "The run is complete: step 1 of 1.", 16),
     "resumed": (_resumed(), "Start 3 of 3, at step 500", 16),
+    "resumed on the same machine": (_resumed()[:-1], "as in the start before", 16),
     "nulls": (_nulls(), "the loss is not finite at 333 steps", 16),
     "only started": (RUN[:1], "Loss terms: no step recorded yet.", 0),
     "empty": ([], "no start recorded yet", 0),

@@ -94,6 +94,7 @@ def child(args: list[str], prepare: Callable[[], object] = lambda: None) -> int:
     try:
         os.dup2(os.open("child.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY), 1)
         os.dup2(1, 2)
+        sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115  not pytest's
         prepare()
         from sigma_lite import cli
 

@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 STORE = ROOT / "book" / "_build" / "executed"
 CELL_SECONDS = 600
 # runs after the last cell, in the reader's kernel, and leaves the notebook again
-ASK = "import json, sys; print(json.dumps([m.__file__ for n, m in sys.modules.items() if n.startswith('sigma_lite') and m.__file__]))"
+ASK = """import json, sys
+print(json.dumps([m.__file__ for name, m in sys.modules.items() if name.startswith("sigma_lite") and m.__file__]))"""
 
 
 class Executed(NamedTuple):

@@ -25,9 +25,7 @@ class PlotlyFigure:
     """A placeholder and the figure's JSON; boot.js draws the one from the other."""
 
     # figures first; a widget is dead without a kernel, so what it has beside its view (a figure, html) is shown instead
-    mime_priority_overrides = [
-        (builder, mime, priority) for builder in ("html", "dirhtml") for mime, priority in ((PLOTLY_MIME, 1), (WIDGET_MIME, None))
-    ]
+    mime_priority_overrides = [("html", PLOTLY_MIME, 1), ("html", WIDGET_MIME, None)]
 
     @staticmethod
     def handle_mime(renderer, data, inline):
@@ -35,8 +33,8 @@ class PlotlyFigure:
             return None
         spec = data.content if isinstance(data.content, dict) else json.loads(data.content)
         height = spec.get("layout", {}).get("height") or 450
-        figure = {key: spec.get(key, []) for key in ("data", "frames")}
-        figure |= {"layout": {**spec.get("layout", {}), "height": height}, "config": {"responsive": True, "displaylogo": False}}
+        figure = {"data": spec.get("data", []), "layout": {**spec.get("layout", {}), "height": height}}
+        figure["config"] = {"responsive": True, "displaylogo": False}
         name = f"plotly-{next(number)}"
         body = json.dumps(figure, separators=(",", ":")).replace("<", "\\u003c")  # no text may end the script element
         html = (

@@ -28,9 +28,10 @@ def commands(entries: Entries) -> str:
         if len(starts) > 1:
             pieces.append(f"<h3>Start {number} of {len(starts)}, at step {start['step']:,}</h3>")
         pieces.append(markup.preformatted(str(start.get("command") or "unknown"), "command"))
-        facts = _machine(start)
-        pieces.append(markup.table((), facts) if facts != shown else markup.paragraph("Same machine and versions."))
-        shown = facts
+        started, *machine = _machine(start)
+        repeated = [("machine, commit, versions", "as in the start before")]
+        pieces.append(markup.table((), [started, *(machine if machine != shown else repeated)]))
+        shown = machine
     return "".join(pieces)
 
 

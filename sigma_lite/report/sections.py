@@ -66,41 +66,43 @@ def _balance(entries: Entries) -> Section:
     loads = series.windows(entries)
     if not loads:
         return Section("balance", title, "", (Plot("band", figures.deviation_band(entries), ""),))
-    entry, deep = loads[-1], series.deep_layer(len(series.per_expert(loads[-1], "f")))
     text = (
         "The share f of an expert is the fraction of (token, slot) pairs that it gets in a window; its probability P is"
         " the mean of its router probability over the same tokens. Its load deviation is E · f − 1."
     )
+    return Section("balance", title, text, (*_loads(entries, loads[-1]), *_by_layer(entries, loads[-1])))
+
+
+def _loads(entries: Entries, latest: dict) -> tuple:
+    """The pictures of figure 2 of the Sigma-MoE-Tiny report, and every expert at once."""
     band = "Read it like figure 2a of the Sigma-MoE-Tiny report: the band is as wide as the load is uneven."
     shares = "Bars are shares, dots are probabilities. Where either is flat, the balance loss is 1 whatever the other does."
-    spot = "A dot high up near 1 is a layer whose uneven load the balance loss does not see."
     heat = "Move the slider through the windows of the run. Sorted by load, an even layer is one flat colour."
-    pair = [Plot("share-first", figures.share_and_probability(entry, 0, sort=True), shares)]
+    pair = [Plot("share-first", figures.share_and_probability(latest, 0, sort=True), shares)]
+    deep = series.deep_layer(len(latest["f"]))
     if deep:
         caption = "The same for a deep layer; its experts are sorted by its own shares."
-        pair.append(Plot("share-deep", figures.share_and_probability(entry, deep, sort=True), caption))
-    return Section(
-        "balance",
-        title,
-        text,
+        pair.append(Plot("share-deep", figures.share_and_probability(latest, deep, sort=True), caption))
+    return (
+        Plot("band", figures.deviation_band(entries), band),
+        tuple(pair),
+        Plot("heatmap", figures.load_heatmap(entries), heat),
+    )
+
+
+def _by_layer(entries: Entries, latest: dict) -> tuple:
+    spot = "A dot high up near 1 is a layer whose uneven load the balance loss does not see."
+    dead = "Its weights get no gradient from text: only the router can bring it back."
+    return (
         (
-            Plot("band", figures.deviation_band(entries), band),
-            tuple(pair),
-            Plot("heatmap", figures.load_heatmap(entries), heat),
-            (
-                Plot("blind-spot", figures.blind_spot(entry), spot),
-                Plot("balance-loss", figures.balance_loss_by_layer(entries), "Its mean over layers is the balance loss."),
-            ),
-            (
-                Plot(
-                    "dead",
-                    figures.dead_experts(entries),
-                    "Its weights get no gradient from text: only the router can bring it back.",
-                ),
-                Plot("load-entropy", figures.load_entropy(entries), "The dashed line is an even load."),
-            ),
-            Plot("router-entropy", figures.router_entropy(entries), "Falls as the router becomes sure of single tokens."),
+            Plot("blind-spot", figures.blind_spot(latest), spot),
+            Plot("balance-loss", figures.balance_loss_by_layer(entries), "Its mean over layers is the balance loss."),
         ),
+        (
+            Plot("dead", figures.dead_experts(entries), dead),
+            Plot("load-entropy", figures.load_entropy(entries), "The dashed line is an even load."),
+        ),
+        Plot("router-entropy", figures.router_entropy(entries), "Falls as the router becomes sure of single tokens."),
     )
 
 

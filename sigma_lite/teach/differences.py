@@ -15,7 +15,10 @@ class Tolerance(NamedTuple):
     atol: float = 1e-6
 
 
-def difference(mine: object, reference: object, axes: str = "", tolerance: Tolerance = Tolerance()) -> str:
+EXACT_ENOUGH = Tolerance()
+
+
+def difference(mine: object, reference: object, axes: str = "", tolerance: Tolerance = EXACT_ENOUGH) -> str:
     """What is wrong with `mine`, type first, then dtype, shape and value; "" when nothing is.
 
     `axes` are the letters of an array's shape, such as "TE"; they name sizes and positions.
@@ -34,7 +37,7 @@ def difference(mine: object, reference: object, axes: str = "", tolerance: Toler
 
 
 def call_difference(
-    mine: Callable, reference: Callable, inputs: Sequence[object], axes: str = "", tolerance: Tolerance = Tolerance()
+    mine: Callable, reference: Callable, inputs: Sequence[object], axes: str = "", tolerance: Tolerance = EXACT_ENOUGH
 ) -> str:
     """The same for two functions called with copies of `inputs`; results first, then the gradient of each input."""
     mine_in, reference_in = _copies(inputs), _copies(inputs)
@@ -79,7 +82,9 @@ def _array(mine: object, reference: Tensor | np.ndarray, axes: str, tolerance: T
     place = tuple(int(i) for i in np.argwhere(wrong)[0])
     named = ", ".join(f"{letter.lower()}={i}" for letter, i in zip(axes, place, strict=False))
     where = named if len(axes) == len(place) else str(list(place))
-    return f"value: first wrong at {where} (yours is {a[place]:.6g}); {wrong.sum()} of {wrong.size} are wrong{_pattern(a, b)}"
+    return (
+        f"value: first wrong at {where} (yours is {a[place]:.6g}); {wrong.sum()} of {wrong.size} are wrong{_pattern(a, b)}"
+    )
 
 
 def _pattern(a: np.ndarray, b: np.ndarray) -> str:

@@ -38,7 +38,8 @@ class Prediction(ipywidgets.VBox):
             f" {html.escape(option)}</label>"
             for option in self.options
         )
-        return f'<fieldset class="sigma-predict" id="{self.key}"><legend><b>Predict:</b> {html.escape(self.question)}</legend>{buttons}</fieldset>'
+        title = f"<legend><b>Predict:</b> {html.escape(self.question)}</legend>"
+        return f'<fieldset class="sigma-predict" id="{self.key}">{title}{buttons}</fieldset>'
 
 
 class Comparison:
@@ -50,7 +51,8 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         guess = html.escape(self.prediction.guess or "none yet")
-        return f'your guess: <b data-sigma-guess="{self.prediction.key}">{guess}</b> · measured: <b>{html.escape(self.measured)}</b>'
+        mine = f'<b data-sigma-guess="{self.prediction.key}">{guess}</b>'
+        return f"your guess: {mine} · measured: <b>{html.escape(self.measured)}</b>"
 
 
 def predict(question: str, options: Sequence[str]) -> Prediction:

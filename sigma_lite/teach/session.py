@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import plotly.io as pio
@@ -32,6 +33,12 @@ CHAPTERS = {
 def fast() -> bool:
     """True in a test run (SIGMA_FAST=1), where an experiment takes a few steps and proves nothing but that it runs."""
     return os.environ.get(FAST, "0") not in ("", "0")
+
+
+def folder(name: str) -> str:
+    """Where chapters keep prepared data: data/NAME of the repository, or of the working folder when installed alone."""
+    root = Path(sigma_lite.__file__).parents[1]
+    return str((root if (root / "pyproject.toml").exists() else Path.cwd()) / "data" / name)
 
 
 def setup(*, chapter: int, version: str) -> None:

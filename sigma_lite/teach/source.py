@@ -18,14 +18,17 @@ from pygments.token import Comment, Keyword, Name, Number, Operator, String
 
 import sigma_lite
 from sigma_lite.config import ConfigError
-from sigma_lite.teach.style import BLUE, BROWN, GREEN, GREY, PURPLE, TEAL
+from sigma_lite.teach.style import INK
+
+# contrast above 4 on white and on the dark page
+BLUE, GREEN, PURPLE, TEAL, BROWN = "#1d79ce", "#148943", "#9d59c8", "#138585", "#9b6f3b"
 
 
 class _BothThemes(Style):
     """Colours that can be read on white and on dark; plain names keep the page's own."""
 
     styles = {
-        Comment: f"italic {GREY}",
+        Comment: f"italic {INK}",
         Keyword: f"bold {PURPLE}",
         Name.Function: BLUE,
         Name.Class: f"bold {BLUE}",
@@ -67,7 +70,9 @@ class Source:
             cssstyles="max-height:34em;overflow:auto", prestyles="margin:0;line-height:1.35",
         )  # fmt: skip
         # pygments writes the line numbers black on white, whatever the style says
-        return highlight(self.text, PythonLexer(), formatter).replace("color: inherit; background-color: transparent", f"color: {GREY}")
+        return highlight(self.text, PythonLexer(), formatter).replace(
+            "color: inherit; background-color: transparent", f"color: {INK}"
+        )
 
 
 class Folds:
@@ -91,7 +96,7 @@ class Folds:
 
 
 def show(name: str) -> Source:
-    """The source of a module, class or function below sigma_lite, such as "model.router" or "model.router.Router.forward"."""
+    """The source of a module, class or function below sigma_lite: "model.router", "model.router.Router.forward"."""
     return Source(name)
 
 

@@ -86,7 +86,7 @@ while not attempt(f"at-{renames}", lambda: die_at_rename(renames)):
 random.seed(seed)
 kills = 0
 def kill_later(pid):
-    time.sleep(random.uniform(0.0, 0.01) * (kills + 1))
+    time.sleep(random.uniform(0.0, 0.004) * 1.4**kills)
     os.kill(pid, signal.SIGKILL)
 while not attempt("any-time", from_parent=kill_later):
     kills += 1
@@ -118,18 +118,29 @@ def test_finished_shards_are_kept(fresh):
     }
 
 
-def test_two_at_once_do_the_work_once(fresh):
+@pytest.mark.skipif(sys.platform == "win32", reason="needs file locks")
+def test_a_second_prepare_waits_for_the_first(fresh):
+    import fcntl
+
     code = """
         import sys
         from sigma_lite.config import CorpusConfig
         from sigma_lite.data.shards import prepare
         corpus = CorpusConfig(source="files", path=sys.argv[1], dir=sys.argv[2], vocab_size=300, heldout=0.2)
-        print(prepare(corpus, progress=False, shard_tokens=1500).manifest["fingerprint"])
+        print("begins", flush=True)
+        prepare(corpus, progress=False)
     """
+    (fresh / "data").mkdir()
     command = [sys.executable, "-c", textwrap.dedent(code), str(fresh / "text"), str(fresh / "data")]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    answers = {process.communicate()[0].strip() for process in both}
-    assert answers == {load(fresh / "data", full_check=True).manifest["fingerprint"]}
+    with open(fresh / "data" / "prepare.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as the first one does
+        second = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert second.stdout.readline() == "begins\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            second.wait(0.5)
+        assert [p.name for p in (fresh / "data").iterdir()] == ["prepare.lock"]
+    assert second.wait() == 0
+    load(fresh / "data", full_check=True)
 
 
 # ------------------------------------------------------------------------------------------------------------- damage

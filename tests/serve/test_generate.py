@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import tiny
 import torch
 
-import tiny
 from sigma_lite import cli
 from sigma_lite.config import ConfigError, ModelConfig, from_mapping
 from sigma_lite.model import Transformer
@@ -57,13 +57,13 @@ def test_draw_follows_the_probabilities():
     generator = seeded(0)
 
     def shares(**options):
-        drawn = torch.tensor([draw(logits, generator=generator, **options) for _ in range(4000)])
-        return torch.bincount(drawn, minlength=4) / 4000
+        drawn = torch.tensor([draw(logits, generator=generator, **options) for _ in range(2000)])
+        return torch.bincount(drawn, minlength=4) / 2000
 
-    torch.testing.assert_close(shares(temperature=1.0, top_p=1.0), logits.exp(), atol=0.03, rtol=0)
-    torch.testing.assert_close(shares(temperature=0.5, top_p=1.0), (2 * logits).softmax(0), atol=0.03, rtol=0)
+    torch.testing.assert_close(shares(temperature=1.0, top_p=1.0), logits.exp(), atol=0.05, rtol=0)
+    torch.testing.assert_close(shares(temperature=0.5, top_p=1.0), (2 * logits).softmax(0), atol=0.05, rtol=0)
     # 0.5 + 0.3 just reaches 0.7: the token that crosses still counts
-    torch.testing.assert_close(shares(temperature=1.0, top_p=0.7), torch.tensor([0.625, 0.375, 0, 0]), atol=0.03, rtol=0)
+    torch.testing.assert_close(shares(temperature=1.0, top_p=0.7), torch.tensor([0.625, 0.375, 0, 0]), atol=0.05, rtol=0)
     assert shares(temperature=1.0, top_p=0.5)[0] == 1
     assert shares(temperature=1e-40, top_p=1.0)[0] == 1  # towards greedy, without overflow
 

@@ -1,4 +1,4 @@
-"""One optimizer step however it is cut: over ranks, over micro-batches. Gradients are compared, because Adam hides factors."""
+"""One optimizer step, however it is cut over ranks and micro-batches. Gradients are compared: Adam would hide factors."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
+import tiny
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import tiny
 from sigma_lite.config import BalanceConfig, CorpusConfig, ModelConfig, RowsConfig, from_mapping
 from sigma_lite.data.datamodule import TokenDataModule
 from sigma_lite.data.rows import Rows, train_loader
@@ -121,7 +121,7 @@ def step_rows(data: Path, step: int, length: int = 32):
 
 
 def by_hand(model: Transformer, batch, micros: int) -> tuple[Tensor, Tensor, Tensor]:
-    """facts.md 2 (Demons in the Detail, Algorithm 1) as a loop: loss with the buffer, with pooled f, and both per micro-batch.
+    """Algorithm 1 of Demons in the Detail (2501.11873) as a loop: the loss with the buffer's f, and with the pooled f.
 
     Returns (buffered mean, pooled mean, |difference| [micros]); means over micro-batches and layers.
     """

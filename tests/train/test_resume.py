@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import child, ending
 
 from sigma_lite import cli, record, storage
 from sigma_lite.checkpoint import checkpoints, newest_checkpoint, read_checkpoint, step_of
 from sigma_lite.train.callbacks.diary import Diary
 from sigma_lite.train.callbacks.save import Save
-from tiny import child, ending
 
 CLOCK = ("time", "seconds", "tokens_per_s", "command")
 

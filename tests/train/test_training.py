@@ -8,10 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file
 
-import tiny
 from sigma_lite import cli, record
 from sigma_lite.balance.losses import expert_counts, load_balancing_loss, load_share, z_loss
 from sigma_lite.checkpoint import newest_checkpoint, read_checkpoint
@@ -24,7 +24,7 @@ from sigma_lite.train.bits import BitsPerByte
 from sigma_lite.train.callbacks.diary import Diary
 from sigma_lite.train.callbacks.spike_guard import SpikeGuard
 from sigma_lite.train.module import SigmaLit
-from sigma_lite.train.optim import adamw, parameter_groups, warmup_stable_decay
+from sigma_lite.train.optim import adamw, warmup_stable_decay
 
 NET = from_mapping(ModelConfig, tiny.SETTINGS["model"]["net"], "net")
 
@@ -97,7 +97,9 @@ def test_the_start_is_written_down(finished):
 
 def test_overrides_reach_the_diary_and_validation_need_not_divide(place):
     """The ledger counts the model that runs; a run whose end has no validation of its own gets one, once."""
-    cli.main("fit -c tiny.yaml --trainer.max_steps 4 --trainer.val_check_interval=3 --model.net.n_experts=4".split())
+    cli.main(
+        ["fit", "-c", "tiny.yaml", "--trainer.max_steps", "4", "--trainer.val_check_interval=3", "--model.net.n_experts=4"]
+    )
     assert entries(Path("run"), "run")[0]["ledger"]["total"] == sum(
         p.numel() for p in Transformer(ModelConfig(**{**tiny.SETTINGS["model"]["net"], "n_experts": 4})).parameters()
     )
@@ -109,12 +111,12 @@ def test_overrides_reach_the_diary_and_validation_need_not_divide(place):
 
 
 def test_held_out_measures_agree(finished, monkeypatch, capsys):
-    """validate, test, predict and the diary's last entry are one number; predict's file has the parts of it."""
+    """validate, test, predict and the diary's last entry are one number, and predict's file holds its parts."""
     monkeypatch.chdir(finished)
     wanted = entries(Path("run"), "validation")[-1]
     for command in ("validate", "test"):
         cli.main([command, "-c", "tiny.yaml"])
-        assert f"{wanted['bits_per_byte']:.6f}" in capsys.readouterr().out
+        assert str(wanted["bits_per_byte"])[:9] in capsys.readouterr().out
     cli.main(["predict", "-c", "tiny.yaml", "--trainer.default_root_dir=run"])
     found = load_file("run/predictions.safetensors")
     Path("run/predictions.safetensors").unlink()
@@ -128,7 +130,7 @@ def test_held_out_measures_agree(finished, monkeypatch, capsys):
     n_bytes = prepared.manifest["heldout_bytes"]
     assert found["nats"].double().sum() / math.log(2) / n_bytes == pytest.approx(wanted["bits_per_byte"], rel=1e-6)
     assert found["nats"].double().sum() / scored.sum() == pytest.approx(wanted["nats_per_token"], rel=1e-6)
-    assert found["experts"].shape == (len(rows), 2, 32) and 0 <= found["experts"].min() and found["experts"].max() < 8
+    assert found["experts"].shape == (len(rows), 2, 32) and found["experts"].min() >= 0 and found["experts"].max() < 8
 
 
 def test_bits_per_byte_by_hand():
@@ -150,7 +152,7 @@ def test_loss_and_nats_agree(finished):
     lm, _ = model.loss(batch.ids_BS, batch.targets_BS, documents_BS=batch.documents_BS)
     x, _ = model.backbone(batch.ids_BS, documents_BS=batch.documents_BS)
     nats = cross_entropy(x.flatten(0, 1), model.head.weight, batch.targets_BS.flatten(), "none")
-    assert float(nats.sum() / (batch.targets_BS != -100).sum()) == pytest.approx(lm.item(), rel=1e-6)
+    assert (nats.sum() / (batch.targets_BS != -100).sum()).item() == pytest.approx(lm.item(), rel=1e-6)
 
 
 # --------------------------------------------------------------------------------------------------------- optimizer
@@ -171,15 +173,13 @@ def test_warmup_stable_decay_in_closed_form():
 def test_adamw_groups():
     """Attention and expert matrices decay; norms, embedding and router do not. Nothing is lost or given twice."""
     model = Transformer(NET)
-    decayed, kept = ({id(p) for p in g["params"]} for g in parameter_groups(model, 0.1))
-    names = {name: id(p) for name, p in model.named_parameters()}
-    assert decayed | kept == set(names.values()) and not decayed & kept
-    assert {n for n, i in names.items() if i in kept} == {
-        n for n in names if "norm" in n or n == "embedding.weight" or n.endswith("router.weight")
-    }
     optimizer = adamw(model, OptimConfig(weight_decay=0.3))
-    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.3, 0.0]
-    assert all(g["fused"] for g in optimizer.param_groups)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(decay) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        kept = "norm" in name or name == "embedding.weight" or name.endswith("router.weight")
+        assert decay[id(parameter)] == (0.0 if kept else 0.3), name
+    assert all(group["fused"] for group in optimizer.param_groups)
 
 
 # -------------------------------------------------------------------------------------------------------- spike guard
@@ -214,13 +214,13 @@ def equal(a, b) -> bool:
 def test_spike_guard_skips_and_goes_on(place, watched):
     states, factors = watched
     factors |= {1: math.nan, 5: math.inf, 8: 1e6}
-    cli.main("fit -c tiny.yaml --spike_guard.memory=2 --spike_guard.threshold=60".split())
+    cli.main(["fit", "-c", "tiny.yaml", "--spike_guard.memory=2", "--spike_guard.threshold=60"])
     for step in (5, 8):
         for was, now in zip(states[step - 1], states[step], strict=True):
             assert equal(was, now), f"step {step} changed something"
-    assert states[1][1] == {} and not equal(states[1][0], states[2][0])
+    assert states[1][1] == {}, "no state before the first step that counts"
     for step in (2, 3, 4, 6, 7, 9):
-        assert not equal(states.get(step - 1, states[2])[0], states[step][0]) or step == 2
+        assert not equal(states[step - 1][0], states[step][0]), f"step {step} changed nothing"
     events = [e for e in entries(Path("run"), "event") if e["what"] == "step skipped"]
     assert [e["step"] for e in events] == [0, 4, 7]
     assert "nan" in events[0]["why"] and "is above" in events[2]["why"]
@@ -239,7 +239,7 @@ def test_spike_guard_gives_up(place, watched, capsys):
     assert error.startswith("sigma-lite: 2 steps in a row refused at step 6") and "lower optim.lr" in error
     assert newest_checkpoint("run").name == "step=000006.safetensors"
     factors.clear()
-    cli.main("fit -c tiny.yaml --spike_guard.patience=2".split())
+    cli.main(["fit", "-c", "tiny.yaml", "--spike_guard.patience=2", "--trainer.val_check_interval=12"])
     assert newest_checkpoint("run").name == "step=000012.safetensors"
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 
 from sigma_lite.config import ConfigError
+from sigma_lite.teach.exercises import chapter_01, chapter_02, chapter_03, chapter_04
 from sigma_lite.teach.exercises.exercise import Exercise
-from sigma_lite.teach.exercises import chapter_01, chapter_02
 
-ALL: dict[str, Exercise] = {e.name: e for chapter in (chapter_01, chapter_02) for e in chapter.EXERCISES}
+CHAPTERS = (chapter_01, chapter_02, chapter_03, chapter_04)
+ALL: dict[str, Exercise] = {e.name: e for chapter in CHAPTERS for e in chapter.EXERCISES}
 
 
 def find(name: str) -> Exercise:

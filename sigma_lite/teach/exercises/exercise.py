@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sigma_lite.teach.differences import Tolerance, call_difference
+from sigma_lite.teach.differences import EXACT_ENOUGH, Tolerance, call_difference
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,10 @@ class Exercise:
     mistake: Callable  # a typical wrong answer
     says: str  # what to tell a reader whose results equal the mistake's
     axes: str = ""
-    tolerance: Tolerance = Tolerance()
+    tolerance: Tolerance = EXACT_ENOUGH
 
     def verdict(self, mine: Callable) -> str:
-        """"" for a right answer, otherwise one sentence: the typical mistake by name, or the first difference."""
+        """ "" for a right answer, otherwise one sentence: the typical mistake by name, or the first difference."""
         for inputs in self.inputs():
             problem = self._problem(mine, inputs)
             if problem:
@@ -40,5 +40,3 @@ class Exercise:
             return not call_difference(mine, self.mistake, inputs, "", self.tolerance)
         except Exception:
             return False
-
-

@@ -86,7 +86,8 @@ def note(trainer: pl.Trainer, what: str, why: str) -> None:
             callback.record.write("event", trainer.global_step, what=what, why=why)
 
 
-def rounded(values: Tensor, digits: int = 6) -> list:
+def rounded(values: Tensor, digits: int = 5) -> list:
+    """Nested lists with so many significant digits: a share of one token in millions must not become 0."""
     if values.dim() > 1:
         return [rounded(row, digits) for row in values]
-    return [round(value, digits) for value in values.tolist()]
+    return [float(f"{value:.{digits}g}") for value in values.tolist()]
