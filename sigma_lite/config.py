@@ -237,8 +237,8 @@ class CorpusConfig:
         require(self.source != "files" or bool(self.path), "corpus source 'files' needs path: a file, folder or glob")
         require(self.source != "hf" or bool(self.dataset), "corpus source 'hf' needs dataset: a name such as 'org/name'")
         require(
-            self.vocab_size >= 257,
-            f"vocab_size={self.vocab_size}: byte-level BPE needs 256 bytes and <|endoftext|>; try 512 or more",
+            self.vocab_size >= 260,
+            f"vocab_size={self.vocab_size}: byte-level BPE needs 256 bytes and 4 special tokens; try 512",
         )
         require(0 < self.heldout < 1, f"heldout={self.heldout}: must lie strictly between 0 and 1; try 0.08")
         require(self.max_documents is None or self.max_documents > 1, "max_documents must be at least 2: one to hold out")
