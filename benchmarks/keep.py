@@ -1,6 +1,6 @@
 """Keep what a run recorded: copy RUN/record.jsonl to results/, thinned to a size that git can carry.
 
-    python benchmarks/keep.py runs/toy results/toy.jsonl
+python benchmarks/keep.py runs/toy results/toy.jsonl
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Write the README's results and pictures from results/, so that no number there is typed by hand.
 
-    python benchmarks/readme.py            (the pictures need kaleido and a chromium)
+python benchmarks/readme.py            (the pictures need kaleido and a chromium)
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ BEGIN, END = "<!-- results:begin (written by benchmarks/readme.py from results/)
 def main() -> None:
     toy, dense = (read(ROOT / "results" / f"{name}.jsonl") for name in ("toy", "toy_dense"))
     pictures = ROOT / "results" / "figures"
-    figures.static_svg(figures.compare({"96 experts, 1 active": toy, "dense, same active size": dense}), pictures / "toy.svg")
+    figures.static_svg(
+        figures.compare({"96 experts, 1 active": toy, "dense, same active size": dense}), pictures / "toy.svg"
+    )
     figures.static_svg(figures.deviation_band(toy, layer=0), pictures / "layer0.svg")
     text = results(toy, dense)
     readme = ROOT / "README.md"
@@ -70,7 +72,9 @@ def speed() -> str:
     for case, variants in facts["results"].items():
         name, best = min(((n, v) for n, v in variants.items() if n != "sigma_lite"), key=lambda pair: pair[1]["median_s"])
         low, high = best["times_ours_95"]
-        parts.append(f"{best['times_ours']:.2f} times faster at {case} (95 % interval {low:.2f} to {high:.2f}; theirs: {name})")
+        parts.append(
+            f"{best['times_ours']:.2f} times faster at {case} (95 % interval {low:.2f} to {high:.2f}; theirs: {name})"
+        )
     return "; ".join(parts) + f". {facts['machine']}; `make bench` measures it on yours."
 
 

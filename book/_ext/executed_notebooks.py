@@ -85,7 +85,7 @@ def digest(notebook: Path, files: list[str]) -> str:
 
 def outdated(app, env, added, changed, removed) -> list[str]:
     """Run what must be run, before Sphinx reads anything; returns the documents whose outputs are new."""
-    chapters = [docname for docname in sorted(env.found_docs) if env.doc2path(docname, base=False).endswith(".ipynb")]
+    chapters = [docname for docname in sorted(env.found_docs) if os.fspath(env.doc2path(docname)).endswith(".ipynb")]
     again = []
     for number, docname in enumerate(chapters, start=1):
         path = Path(env.doc2path(docname))

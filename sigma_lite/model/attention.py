@@ -16,9 +16,11 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.heads = (config.n_heads, config.n_kv_heads, config.n_kv_heads)
         self.head_dim = config.head_dim
-        self.qkv = nn.Linear(config.d_model, sum(self.heads) * config.head_dim, bias=False)
+        self.grouped = config.n_heads != config.n_kv_heads
+        self.query = nn.Linear(config.d_model, config.n_heads * config.head_dim, bias=False)
+        self.key = nn.Linear(config.d_model, config.n_kv_heads * config.head_dim, bias=False)
+        self.value = nn.Linear(config.d_model, config.n_kv_heads * config.head_dim, bias=False)
         self.out = nn.Linear(config.n_heads * config.head_dim, config.d_model, bias=False)
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
@@ -27,15 +29,15 @@ class Attention(nn.Module):
         self, x_BSD: Tensor, turn: Rotation, mask_BSS: Tensor | None = None, cache: KeyValueCache | None = None
     ) -> Tensor:
         """[B, S, D] -> [B, S, D]. `mask_BSS` is True where a query may look; None means plain causal."""
-        qkv = self.qkv(x_BSD).unflatten(-1, (-1, self.head_dim))
-        q_BSHC, k_BSGC, v_BSGC = qkv.split(self.heads, dim=2)
+        q_BSHC, k_BSGC, v_BSGC = (
+            project(x_BSD).unflatten(-1, (-1, self.head_dim)) for project in (self.query, self.key, self.value)
+        )
         q_BSHC, k_BSGC = rotate(self.q_norm(q_BSHC), turn), rotate(self.k_norm(k_BSGC), turn)
         q, k, v = (t.transpose(1, 2) for t in (q_BSHC, k_BSGC, v_BSGC))
         if cache is not None:
             k, v = cache.append(k, v)
         mask = None if mask_BSS is None else mask_BSS[:, None]
-        gqa = self.heads[0] != self.heads[1]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=gqa)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.grouped)
         return self.out(y.transpose(1, 2).flatten(2))
 
 

@@ -23,7 +23,10 @@ def rotation(positions_S: Tensor, head_dim: int, theta: float) -> Rotation:
 
 
 def rotate(x_BSHC: Tensor, turn: Rotation) -> Tensor:
-    """Turn pair (i, i + C/2) of every head by its position's angle; lengths do not change."""
-    first, second = x_BSHC.chunk(2, dim=-1)
+    """Turn pair (i, i + C/2) of every head by its position's angle; lengths do not change.
+
+    (a, b) becomes (a cos - b sin, b cos + a sin): x cos + (the other of each pair) (-sin, sin).
+    """
     cos, sin = turn.cos.to(x_BSHC.dtype), turn.sin.to(x_BSHC.dtype)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    other_BSHC = x_BSHC.roll(x_BSHC.shape[-1] // 2, dims=-1)
+    return torch.addcmul(x_BSHC * torch.cat((cos, cos), -1), other_BSHC, torch.cat((-sin, sin), -1))

@@ -63,11 +63,10 @@ def qwen3_moe_weights(model: Transformer) -> dict[str, Tensor]:
     }
     for layer, block in enumerate(model.blocks):
         attention, moe = block.attention, block.moe
-        query, key, value = attention.qkv.weight.split([heads * attention.head_dim for heads in attention.heads])
         ours = {
-            "self_attn.q_proj.weight": query,
-            "self_attn.k_proj.weight": key,
-            "self_attn.v_proj.weight": value,
+            "self_attn.q_proj.weight": attention.query.weight,
+            "self_attn.k_proj.weight": attention.key.weight,
+            "self_attn.v_proj.weight": attention.value.weight,
             "self_attn.o_proj.weight": attention.out.weight,
             "self_attn.q_norm.weight": attention.q_norm.weight,
             "self_attn.k_norm.weight": attention.k_norm.weight,

@@ -31,7 +31,7 @@ def sorting(ids_TK: Tensor, n_experts: int) -> go.Figure:
                 marker={"symbol": "square", "size": 32, "color": MANY[expert % len(MANY)]}, textfont_color="white",
                 legendgroup=expert, showlegend=name == "in token order", hoverinfo="skip",
             )  # fmt: skip
-    fig.update_xaxes(title_text="row", dtick=1, showgrid=False, zeroline=False)
+    fig.update_xaxes(title_text="row", dtick=1, range=[-0.6, len(flat_N) - 0.4], showgrid=False, zeroline=False)
     fig.update_yaxes(categoryorder="array", categoryarray=list(rows), showgrid=False)
     return fig.update_layout(title=f"{len(flat_N)} slots, {n_experts} experts", height=270)
 
@@ -57,8 +57,8 @@ def parameter_bars(net: ModelConfig) -> go.Figure:
     held, used = ledger.non_embedding, ledger.active
     shape = f"E = {net.n_experts}, K = {net.top_k}, F = {net.d_expert}"
     title = f"{shape} · {held / 1e9:.2f} B held, {used / 1e9:.3f} B used: {held / used:.1f} : 1"
-    legend = {"y": -0.55, "x": 0.5, "xanchor": "center", "yanchor": "top", "traceorder": "normal"}
-    return fig.update_layout(barmode="stack", title=title, height=260, legend=legend)
+    legend = {"y": 1.2, "traceorder": "normal"}
+    return fig.update_layout(barmode="stack", title=title, height=300, legend=legend, margin_t=110)
 
 
 def sigma_with(experts: int, k: int = 1, width: int = 768) -> go.Figure:
@@ -100,7 +100,9 @@ def plane(scale: float, k: int, x_TD: Tensor, w_ED: Tensor) -> go.Figure:
     for expert, (a, b) in enumerate((w_ED * REACH * 0.8).tolist()):
         fig.add_annotation(x=a, y=b, ax=0, ay=0, axref="x", ayref="y", arrowhead=2, arrowcolor=GREY, text="")
         fig.add_annotation(x=a * 1.12, y=b * 1.12, text=f"expert {expert}", showarrow=False)
-    fig.update_xaxes(range=[-REACH, REACH], title_text="first coordinate of a token", showgrid=False, zeroline=False)
+    fig.update_xaxes(
+        range=[-REACH, REACH], title_text="first coordinate", constrain="domain", showgrid=False, zeroline=False
+    )
     fig.update_yaxes(range=[-REACH, REACH], title_text="second coordinate", scaleanchor="x", showgrid=False, zeroline=False)
     title = f"logits x {scale:g}, K = {k}: {len(kinds)} regions, mean largest gate {mine_T.mean():.2f}"
     return fig.update_layout(title=title, height=520, width=560, showlegend=False)

@@ -116,7 +116,7 @@ def test_weights_depend_on_seed_and_name_only():
     a = Transformer(SMALL)
     torch.manual_seed(7)
     b = Transformer(dataclasses.replace(SMALL, n_layers=1, init_std=0.02))
-    assert torch.equal(a.blocks[0].attention.qkv.weight, b.blocks[0].attention.qkv.weight)
+    assert torch.equal(a.blocks[0].attention.query.weight, b.blocks[0].attention.query.weight)
     assert not torch.equal(a.blocks[0].moe.experts.w13[0], a.blocks[0].moe.experts.w13[1])
     torch.manual_seed(8)
     assert not torch.equal(a.embedding.weight, Transformer(SMALL).embedding.weight)

@@ -38,7 +38,7 @@ def _same_k_in_all_layers(net: ModelConfig, k_per_layer: tuple[int, ...]) -> int
 
 EXERCISES: tuple[Exercise, ...] = (
     Exercise(
-        name="routing plan",
+        name="routing_plan",
         chapter=3,
         solution=plan,
         inputs=_choices,
@@ -46,7 +46,7 @@ EXERCISES: tuple[Exercise, ...] = (
         says="your rows name slots where tokens are wanted: with K choices a token, slot n belongs to another number",
     ),
     Exercise(
-        name="active parameters",
+        name="active_parameters",
         chapter=3,
         solution=active,
         inputs=lambda: [(NET, (8, 6, 4, 2)), (NET, (1, 1, 1, 1)), (replace(NET, n_layers=2, d_expert=32), (3, 1))],

@@ -51,7 +51,7 @@ EXERCISES: tuple[Exercise, ...] = (
         axes="TK",
     ),
     Exercise(
-        name="load share",
+        name="load_share",
         chapter=4,
         solution=share,
         inputs=_choices,

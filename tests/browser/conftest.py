@@ -1,0 +1,58 @@
+"""A real browser, without a network: what a reader of the book and a user of the notebooks get to see.
+
+Needs the package `playwright` and a chromium that is already installed; SIGMA_CHROMIUM names another one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FLAGS = [
+    "--no-sandbox",  # containers run as root
+    *("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+]
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A headless browser with a fresh profile."""
+    path = os.environ.get("SIGMA_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
+        pytest.skip("no chromium on this machine: install one, or set SIGMA_CHROMIUM")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="the package playwright drives the browser")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium):
+    """A page that keeps account: `page.requests` to anywhere but the disk, `page.faults` of its scripts."""
+    context = chromium.new_context(viewport={"width": 1300, "height": 1000})
+    page = context.new_page()
+    page.requests, page.faults = [], []
+    local = ("file:", "data:", "blob:", "http://127.0.0.1:", "ws://127.0.0.1:")
+    page.on("request", lambda request: None if request.url.startswith(local) else page.requests.append(request.url))
+    page.on("pageerror", lambda error: page.faults.append(str(error)))
+    yield page
+    context.close()
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory) -> Path:
+    """The book, built with chapters that train a few steps."""
+    folder = tmp_path_factory.mktemp("book")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "-c", "book", ".", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "SIGMA_FAST": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder

@@ -1,0 +1,128 @@
+"""The built pages, opened from the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+CHAPTERS = sorted(path.stem for path in (Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+
+SHOWN = """Array.from(document.querySelectorAll('.sigma-figure')).map(figure => ({
+  drawn: figure.querySelectorAll('.main-svg').length > 0,
+  marks: figure.querySelectorAll('.plot path, .plot image, .plot rect, .plot .point').length,
+}))"""
+TRACES = "figure => JSON.stringify(figure._fullData.map(trace => [trace.visible, trace.name]))"
+
+
+def pages(site: Path) -> list[Path]:
+    return [path for path in site.rglob("*.html") if "_static" not in path.parts]
+
+
+def test_no_page_asks_the_network(page, site):
+    for path in pages(site):
+        page.goto(path.as_uri(), wait_until="load")
+        page.wait_for_timeout(100)
+    assert page.requests == []
+    assert page.faults == []
+    assert len(pages(site)) > len(CHAPTERS) + 6  # the reference pages too
+
+
+def test_every_page_loads_what_it_names(page, site):
+    """A file: request that fails is silent; a page without its style or script is not."""
+    missing = []
+    page.on("requestfailed", lambda request: missing.append(request.url))
+    for path in pages(site):
+        page.goto(path.as_uri(), wait_until="load")
+    assert missing == []
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_chapter_shows_its_figures(page, site, chapter):
+    page.goto((site / "notebooks" / f"{chapter}.html").as_uri())
+    page.wait_for_function(f"{SHOWN}.every(figure => figure.drawn)")
+    figures = page.evaluate(SHOWN)
+    assert len(figures) >= 3
+    assert all(figure["marks"] > 0 for figure in figures)
+    assert page.locator("mjx-container").count() > 0 or page.locator(".math").count() == 0
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_slider_moves_its_figure_without_a_kernel(page, site, chapter):
+    page.goto((site / "notebooks" / f"{chapter}.html").as_uri())
+    page.wait_for_selector(".slider-rail-touch-rect", state="attached")
+    figure = page.locator(".sigma-figure:has(.slider-rail-touch-rect)").first
+    before, picture = figure.evaluate(TRACES), figure.locator(".plot").first.inner_html()
+    rail = figure.locator(".slider-rail-touch-rect")
+    rail.scroll_into_view_if_needed()
+    box = rail.bounding_box()
+    for share in (0.02, 0.98):  # one of the ends is not where it stands
+        page.mouse.click(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+        page.wait_for_timeout(400)
+        if figure.evaluate(TRACES) != before:
+            break
+    assert figure.evaluate(TRACES) != before
+    assert figure.locator(".plot").first.inner_html() != picture
+
+
+def test_guess_is_kept_and_shown_beside_the_measurement(page, site):
+    address = (site / "notebooks" / f"{CHAPTERS[0]}.html").as_uri()
+    page.goto(address)
+    shown = page.locator("[data-sigma-guess]").first
+    assert shown.inner_text() == "none yet"
+    button = page.locator("fieldset.sigma-predict input").nth(1)
+    button.check()
+    assert shown.inner_text() == button.input_value()
+    page.goto(address)
+    assert page.locator("fieldset.sigma-predict input").nth(1).is_checked()
+    assert page.locator("[data-sigma-guess]").first.inner_text() == button.input_value()
+
+
+def test_folded_solution_opens(page, site):
+    page.goto((site / "notebooks" / f"{CHAPTERS[0]}.html").as_uri())
+    fold = page.locator("details", has_text="the source").first
+    source = fold.locator("pre")
+    assert not source.is_visible()
+    fold.locator("summary").click()
+    assert source.is_visible() and "def " in source.inner_text()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_can_be_read_in_both_themes(chromium, site, theme):
+    """Contrast of a figure's title, and of a printed source, with the page behind them: at least 3 to 1."""
+    context = chromium.new_context(color_scheme=theme)
+    page = context.new_page()
+    page.goto((site / "notebooks" / f"{CHAPTERS[1]}.html").as_uri())
+    page.wait_for_selector(".gtitle", state="attached")
+    assert page.evaluate("document.documentElement.dataset.theme") == theme
+    colours = page.evaluate(
+        """() => {
+          const background = element => {
+            for (; element; element = element.parentElement) {
+              const colour = getComputedStyle(element).backgroundColor;
+              if (!/, 0\\)$/.test(colour) && colour !== 'transparent') return colour;
+            }
+            return 'rgb(255, 255, 255)';
+          };
+          const title = document.querySelector('.gtitle');
+          const words = [...document.querySelectorAll('.sigma-source pre span')].filter(s => s.textContent.trim());
+          return [[getComputedStyle(title).fill, background(title.closest('.sigma-figure'))],
+                  ...words.map(word => [getComputedStyle(word).color, background(word)])];
+        }"""
+    )
+    context.close()
+    assert len(colours) > 20
+    assert min(contrast(*pair) for pair in colours) >= 3
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG contrast ratio of two css colours rgb(...)."""
+
+    def luminance(colour: str) -> float:
+        parts = [float(part) / 255 for part in colour[colour.index("(") + 1 :].rstrip(")").split(",")[:3]]
+        linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
