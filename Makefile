@@ -10,6 +10,10 @@ BIN := $(VENV)/bin
 PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
+# One thread by default: small matrices gain little from more, and on a machine that does other work two are slower than
+# one. On a quiet machine: make toy OMP_NUM_THREADS=4
+export OMP_NUM_THREADS ?= 1
+
 .DEFAULT_GOAL := help
 .PHONY: help toy dense test lab book bench clean
 
@@ -39,7 +43,7 @@ test: $(VENV)/.full
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
+	@$(BIN)/python -m pytest $(TESTS)
 
 lab: $(VENV)/.full
 	@$(BIN)/jupyter lab notebooks
@@ -48,7 +52,7 @@ book: $(VENV)/.full
 	@$(BIN)/python book/build.py
 
 bench: $(VENV)/.full
-	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/train_step.py
+	@$(BIN)/python benchmarks/train_step.py
 
 clean:
 	rm -rf $(VENV) data runs book/_build build dist

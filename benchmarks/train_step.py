@@ -27,8 +27,8 @@ import torch
 import transformers
 
 from sigma_lite.balance.losses import load_balancing_loss
-from sigma_lite.config import load_run
 from sigma_lite.model import Transformer
+from sigma_lite.runfile import load_run
 from sigma_lite.serve.hf import to_qwen3_moe
 from sigma_lite.storage import write_json
 

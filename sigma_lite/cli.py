@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from sigma_lite.config import ConfigError, load_run, nearest, overrides, require
+from sigma_lite.config import ConfigError, nearest, require
+from sigma_lite.runfile import load_run, overrides
 from sigma_lite.storage import StorageError
 
 COMMANDS = ("prepare", "fit", "validate", "test", "predict", "plan", "report", "generate")

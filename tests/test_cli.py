@@ -9,7 +9,8 @@ import pytest
 import tiny
 
 from sigma_lite import cli
-from sigma_lite.config import ConfigError, ModelConfig, load_run, overrides
+from sigma_lite.config import ConfigError, ModelConfig
+from sigma_lite.runfile import load_run, overrides
 
 ROOT = Path(__file__).parents[1]
 

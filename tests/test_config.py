@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from sigma_lite.config import PRESETS, ConfigError, ModelConfig, RowsConfig, load_run
+from sigma_lite.config import PRESETS, ConfigError, ModelConfig, RowsConfig
+from sigma_lite.runfile import load_run
 
 SIGMA_HEAD = (8, 8, 6, 6, 4, 4, 2, 2)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sigma_lite.balance.schedule import k_per_layer
-from sigma_lite.config import RunConfig
+from sigma_lite.runfile import RunConfig
 
 
 def plan(run: RunConfig) -> dict[str, Any]:

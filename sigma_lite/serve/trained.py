@@ -10,10 +10,11 @@ import torch
 
 from sigma_lite.balance.schedule import k_per_layer
 from sigma_lite.checkpoint import model_weights, newest_checkpoint, read_settings, step_of
-from sigma_lite.config import ModelConfig, SparsityConfig, from_mapping
+from sigma_lite.config import ModelConfig, SparsityConfig
 from sigma_lite.data.shards import load
 from sigma_lite.data.tokenizer import END_OF_TEXT_ID, token_strings
 from sigma_lite.model import Transformer
+from sigma_lite.runfile import from_mapping
 from sigma_lite.serve.generate import sample
 from sigma_lite.storage import StorageError
 

@@ -25,8 +25,9 @@ from safetensors.torch import save
 import sigma_lite
 from sigma_lite import record
 from sigma_lite.checkpoint import newest_checkpoint, read_settings, step_of
-from sigma_lite.config import ConfigError, RunConfig, load_run, nearest, overrides, read_yaml, require
+from sigma_lite.config import ConfigError, nearest, require
 from sigma_lite.data.datamodule import TokenDataModule
+from sigma_lite.runfile import RunConfig, load_run, overrides, read_yaml
 from sigma_lite.scale.plan import plan
 from sigma_lite.storage import atomic_write
 from sigma_lite.train.callbacks.diary import Diary, heldout_facts

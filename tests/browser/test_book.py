@@ -11,7 +11,7 @@ CHAPTERS = sorted(path.stem for path in (Path(__file__).parents[2] / "notebooks"
 
 SHOWN = """Array.from(document.querySelectorAll('.sigma-figure')).map(figure => ({
   drawn: figure.querySelectorAll('.main-svg').length > 0,
-  marks: figure.querySelectorAll('.plot path, .plot image, .plot rect, .plot .point').length,
+  marks: figure.querySelectorAll('.mlayer path, .mlayer image').length,
 }))"""
 TRACES = "figure => JSON.stringify(figure._fullData.map(trace => [trace.visible, trace.name]))"
 
@@ -53,7 +53,7 @@ def test_slider_moves_its_figure_without_a_kernel(page, site, chapter):
     page.goto((site / "notebooks" / f"{chapter}.html").as_uri())
     page.wait_for_selector(".slider-rail-touch-rect", state="attached")
     figure = page.locator(".sigma-figure:has(.slider-rail-touch-rect)").first
-    before, picture = figure.evaluate(TRACES), figure.locator(".plot").first.inner_html()
+    before, picture = figure.evaluate(TRACES), figure.locator(".mlayer").first.inner_html()
     rail = figure.locator(".slider-rail-touch-rect")
     rail.scroll_into_view_if_needed()
     box = rail.bounding_box()
@@ -63,7 +63,7 @@ def test_slider_moves_its_figure_without_a_kernel(page, site, chapter):
         if figure.evaluate(TRACES) != before:
             break
     assert figure.evaluate(TRACES) != before
-    assert figure.locator(".plot").first.inner_html() != picture
+    assert figure.locator(".mlayer").first.inner_html() != picture
 
 
 def test_guess_is_kept_and_shown_beside_the_measurement(page, site):

@@ -28,8 +28,10 @@ LIVE = """() => {
 }"""
 
 CHANGED = "([live, before]) => { const now = eval(live)(); return now && now !== before; }"
-IDLE = """address => fetch(address).then(answer => answer.json())
-  .then(kernels => kernels.length && kernels[0].execution_state === 'idle')"""
+DONE = """() => {
+  const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.textContent);
+  return prompts.length > 15 && prompts.every(prompt => /\\[\\d+\\]/.test(prompt));
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -75,31 +77,16 @@ def test_slider_moved_by_keyboard_changes_its_figure(page, lab):
     page.wait_for_timeout(3000)  # Lab restores its layout after the first paint
     page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
     page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
-    page.wait_for_function(IDLE, arg=f"{address}/api/kernels?token={token}", timeout=RUNS_WITHIN)
-    _scroll_to_widget(page)
+    page.wait_for_function(DONE, timeout=RUNS_WITHIN)
+    handle = page.locator(".jupyter-widgets .noUi-handle").first
+    handle.scroll_into_view_if_needed()
     page.wait_for_function(LIVE, timeout=60_000)
     before = page.evaluate(LIVE)
     readout = page.locator(".jupyter-widgets .widget-readout").first
     label = readout.inner_text()
-    handle = page.locator(".jupyter-widgets .noUi-handle").first
     handle.focus()
     page.keyboard.press("ArrowRight")
     page.wait_for_function(CHANGED, arg=[LIVE, before], timeout=30_000)
     assert page.evaluate(LIVE) != before
     assert readout.inner_text() != label
     assert page.requests == []
-
-
-def _scroll_to_widget(page) -> None:
-    """Lab draws only the cells in sight; wheel down until the first slider is among them."""
-    notebook = page.locator(".jp-WindowedPanel-outer").first
-    box = notebook.bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.mouse.wheel(0, -100_000)
-    for _ in range(60):
-        if page.locator(".jupyter-widgets .noUi-handle").count():
-            page.locator(".jupyter-widgets .noUi-handle").first.scroll_into_view_if_needed()
-            return
-        page.mouse.wheel(0, 500)
-        page.wait_for_timeout(300)
-    pytest.fail("no slider found in the notebook")

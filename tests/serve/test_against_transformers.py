@@ -29,7 +29,7 @@ def test_logits_equal_qwen3_moe(top_k, tie):
     torch.manual_seed(top_k)
     ours = Transformer(config)
     with torch.no_grad():
-        for name, parameter in ours.named_parameters():
+        for parameter in ours.parameters():
             if parameter.dim() == 1:  # norm gains of exactly 1 would hide a gain in the wrong place
                 parameter.normal_(1, 0.2)
     theirs = to_qwen3_moe(ours)

@@ -9,8 +9,9 @@ import tiny
 import torch
 
 from sigma_lite import cli
-from sigma_lite.config import ConfigError, ModelConfig, from_mapping
+from sigma_lite.config import ConfigError, ModelConfig
 from sigma_lite.model import Transformer
+from sigma_lite.runfile import from_mapping
 from sigma_lite.serve.generate import draw, sample
 from sigma_lite.serve.trained import Trained
 

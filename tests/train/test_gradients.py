@@ -14,11 +14,12 @@ from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sigma_lite.config import BalanceConfig, CorpusConfig, ModelConfig, RowsConfig, from_mapping
+from sigma_lite.config import BalanceConfig, CorpusConfig, ModelConfig, RowsConfig
 from sigma_lite.data.datamodule import TokenDataModule
 from sigma_lite.data.rows import Rows, train_loader
 from sigma_lite.data.shards import load
 from sigma_lite.model import Transformer
+from sigma_lite.runfile import from_mapping
 from sigma_lite.train.module import SigmaLit
 
 ROWS = 8
