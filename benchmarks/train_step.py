@@ -31,6 +31,7 @@ from sigma_lite.model import Transformer
 from sigma_lite.runfile import load_run
 from sigma_lite.serve.hf import to_qwen3_moe
 from sigma_lite.storage import write_json
+from sigma_lite.train.provenance import device_name
 
 ROOT = Path(__file__).parents[1]
 THEIRS = ("grouped_mm", "batched_mm", "eager")
@@ -49,7 +50,7 @@ def main() -> None:
     facts = {
         "what": "one optimizer step of scaled_configs/toy.yaml, plain causal attention, process CPU seconds",
         "tokens_per_step": run.rows.per_step * run.rows.length,
-        "machine": _machine(),
+        "machine": device_name(torch.device("cpu")),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "load_average": os.getloadavg(),
         "rounds": options.rounds,
@@ -162,14 +163,6 @@ def summary(times: list[float], ours: list[float], draws: int = 2000) -> dict:
         "times_ours": round(statistics.median(times) / statistics.median(ours), 3),
         "times_ours_95": [round(ratios[int(draws * q)], 3) for q in (0.025, 0.975)],
     }
-
-
-def _machine() -> str:
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    return f"{model}, {os.cpu_count()} CPUs, {torch.get_num_threads()} thread(s) used"
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class PlotlyFigure:
         spec = data.content if isinstance(data.content, dict) else json.loads(data.content)
         height = spec.get("layout", {}).get("height") or 450
         figure = {"data": spec.get("data", []), "layout": {**spec.get("layout", {}), "height": height}}
-        figure["config"] = {"responsive": True, "displaylogo": False}
+        figure["config"] = {"responsive": True, "displaylogo": False, "showSendToCloud": False, "plotlyServerURL": ""}
         name = f"plotly-{next(number)}"
         body = json.dumps(figure, separators=(",", ":")).replace("<", "\\u003c")  # no text may end the script element
         html = (

@@ -58,6 +58,7 @@ def setup(*, chapter: int, version: str) -> None:
     torch.set_default_dtype(torch.float32)
     style.use()
     if "google.colab" not in sys.modules:  # Colab knows its own renderer
+        pio.renderers["plotly_mimetype"].config = {"showSendToCloud": False, "plotlyServerURL": ""}  # figures stay here
         pio.renderers.default = "plotly_mimetype"
     subject, minutes = CHAPTERS[chapter]
     budget = "fast mode: a few steps, the numbers mean nothing" if fast() else f"about {minutes:g} min on two CPU cores"

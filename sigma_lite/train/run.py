@@ -9,7 +9,6 @@ import logging
 import platform
 import re
 import shlex
-import subprocess
 import warnings
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -38,6 +37,7 @@ from sigma_lite.train.callbacks.spike_guard import SpikeGuard
 from sigma_lite.train.callbacks.throughput import Throughput
 from sigma_lite.train.checkpoint import SafeCheckpointIO
 from sigma_lite.train.module import SigmaLit
+from sigma_lite.train.provenance import device_name, git_commit
 
 TRAINER_DEFAULTS = {
     "max_steps": -1,
@@ -174,7 +174,7 @@ class RunCLI(LightningCLI):
             "command": shlex.join(self.command),
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "versions": {**versions, "sigma_lite": sigma_lite.__version__},
-            "device": device_name(self.trainer),
+            "device": device_name(self.trainer.strategy.root_device, self.trainer.world_size),
             "commit": git_commit(),
             "config": self.settings(),
             "ledger": {
@@ -250,26 +250,3 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
-
-
-def device_name(trainer: pl.Trainer) -> str:
-    if trainer.strategy.root_device.type == "cuda":
-        return f"{trainer.world_size} x {torch.cuda.get_device_name()}"
-    return f"CPU {_processor()}, {torch.get_num_threads()} thread(s), {trainer.world_size} process(es)"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def git_commit() -> str | None:
-    """The commit of the code that runs, with a mark when files differ from it; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

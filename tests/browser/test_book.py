@@ -17,7 +17,15 @@ TRACES = "figure => JSON.stringify(figure._fullData.map(trace => [trace.visible,
 
 
 def pages(site: Path) -> list[Path]:
-    return [path for path in site.rglob("*.html") if "_static" not in path.parts]
+    """All but the first, which leads on to the book's own index at once."""
+    return [path for path in site.rglob("*.html") if "_static" not in path.parts and path != site / "index.html"]
+
+
+def test_first_page_leads_to_the_book(page, site):
+    page.goto((site / "index.html").as_uri())
+    page.wait_for_url("**/book/index.html")
+    assert page.locator("h1").inner_text().startswith("sigma_lite")
+    assert page.requests == []
 
 
 def test_no_page_asks_the_network(page, site):
