@@ -31,6 +31,7 @@ from sigma_lite.model import Transformer
 from sigma_lite.runfile import load_run
 from sigma_lite.serve.hf import to_qwen3_moe
 from sigma_lite.storage import write_json
+from sigma_lite.train.optim import clip_gradients
 from sigma_lite.train.provenance import device_name
 
 ROOT = Path(__file__).parents[1]
@@ -88,7 +89,7 @@ def our_step(model: Transformer, run) -> Callable:
         lm, routings = model.loss(ids, targets)
         return lm, run.balance.weight * sum(load_balancing_loss(r.probs, r.ids) for r in routings) / run.net.n_layers
 
-    return step(model, losses, run.optim.lr)
+    return step(model, losses, run.optim.lr, our_clip)
 
 
 def their_step(ours: Transformer, implementation: str, run) -> Callable:
@@ -126,13 +127,24 @@ def theirs(ours: Transformer, implementation: str, **options: object) -> torch.n
     return to_qwen3_moe(ours, experts_implementation=implementation, **options).train()
 
 
-def step(model: torch.nn.Module, losses: Callable, lr: float) -> Callable:
+def their_clip(parameters) -> torch.Tensor:
+    return torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+
+
+def our_clip(parameters) -> torch.Tensor:
+    parameters = list(parameters)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    clip_gradients(parameters, norm, CLIP)
+    return norm
+
+
+def step(model: torch.nn.Module, losses: Callable, lr: float, clip: Callable = their_clip) -> Callable:
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, fused=True)
 
     def run_once(rows: torch.Tensor, update: bool = True) -> tuple[float, float]:
         lm, balance = losses(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
         (lm + balance).backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        norm = clip(model.parameters())
         if update:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)

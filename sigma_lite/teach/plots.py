@@ -11,7 +11,7 @@ from sigma_lite.figures.style import AMBER, BLUE, GREEN, GREY, PINK, VERMILLION,
 
 Curve = tuple[Sequence[float], Sequence[float]]
 MANY = (BLUE, VERMILLION, GREEN, PINK, AMBER, GREY, "#5b7f2b", "#7d5bbe", "#138585", "#b03a5b", "#7a7c16")
-MARKS = str.maketrans({"\n": "⏎", " ": "·", "\t": "→", "\r": "␍"})
+MARKS = str.maketrans({"\n": "↵", " ": "·", "\t": "→", "\r": "␍"})
 
 
 def lines(
@@ -60,6 +60,7 @@ def token_strip(pieces: Sequence[str], title: str, kinds: Sequence[str] | None =
             text=[pieces[i].translate(MARKS) for i in mine],
             name=group,
             orientation="h",
+            width=0.88,  # or plotly derives it from each trace's own rows
             marker={"color": fade(colour, 0.3), "line": {"color": colour, "width": 1}},
             textposition="inside",
             textangle=0,
@@ -71,7 +72,7 @@ def token_strip(pieces: Sequence[str], title: str, kinds: Sequence[str] | None =
     figure.update_xaxes(visible=False, range=[-0.5, columns + 8])
     figure.update_yaxes(visible=False, range=[max(rows, default=0) + 0.6, -0.6])
     height = 110 + 30 * (max(rows, default=0) + 1)
-    return figure.update_layout(title=title, barmode="overlay", bargap=0.12, height=height, showlegend=kinds is not None)
+    return figure.update_layout(title=title, barmode="overlay", height=height, showlegend=kinds is not None)
 
 
 def _places(pieces: Sequence[str], columns: int) -> tuple[list[int], list[int]]:

@@ -20,7 +20,7 @@ from sigma_lite.model import Routing, Transformer
 from sigma_lite.model.transformer import cross_entropy
 from sigma_lite.train.bits import BitsPerByte
 from sigma_lite.train.callbacks.sparsity_schedule import SparsitySchedule
-from sigma_lite.train.optim import adamw, warmup_stable_decay
+from sigma_lite.train.optim import adamw, clip_gradients, warmup_stable_decay
 
 if TYPE_CHECKING:
     from sigma_lite.data.rows import Batch
@@ -115,7 +115,7 @@ class SigmaLit(pl.LightningModule):
     ) -> None:
         norm = self.gradient_norm()
         if gradient_clip_val is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), gradient_clip_val, norm)
+            clip_gradients(self.model.parameters(), norm, gradient_clip_val)
 
     def rate_factor(self, step: int) -> float:
         """Factor on the peak learning rate at an optimizer step."""
@@ -158,8 +158,8 @@ class SigmaLit(pl.LightningModule):
     def nats(self, batch: Batch) -> tuple[Tensor, list[Routing]]:
         """-log p of every target, [B, S], 0 where the target is -100; and the routings."""
         x_BSD, routings = self.model.backbone(batch.ids_BS, documents_BS=batch.documents_BS)
-        losses_T = cross_entropy(x_BSD.flatten(0, 1), self.model.head.weight, batch.targets_BS.flatten(), "none")
-        return losses_T.view_as(batch.ids_BS), routings
+        nats_T = cross_entropy(x_BSD.flatten(0, 1), self.model.head.weight, batch.targets_BS.flatten(), "none")
+        return nats_T.view_as(batch.ids_BS), routings
 
     # ------------------------------------------------------------------------------------------------- checkpoints
 

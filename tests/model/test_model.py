@@ -8,6 +8,7 @@ import torch
 
 from sigma_lite.config import ConfigError, ModelConfig
 from sigma_lite.model import KeyValueCache, Transformer
+from sigma_lite.model.norm import RMSNorm
 from sigma_lite.model.rotary import rotate, rotation
 from sigma_lite.model.transformer import cross_entropy
 
@@ -120,6 +121,19 @@ def test_weights_depend_on_seed_and_name_only():
     assert not torch.equal(a.blocks[0].moe.experts.w13[0], a.blocks[0].moe.experts.w13[1])
     torch.manual_seed(8)
     assert not torch.equal(a.embedding.weight, Transformer(SMALL).embedding.weight)
+
+
+@pytest.mark.parametrize("shape", [(5, 16), (2, 3, 2, 8)])
+def test_norm_equals_torch(shape):
+    torch.manual_seed(0)
+    norm = RMSNorm(shape[-1], 1e-6)
+    with torch.no_grad():
+        norm.weight.normal_()
+    x, upstream = torch.randn(shape).requires_grad_(), torch.randn(shape)
+    ours, theirs = norm(x), torch.nn.functional.rms_norm(x, shape[-1:], norm.weight, 1e-6)
+    torch.testing.assert_close(ours, theirs)
+    for a, b in zip(*(torch.autograd.grad(y, (x, norm.weight), upstream) for y in (ours, theirs)), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_rotation_keeps_lengths_and_sees_only_distance():

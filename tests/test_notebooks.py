@@ -1,0 +1,158 @@
+"""Every chapter keeps to the template, says only what exists, and runs from top to bottom."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat")
+
+import sigma_lite  # noqa: E402
+from sigma_lite.teach import exercises  # noqa: E402
+from sigma_lite.teach.session import CHAPTERS as BUDGETS  # noqa: E402
+from sigma_lite.teach.source import find  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+CHAPTERS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SECTIONS = (
+    "The question",
+    "By hand",
+    "Naive",
+    "The package",
+    "Play",
+    "Experiment",
+    "What you should see",
+    "Exercises",
+    "Recap",
+)
+FAST_SECONDS = 20  # of the chapter's own cells, on two idle cores
+STARTUP_SECONDS = 40  # kernel, torch and plotly on a busy machine
+chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+
+
+def read(path: Path):
+    return nbformat.read(path, as_version=4)
+
+
+def code(path: Path) -> list[str]:
+    return [cell.source for cell in read(path).cells if cell.cell_type == "code"]
+
+
+def prose(path: Path) -> str:
+    return "\n\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+
+
+def test_chapters_are_numbered_without_a_gap():
+    assert [path.name[:2] for path in CHAPTERS] == [f"{number:02}" for number in range(1, len(CHAPTERS) + 1)]
+    assert len(CHAPTERS) <= len(BUDGETS)
+
+
+@chapter
+def test_no_outputs_and_stable_ids(path):
+    cells = read(path).cells
+    assert all(not cell.outputs and cell.execution_count is None for cell in cells if cell.cell_type == "code")
+    ids = [cell.id for cell in cells]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(r"ch\d\d-[\w-]+", name) for name in ids), "random ids make every change a conflict"
+
+
+@chapter
+def test_sizes(path):
+    lines = sorted(len(source.splitlines()) for source in code(path))
+    assert 18 <= len(lines) <= 30
+    assert statistics.median(lines) <= 6
+    assert lines[int(0.9 * len(lines))] <= 18 and lines[-1] <= 25
+    assert 1200 <= len(re.findall(r"\w+", prose(path))) <= 2200
+
+
+@chapter
+def test_sections_in_order(path):
+    headings = re.findall(r"^## (.+)$", prose(path), flags=re.M)
+    places = [next((i for i, heading in enumerate(headings) if heading.startswith(name)), None) for name in SECTIONS]
+    assert None not in places, f"missing {SECTIONS[places.index(None)]!r} among {headings}"
+    assert places == sorted(places)
+
+
+@chapter
+def test_first_cells(path):
+    first, setup = read(path).cells[:2]
+    assert first.source.startswith("# ")
+    for word in (r"\*\*(Builds|Reads):", r"\*\*needs:", r"reading.* 20 min", r"exercises.* \d+ min"):
+        assert re.search(word, first.source, flags=re.I), word
+    assert len(re.findall(r"^(?:-|\d\.) \*\w+\*", first.source, flags=re.M)) == 3, "three goals, each with its verb"
+    lines = setup.source.splitlines()
+    assert lines[:2] == ["import torch", "from sigma_lite import teach"] and len(lines) == 3
+    number, version = re.fullmatch(r'teach\.setup\(chapter=(\d+), version="([\d.]+)"\)', lines[2]).groups()
+    assert int(number) == int(path.name[:2])
+    assert version == ".".join(sigma_lite.__version__.split(".")[:2])
+
+
+@chapter
+def test_has_its_parts(path):
+    text, cells = prose(path), "\n".join(code(path))
+    for part in ("teach.predict(", ".compare(", "teach.check.same(", "teach.show(", "teach.Explore(", "teach.reveal("):
+        assert part in cells, part
+    assert re.search(r"wrong plot|WRONG", text), "what does a wrong plot look like?"
+    assert 4 <= len(re.findall(r"^```\{exercise\}|^\*\*\d · ", text, flags=re.M)) <= 6
+    assert "| name in" in text
+    pictures = re.findall(r"!\[[^\]]+\]\((pictures/[^)]+\.svg)\)", text)
+    assert len(pictures) == 1 and (path.parent / pictures[0]).is_file()
+
+
+@chapter
+def test_asks_nothing_of_the_network_or_the_shell(path):
+    for source in code(path):
+        assert not re.search(r"^\s*[!%]", source, flags=re.M)
+        assert not re.search(r"urlopen|requests|urlretrieve|load_dataset|from_pretrained|subprocess|lightning", source)
+
+
+@chapter
+def test_every_name_of_the_package_exists(path):
+    """Of imports, `teach.show` and `teach.reveal`, attributes of teach, and files that the prose names."""
+    tree = ast.parse("\n".join(code(path)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("sigma_lite"):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                assert hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}")
+        if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("teach."):
+            find(ast.unparse(node))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("teach.show", "teach.reveal"):
+            find(node.args[0].value)
+    for file in re.findall(r"`((?:data|model|balance|train|kernels|serve|report)/[\w/]+\.py)`", prose(path)):
+        assert (ROOT / "sigma_lite" / file).is_file(), file
+
+
+@chapter
+def test_exercises_are_those_of_the_registry(path):
+    asked = set(re.findall(r'check\.exercise\(\s*"([^"]+)"', "\n".join(code(path))))
+    assert asked == {e.name for e in exercises.ALL.values() if e.chapter == int(path.name[:2])}
+    assert len(asked) >= 2
+
+
+@chapter
+def test_links_lead_to_chapters(path):
+    for target in re.findall(r"\]\(([^)#:]+\.ipynb)\)", prose(path)):
+        assert (path.parent / target).is_file(), target
+
+
+@pytest.mark.notebook
+@pytest.mark.slow
+@chapter
+def test_runs_from_top_to_bottom(path, monkeypatch):
+    """With three training steps: nothing is claimed but that it runs, quickly, and leaves its figures behind."""
+    pytest.importorskip("nbclient")
+    monkeypatch.setattr(sys, "path", [str(ROOT / "book" / "_ext"), *sys.path])
+    from executed_notebooks import execute
+
+    run = execute(path, fast=True)
+    assert run.seconds < FAST_SECONDS + STARTUP_SECONDS
+    kinds = [kind for cell in read(run.path).cells for output in cell.get("outputs", []) for kind in output.get("data", {})]
+    assert kinds.count("application/vnd.plotly.v1+json") >= 3
+    assert "application/vnd.jupyter.widget-view+json" in kinds
