@@ -86,7 +86,7 @@ def test_first_cells(path):
     for word in (r"\*\*(Builds|Reads):", r"\*\*needs:", r"reading.* 20 min", r"exercises.* \d+ min"):
         assert re.search(word, first.source, flags=re.I), word
     assert len(re.findall(r"^(?:-|\d\.) \*\w+\*", first.source, flags=re.M)) == 3, "three goals, each with its verb"
-    lines = setup.source.splitlines()
+    lines = [line for line in setup.source.splitlines() if line]
     assert lines[:2] == ["import torch", "from sigma_lite import teach"] and len(lines) == 3
     number, version = re.fullmatch(r'teach\.setup\(chapter=(\d+), version="([\d.]+)"\)', lines[2]).groups()
     assert int(number) == int(path.name[:2])
