@@ -171,6 +171,7 @@ def test_a_moved_run_goes_on_and_counts_on(place, whole):
 
 def test_interrupted_from_the_keyboard(place):
     def interrupt():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
         original = Diary.on_validation_end
         Diary.on_validation_end = lambda *args: (original(*args), os.kill(os.getpid(), signal.SIGINT))
 

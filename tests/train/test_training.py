@@ -82,7 +82,7 @@ def test_load_windows(finished):
     assert [(e["step"], e["tokens"]) for e in loads] == [(3, 768), (6, 768), (9, 768), (12, 768)]
     for entry in loads:
         for row in (*entry["f"], *entry["P"]):
-            assert sum(row) == pytest.approx(1, abs=1e-5) and len(row) == 8
+            assert sum(row) == pytest.approx(1, abs=1e-4) and len(row) == 8
         for f, P, lbl in zip(entry["f"], entry["P"], entry["lbl"], strict=True):
             assert lbl == pytest.approx(8 * sum(a * b for a, b in zip(f, P, strict=True)), abs=1e-4)
         assert all(0 <= h <= math.log(8) + 1e-6 for h in entry["router_entropy"])
