@@ -54,8 +54,8 @@ The toy has {ledger["total"] / 1e6:.1f} M parameters; {ledger["active_initial"] 
 switch and {ledger["active_target"] / 1e6:.2f} M after it (embeddings aside). It saw {last["tokens"] / 1e6:.1f} M tokens in
 {last["seconds"] / 60:.0f} minutes of training on {run["device"]}. At its end the
 busiest of the 96 experts of layer 0 had {1 + high:.1f} times a fair share and the idlest {1 + low:.2f} times, with a
-balancing loss of {load["lbl"][0]:.2f} there, where 1.00 means balanced. So few tokens do not balance so many experts, and that is the
-subject of what comes next:
+balancing loss of {load["lbl"][0]:.2f} there, where 1.00 means balanced. So few tokens do not balance so many experts, and
+that is the subject of what comes next:
 
 ![Load deviation of layer 0](results/figures/layer0.svg)
 

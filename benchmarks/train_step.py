@@ -8,7 +8,7 @@ variant whose language-model loss, or gradient norm where the losses are the sam
 timed. Their format has one K for all layers, so the schedule's list is timed in the second form only.
 Writes results/bench/train_step-MACHINE.json.
 
-    python benchmarks/train_step.py [--rounds 12] [--out FILE]
+    python benchmarks/train_step.py [--rounds 12] [--theirs grouped_mm ...] [--out FILE]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -42,12 +42,13 @@ CLIP = 1.0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=12, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--theirs", nargs="+", choices=THEIRS, default=THEIRS, help="expert implementations to time")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     run = load_run([ROOT / "scaled_configs" / "toy.yaml"])
     cases = {"K=1": (1,) * run.net.n_layers, f"K={list(run.sparsity.head)}": run.sparsity.head}
-    results = {name: compare(run, k_per_layer, options.rounds) for name, k_per_layer in cases.items()}
+    results = {name: compare(run, k_per_layer, options.rounds, options.theirs) for name, k_per_layer in cases.items()}
     facts = {
         "what": "one optimizer step of scaled_configs/toy.yaml, plain causal attention, process CPU seconds",
         "tokens_per_step": run.rows.per_step * run.rows.length,
@@ -62,13 +63,13 @@ def main() -> None:
     print(json.dumps(results, indent=1), f"\nwritten to {out}")
 
 
-def compare(run, k_per_layer: tuple[int, ...], rounds: int) -> dict:
+def compare(run, k_per_layer: tuple[int, ...], rounds: int, implementations: Sequence[str] = THEIRS) -> dict:
     """Median seconds per variant, and the ratio to ours with a 95 % bootstrap interval."""
     torch.manual_seed(0)
     ours = Transformer(run.net)
     rows = torch.randint(0, run.net.vocab_size, (4, run.rows.per_step, run.rows.length + 1))
     steps: dict[str, Callable[..., tuple[float, float]]] = {}
-    for name in THEIRS:
+    for name in implementations:
         steps[f"transformers {name} + our balance loss"] = lean_step(ours, name, k_per_layer, run)
         if len(set(k_per_layer)) == 1:
             steps[f"transformers {name}"] = their_step(ours, name, run)
