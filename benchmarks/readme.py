@@ -59,7 +59,7 @@ that is the subject of what comes next:
 
 ![Load deviation of layer 0](results/figures/layer0.svg)
 
-The training step against the same model in transformers: {speed()}
+The training step of the same model in transformers takes {speed()}
 
 """
 
@@ -67,15 +67,14 @@ The training step against the same model in transformers: {speed()}
 def speed() -> str:
     found = sorted((ROOT / "results" / "bench").glob("train_step-*.json"))
     if not found:
-        return "not measured yet."
+        return "a time that has not been measured yet."
     facts = json.loads(found[-1].read_text())
     parts = []
     for case, variants in facts["results"].items():
         name, best = min(((n, v) for n, v in variants.items() if n != "sigma_lite"), key=lambda pair: pair[1]["median_s"])
         low, high = best["times_ours_95"]
-        parts.append(
-            f"{best['times_ours']:.2f} times faster at {case} (95 % interval {low:.2f} to {high:.2f}; theirs: {name})"
-        )
+        interval = f"95 % interval {low:.2f} to {high:.2f}"
+        parts.append(f"{best['times_ours']:.2f} times as long as ours at {case} ({interval}; theirs: {name})")
     return "; ".join(parts) + f". {facts['machine']}; `make bench` measures it on yours."
 
 

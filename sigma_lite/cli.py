@@ -144,6 +144,8 @@ def _generate(options: argparse.Namespace) -> None:
 def _train(args: list[str]) -> None:
     from sigma_lite.train.run import RunCLI
 
+    sys.path.insert(0, "")  # a balance loss of your own is named by its file in this folder
+
     cli = RunCLI(args)
     if args[0] == "fit":
         _finish(cli)

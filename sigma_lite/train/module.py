@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from sigma_lite.balance.choose import BalanceLoss, balance_loss
+from sigma_lite.balance.choose import balance_loss
 from sigma_lite.balance.losses import expert_counts, z_loss
 from sigma_lite.balance.metrics import ExpertLoad
 from sigma_lite.balance.pooled import PooledCounts
@@ -43,11 +44,12 @@ class SigmaLit(pl.LightningModule):
         sparsity: SparsityConfig = SparsityConfig(),  # noqa: B008  frozen: safe to share
         balance: BalanceConfig = BalanceConfig(),  # noqa: B008
         optim: OptimConfig = OptimConfig(),  # noqa: B008
-        custom_balance: BalanceLoss | None = None,
+        custom_balance: Callable | None = None,  # a BalanceLoss; spelt out, yaml could not name a plain function
     ):
         super().__init__()
         check_schedule(net, sparsity)
         self.net, self.sparsity, self.balance, self.optim = net, sparsity, balance, optim
+        self.custom_balance = custom_balance
         self.balance_loss = custom_balance or balance_loss(balance)
         self.weights = {
             "lm": 1.0,
@@ -166,7 +168,8 @@ class SigmaLit(pl.LightningModule):
     def settings(self) -> dict[str, Any]:
         """The settings that weights depend on, as plain values."""
         parts = {"net": self.net, "sparsity": self.sparsity, "balance": self.balance, "optim": self.optim}
-        return {name: dataclasses.asdict(part) for name, part in parts.items()}
+        own = self.custom_balance and f"{self.custom_balance.__module__}.{self.custom_balance.__qualname__}"
+        return {**{name: dataclasses.asdict(part) for name, part in parts.items()}, "custom_balance": own}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["settings"] = json.dumps(self.run_settings or self.settings())

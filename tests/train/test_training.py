@@ -111,6 +111,16 @@ def test_overrides_reach_the_diary_and_validation_need_not_divide(place):
 # ---------------------------------------------------------------------------------------------------------- held-out
 
 
+def test_a_balance_loss_of_ones_own_by_name(place, monkeypatch):
+    """Ten lines in a file, named on the command line, and the run says that it used them."""
+    Path("my_idea.py").write_text("def flat(routing, f_E):\n    return len(f_E) * routing.probs.mean(0).square().sum()\n")
+    monkeypatch.syspath_prepend(str(place))
+    tiny.write_config(place, "own.yaml", trainer__max_steps=2, model__sparsity=None)
+    cli.main(["fit", "-c", "own.yaml", "--model.custom_balance", "my_idea.flat"])
+    assert entries(Path("run"), "run")[0]["config"]["custom_balance"] == "my_idea.flat"
+    assert all(1 <= e["terms"]["balance"] < 1.1 for e in entries(Path("run"), "step"))
+
+
 def test_held_out_measures_agree(finished, monkeypatch, capsys):
     """validate, test, predict and the diary's last entry are one number, and predict's file holds its parts."""
     monkeypatch.chdir(finished)
