@@ -168,7 +168,9 @@ class SigmaLit(pl.LightningModule):
     def settings(self) -> dict[str, Any]:
         """The settings that weights depend on, as plain values."""
         parts = {"net": self.net, "sparsity": self.sparsity, "balance": self.balance, "optim": self.optim}
-        own = self.custom_balance and f"{self.custom_balance.__module__}.{self.custom_balance.__qualname__}"
+        own = self.custom_balance
+        if own is not None:  # a function has a name; a partial or an object lends its class's
+            own = f"{own.__module__}.{getattr(own, '__qualname__', type(own).__qualname__)}"
         return {**{name: dataclasses.asdict(part) for name, part in parts.items()}, "custom_balance": own}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import shutil
 from pathlib import Path
@@ -119,6 +120,12 @@ def test_a_balance_loss_of_ones_own_by_name(place, monkeypatch):
     cli.main(["fit", "-c", "own.yaml", "--model.custom_balance", "my_idea.flat"])
     assert entries(Path("run"), "run")[0]["config"]["custom_balance"] == "my_idea.flat"
     assert all(1 <= e["terms"]["balance"] < 1.1 for e in entries(Path("run"), "step"))
+
+
+def test_a_balance_loss_without_a_name_is_still_written_down():
+    own = functools.partial(lambda scale, routing, f_E: scale * routing.probs.sum(), 2.0)
+    assert SigmaLit(NET, custom_balance=own).settings()["custom_balance"] == "functools.partial"
+    assert SigmaLit(NET).settings()["custom_balance"] is None
 
 
 def test_held_out_measures_agree(finished, monkeypatch, capsys):
