@@ -20,6 +20,12 @@ def require(rule: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def nearest(name: str, choices) -> str:
+    """The end of an error message: the choice that was probably meant, or all of them."""
+    close = difflib.get_close_matches(str(name), [str(c) for c in choices], n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else "choose from " + ", ".join(sorted(map(str, choices)))
+
+
 def _positive(settings: object, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
@@ -71,6 +77,8 @@ class ModelConfig:
     n_experts: int = 96  # per layer
     d_expert: int = 64  # hidden width of one SwiGLU expert
     top_k: int = 1  # experts per token at target sparsity; a schedule may begin with more (SparsityConfig)
+    router_score: str = "softmax"  # softmax | sigmoid: what a gate is; loss-free balance was made for sigmoid
+    attention_from_layer: int = 0  # layers below have none: their routers see the token alone (an ablation of the lab)
     tie_embeddings: bool = True  # output head = token embedding
     rope_theta: float = 10_000.0  # RoPE base: positions up to about this many tokens stay distinguishable
     norm_eps: float = 1e-6  # added to the mean square in RMSNorm
@@ -86,6 +94,12 @@ class ModelConfig:
             f"n_heads={self.n_heads} must be a multiple of n_kv_heads={self.n_kv_heads}: each key/value head serves the"
             f" same number of query heads; try n_kv_heads={_nearest_divisor(self.n_heads, self.n_kv_heads)}",
         )
+        scores = ("softmax", "sigmoid")
+        require(self.router_score in scores, f"router_score {self.router_score!r}: {nearest(self.router_score, scores)}")
+        require(
+            0 <= self.attention_from_layer <= self.n_layers,
+            f"attention_from_layer={self.attention_from_layer}: must lie in 0..n_layers={self.n_layers}",
+        )
         require(self.head_dim % 2 == 0, f"head_dim={self.head_dim} must be even: RoPE turns pairs; try {self.head_dim + 1}")
         require(
             self.top_k <= self.n_experts,
@@ -98,11 +112,12 @@ class ModelConfig:
         k_per_layer = self.check_k(k_per_layer if k_per_layer is not None else (self.top_k,) * self.n_layers)
         query, key_value = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         expert = 3 * self.d_model * self.d_expert  # gate, up and down projection
+        attention_layers = self.n_layers - self.attention_from_layer
         return Ledger(
             embedding=self.vocab_size * self.d_model * (1 if self.tie_embeddings else 2),
-            attention=self.n_layers * 2 * self.d_model * (query + key_value),
+            attention=attention_layers * 2 * self.d_model * (query + key_value),
             router=self.n_layers * self.d_model * self.n_experts,
-            norms=self.n_layers * 2 * (self.d_model + self.head_dim) + self.d_model,
+            norms=attention_layers * (self.d_model + 2 * self.head_dim) + (self.n_layers + 1) * self.d_model,
             experts=self.n_layers * self.n_experts * expert,
             active_experts=sum(k_per_layer) * expert,
         )
@@ -169,20 +184,35 @@ class SparsityConfig:
 
 @dataclass(frozen=True)
 class BalanceConfig:
-    """Auxiliary losses on the router. Each weight multiplies the mean over layers; 0 switches the term off."""
+    """What keeps routers balanced: losses, a bias on the choice of experts, or both.
 
-    loss: str = "global"  # global | micro | top1 | none: see balance/losses.py
+    Each weight multiplies the term of every layer and the layers are summed, as in Megatron; 0 switches a term off.
+    """
+
+    loss: str = "global"  # global | micro | sequence | top1 | none: see balance/losses.py
     weight: float = 1e-2  # the report's coefficient is UNKNOWN; 1e-2 is the start that its code's help text names
+    bias: str = "none"  # none | sign | proportional: loss-free balance, see balance/bias.py
+    bias_rate: float = 1e-3  # u: what one step adds to a score's bias (2408.15664, DeepSeek-V3)
+    bias_decay: str = "none"  # none | sqrt: with sqrt, u falls as 1 / sqrt(step + 1)
+    bias_centre: bool = False  # keep the mean bias at 0; changes no choice
     z_weight: float = 1e-3  # router z-loss, keeps logits small; likewise the help text's start
     temperature: float = 1.0  # softmax temperature of the Top-1 loss
     window_tokens: int = 200_000  # tokens pooled before load statistics are recorded; a toy micro-batch is mostly noise
 
     def __post_init__(self) -> None:
-        choices = ("global", "micro", "top1", "none")
-        require(self.loss in choices, f"balance loss {self.loss!r} does not exist; {nearest(self.loss, choices)}")
+        for name, choices in BALANCE_CHOICES.items():
+            value = getattr(self, name)
+            require(value in choices, f"balance {name} {value!r} does not exist; {nearest(value, choices)}")
         for name in ("weight", "z_weight"):
             require(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: must be 0 or more")
-        _positive(self, "temperature", "window_tokens")
+        _positive(self, "temperature", "window_tokens", "bias_rate")
+
+
+BALANCE_CHOICES = {
+    "loss": ("global", "micro", "sequence", "top1", "none"),
+    "bias": ("none", "sign", "proportional"),
+    "bias_decay": ("none", "sqrt"),
+}
 
 
 @dataclass(frozen=True)
@@ -269,12 +299,3 @@ def check_schedule(net: ModelConfig, sparsity: SparsityConfig) -> None:
     )
     for layer, k in enumerate(sparsity.head):
         require(k <= net.n_experts, f"sparsity.head[{layer}]={k} exceeds n_experts={net.n_experts}")
-
-
-# ------------------------------------------------------------------------------------------------------------ errors
-
-
-def nearest(name: str, choices) -> str:
-    """The end of an error message: the choice that was probably meant, or all of them."""
-    close = difflib.get_close_matches(str(name), [str(c) for c in choices], n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else "choose from " + ", ".join(sorted(map(str, choices)))

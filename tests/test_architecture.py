@@ -27,7 +27,7 @@ ALLOWED = {
     "from sigma_lite import cli\ncli.main(['plan', '-c', 'scaled_configs/toy.yaml', '--json'])": ("yaml",),
     "import sigma_lite.model, sigma_lite.kernels, sigma_lite.balance.losses, sigma_lite.balance.pooled,"
     " sigma_lite.data.rows, sigma_lite.serve.generate": ("torch", "numpy", "tokenizers", "yaml"),
-    "import sigma_lite.teach, sigma_lite.balance.metrics, sigma_lite.balance.choose, sigma_lite.serve.trained": (
+    "import sigma_lite.teach, sigma_lite.balance.metrics, sigma_lite.balance.balancer, sigma_lite.serve.trained": (
         *("torch", "numpy", "tokenizers", "yaml", "plotly", "torchmetrics"),
     ),
 }

@@ -39,6 +39,27 @@ def load_balancing_loss(probs_TE: Tensor, ids_TK: Tensor, f_E: Tensor | None = N
     return E * (f_E * mean_over_tokens(probs_TE)).sum()
 
 
+def sequence_load_balancing_loss(probs_TE: Tensor, ids_TK: Tensor, n_rows: int) -> Tensor:
+    """Mean over rows of each row's own LBL (DeepSeek-V3, 2412.19437, section 2.1.2, whose f carries the factor E / K).
+
+    Args:
+        probs_TE: scores over all experts, each row of the matrix summing to 1, [T, E].
+        ids_TK: chosen experts, [T, K].
+        n_rows: B; tokens are row-major, so each row has T / B of them.
+
+    Returns: scalar > 0. Every row balanced: 1. Each row sure of one expert: E, even if the rows together balance.
+    Raises: ValueError when T is no multiple of B.
+    """
+    T, E = probs_TE.shape
+    if n_rows < 1 or T % n_rows:
+        raise ValueError(f"{T} tokens do not divide into n_rows={n_rows} rows of equal length")
+    ids_BN = ids_TK.reshape(n_rows, -1)
+    counts_BE = torch.zeros(n_rows, E, dtype=torch.int64, device=ids_BN.device)
+    counts_BE.scatter_add_(1, ids_BN, torch.ones_like(ids_BN))
+    P_BE = probs_TE.view(n_rows, T // n_rows, E).mean(1)
+    return E * (load_share(counts_BE) * P_BE).sum(1).mean()
+
+
 def top1_load_balancing_loss(logits_TE: Tensor, ids_TK: Tensor, temperature: float = 1.0) -> Tensor:
     """Top-1 LBL = E * sum_e fhat_e^2 / pbar (Sigma-MoE-Tiny, 2512.16248; released in its training code as `top1_loss`).
 

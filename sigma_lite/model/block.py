@@ -30,18 +30,19 @@ class MoE(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm residual layer."""
+    """Pre-norm residual layer; without `attends` it is the mixture of experts alone."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, attends: bool = True):
         super().__init__()
-        self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.attention = Attention(config)
+        self.attention_norm = RMSNorm(config.d_model, config.norm_eps) if attends else None
+        self.attention = Attention(config) if attends else None
         self.moe_norm = RMSNorm(config.d_model, config.norm_eps)
         self.moe = MoE(config)
 
     def forward(
         self, x_BSD: Tensor, turn: Rotation, mask_BSS: Tensor | None = None, cache: KeyValueCache | None = None
     ) -> tuple[Tensor, Routing]:
-        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), turn, mask_BSS, cache)
+        if self.attention:
+            x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), turn, mask_BSS, cache)
         y_BSD, routing = self.moe(self.moe_norm(x_BSD))
         return x_BSD + y_BSD, routing

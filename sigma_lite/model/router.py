@@ -18,23 +18,32 @@ from sigma_lite.config import ModelConfig
 class Routing(NamedTuple):
     """What a router decided for T tokens. Returned, never stored: losses and metrics are computed at the top."""
 
-    probs: Tensor  # [T, E] fp32 softmax over all experts; each row sums to 1
-    ids: Tensor  # [T, K] int64 chosen experts, most probable first
-    gates: Tensor  # [T, K] fp32 probabilities of the chosen; they sum to less than 1, and are not renormalised
+    probs: Tensor  # [T, E] fp32 softmax over all experts (or the sigmoids divided by their sum); each row sums to 1
+    ids: Tensor  # [T, K] int64 chosen experts, best first
+    gates: Tensor  # [T, K] fp32 scores of the chosen, in 0..1, not renormalised: K may change without changing their scale
     logits: Tensor  # [T, E] fp32
 
 
 class Router(nn.Module):
-    """`top_k` may change between steps (progressive sparsification): the gates keep their scale, no weight changes."""
+    """Score every expert, choose the `top_k` best, and gate them with their scores.
+
+    `top_k` may change between steps (progressive sparsification): the gates keep their scale, no weight changes.
+    `bias` decides the choice only, never the gate (loss-free balance, 2408.15664); it has no gradient and is 0 unless a
+    balancer moves it.
+    """
+
+    bias: Tensor
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.n_experts, config.d_model))
-        self.top_k = config.top_k
+        self.register_buffer("bias", torch.zeros(config.n_experts))
+        self.top_k, self.score = config.top_k, config.router_score
 
     def forward(self, x_TD: Tensor) -> Routing:
         with torch.autocast(x_TD.device.type, enabled=False):  # bf16 logits would change about 1 % of top-1 choices
             logits_TE = F.linear(x_TD.float(), self.weight.float())
-        probs_TE = logits_TE.softmax(-1)
-        gates_TK, ids_TK = probs_TE.topk(self.top_k, dim=-1)
-        return Routing(probs_TE, ids_TK, gates_TK, logits_TE)
+        scores_TE = logits_TE.softmax(-1) if self.score == "softmax" else logits_TE.sigmoid()
+        ids_TK = (scores_TE.detach() + self.bias).topk(self.top_k, dim=-1).indices
+        probs_TE = scores_TE if self.score == "softmax" else scores_TE / scores_TE.sum(-1, keepdim=True)
+        return Routing(probs_TE, ids_TK, scores_TE.gather(1, ids_TK), logits_TE)

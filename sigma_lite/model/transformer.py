@@ -35,7 +35,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.blocks = nn.ModuleList(Block(config, layer >= config.attention_from_layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
@@ -73,7 +73,7 @@ class Transformer(nn.Module):
         """The normalised stream [B, S, D] before the head, and the routings."""
         if ids_BS.dim() != 2 or ids_BS.is_floating_point():
             raise ValueError(f"ids must be integers [B, S], got {ids_BS.dtype} {list(ids_BS.shape)}")
-        seen, S = (cache[0].length if cache else 0), ids_BS.shape[1]
+        seen, S = (cache[-1].length if cache else 0), ids_BS.shape[1]
         positions_S = torch.arange(seen, seen + S, device=ids_BS.device)
         turn = rotation(positions_S, self.config.head_dim, self.config.rope_theta)
         mask_BSS = attention_mask(S, seen + S, documents_BS, ids_BS.device)
@@ -92,6 +92,15 @@ class Transformer(nn.Module):
         """Change the experts per token, layer by layer. No weight, optimizer state or gate scale changes."""
         for block, k in zip(self.blocks, self.config.check_k(k_per_layer), strict=True):
             block.moe.router.top_k = k
+
+    @property
+    def bias_LE(self) -> Tensor:
+        """What is added to every router's scores before the choice, fp32 [L, E]; a copy."""
+        return torch.stack([block.moe.router.bias for block in self.blocks])
+
+    def set_bias(self, bias_LE: Tensor) -> None:
+        for block, bias_E in zip(self.blocks, bias_LE, strict=True):
+            block.moe.router.bias.copy_(bias_E)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

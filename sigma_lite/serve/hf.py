@@ -19,11 +19,14 @@ def to_qwen3_moe(model: Transformer, **options: object) -> Qwen3MoeForCausalLM:
     Args:
         options: more Qwen3MoeConfig settings, such as experts_implementation="eager" or router_aux_loss_coef.
 
-    Raises: ConfigError while layers differ in experts per token: that format has one number for all of them.
+    Raises: ConfigError for what that format cannot say: layers that differ in experts per token, sigmoid scores, a bias,
+        layers without attention.
     """
     from transformers import Qwen3MoeForCausalLM
 
     ks = set(model.k_per_layer)
+    known = model.config.router_score == "softmax" and not model.bias_LE.any() and not model.config.attention_from_layer
+    require(known, "Qwen3-MoE has no sigmoid scores, routing bias or layers without attention: this model has one of them")
     require(len(ks) == 1, f"layers use {sorted(ks)} experts per token; Hugging Face's format needs one K: call set_k first")
     theirs = Qwen3MoeForCausalLM(qwen3_moe_config(model.config, ks.pop(), **options))
     theirs.load_state_dict(qwen3_moe_weights(model))

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from sigma_lite.balance.choose import balance_loss
+from sigma_lite.balance.balancer import as_balancer, balancer
 from sigma_lite.balance.losses import expert_counts, z_loss
 from sigma_lite.balance.metrics import ExpertLoad
 from sigma_lite.balance.pooled import PooledCounts
@@ -35,7 +35,7 @@ class SigmaLit(pl.LightningModule):
         sparsity: experts per token before and after the switch.
         balance: auxiliary losses on the router.
         optim: AdamW and its learning rate.
-        custom_balance: your own balance loss instead of the one `balance.loss` names; see balance/choose.py.
+        custom_balance: your own balancer or balance loss instead of what `balance` names; see balance/balancer.py.
     """
 
     def __init__(
@@ -44,17 +44,17 @@ class SigmaLit(pl.LightningModule):
         sparsity: SparsityConfig = SparsityConfig(),  # noqa: B008  frozen: safe to share
         balance: BalanceConfig = BalanceConfig(),  # noqa: B008
         optim: OptimConfig = OptimConfig(),  # noqa: B008
-        custom_balance: Callable | None = None,  # a BalanceLoss; spelt out, yaml could not name a plain function
+        custom_balance: Callable | None = None,  # a Balancer or BalanceLoss; so spelt, yaml can name a plain function
     ):
         super().__init__()
         check_schedule(net, sparsity)
         self.net, self.sparsity, self.balance, self.optim = net, sparsity, balance, optim
         self.custom_balance = custom_balance
-        self.balance_loss = custom_balance or balance_loss(balance)
+        self.balancer = balancer(balance) if custom_balance is None else as_balancer(custom_balance)
         self.weights = {
             "lm": 1.0,
-            "balance": 0.0 if balance.loss == "none" and custom_balance is None else balance.weight,
-            "z": balance.z_weight,
+            "balance": 0.0 if balance.loss == "none" and custom_balance is None else balance.weight * net.n_layers,
+            "z": balance.z_weight * net.n_layers,  # terms are means over layers, which is how one reads them
         }
         self.run_settings: dict[str, Any] = {}  # of the whole run, where one command made it
         self.pooled = PooledCounts()
@@ -84,8 +84,8 @@ class SigmaLit(pl.LightningModule):
         f_LE = self.pooled.add(torch.stack([expert_counts(r.ids, self.net.n_experts) for r in routings]))
         terms = {
             "lm": lm,
-            "balance": mean(self.balance_loss(r, f_E) for r, f_E in zip(routings, f_LE, strict=True)),
-            "z": mean(z_loss(r.logits) for r in routings),
+            "balance": self.balancer.losses(routings, f_LE, len(batch.ids_BS)).mean(),
+            "z": torch.stack([z_loss(r.logits) for r in routings]).mean(),
         }
         weighted = {name: self.weights[name] * term for name, term in terms.items()}
         loss = torch.stack(list(weighted.values())).sum()
@@ -98,9 +98,17 @@ class SigmaLit(pl.LightningModule):
         }
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        step = self.trainer.global_step
         super().optimizer_step(*args, **kwargs)
+        self._move_bias(step)
         self.pooled.reset()  # the next step's global-batch shares start empty
         self.grad_norm, self._norm = float(self._norm), None
+
+    @torch.no_grad()
+    def _move_bias(self, step: int) -> None:
+        moved_LE = self.balancer.moved_bias(self.model.bias_LE, self.pooled.counts_LE, step)
+        if moved_LE is not None:
+            self.model.set_bias(moved_LE)
 
     def gradient_norm(self) -> Tensor:
         """Total norm of this step's gradient before clipping, computed once a step."""
@@ -178,10 +186,6 @@ class SigmaLit(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.model.set_k(self.k_at(checkpoint["global_step"]))  # also where no schedule runs: validate, predict
-
-
-def mean(values: Any) -> Tensor:
-    return torch.stack(list(values)).mean()
 
 
 def _detach(routings: list[Routing]) -> list[Routing]:

@@ -33,10 +33,11 @@ class LoadRecorder(pl.Callback):
         load = self.window.load()
         module.log("layer0_max_deviation", load["max_deviation"][0], prog_bar=True)
         module.log("dead_experts", load["dead"].sum())
+        bias = {"bias": rounded(module.model.bias_LE)} if module.model.bias_LE.any() else {}
         for diary in trainer.callbacks:
             if isinstance(diary, Diary) and diary.record:
                 facts = {name: rounded(load[name]) for name in ("f", "P", "lbl", "router_entropy")}
-                diary.record.write("load", trainer.global_step, tokens=self.tokens, **facts)
+                diary.record.write("load", trainer.global_step, tokens=self.tokens, **facts, **bias)
         self.window.reset()
         self.tokens = 0
 

@@ -1,0 +1,120 @@
+"""The one interface of everything that balances: a loss on the routing, a bias on the choice, or both.
+
+A reader's own idea is either a function of one layer,
+
+    def mine(routing, f_E): ...            # -> scalar; f_E is the load share of the whole optimizer step so far
+
+or a subclass of `Balancer`. `SigmaLit(custom_balance=mine)`, `model.custom_balance: file.mine` in yaml and
+`lab.compare({"mine": mine})` all take either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from sigma_lite.balance.bias import bias_step, centred, rate_at
+from sigma_lite.balance.losses import load_balancing_loss, sequence_load_balancing_loss, top1_load_balancing_loss
+from sigma_lite.config import BalanceConfig, ConfigError
+from sigma_lite.model import Routing
+
+BalanceLoss = Callable[[Routing, Tensor], Tensor]
+"""(routing of one layer and micro-batch, f_E pooled over ranks and accumulation) -> scalar."""
+
+
+class Balancer:
+    """Does nothing, and measures the global-batch LBL. Override what your idea needs."""
+
+    def loss(self, routing: Routing, f_E: Tensor) -> Tensor:
+        """A scalar for one layer and micro-batch; by default the global-batch LBL.
+
+        Args:
+            routing: what the layer's router decided for T tokens.
+            f_E: load share of each expert over all ranks and the micro-batches of this step so far; no gradient.
+        """
+        return load_balancing_loss(routing.probs, routing.ids, f_E)
+
+    def losses(self, routings: Sequence[Routing], f_LE: Tensor, n_rows: int) -> Tensor:
+        """[L], one scalar a layer. Override to see all layers at once, or the T / n_rows tokens of each row apart."""
+        return torch.stack([self.loss(routing, f_E) for routing, f_E in zip(routings, f_LE, strict=True)])
+
+    def moved_bias(self, bias_LE: Tensor, counts_LE: Tensor, step: int) -> Tensor | None:
+        """The routers' bias for the next step, or None to leave it. Called once after each optimizer step.
+
+        Args:
+            bias_LE: the present bias, fp32.
+            counts_LE: slots per expert of the finished step, over all ranks and micro-batches. Only finished steps
+                may decide: a bias that saw the tokens it routes would leak the future into the past.
+            step: optimizer steps finished before this one, from 0.
+        """
+        return None
+
+
+class MicroLBL(Balancer):
+    """Each micro-batch of each rank balanced for itself, as in GShard and Switch."""
+
+    def loss(self, routing: Routing, f_E: Tensor) -> Tensor:
+        return load_balancing_loss(routing.probs, routing.ids)
+
+
+class SequenceLBL(Balancer):
+    """Each row balanced for itself (DeepSeek-V3, 2412.19437)."""
+
+    def losses(self, routings: Sequence[Routing], f_LE: Tensor, n_rows: int) -> Tensor:
+        return torch.stack([sequence_load_balancing_loss(r.probs, r.ids, n_rows) for r in routings])
+
+
+class Top1LBL(Balancer):
+    """Sigma-MoE-Tiny's loss without the blind spot."""
+
+    def __init__(self, temperature: float = 1.0):
+        self.temperature = temperature
+
+    def loss(self, routing: Routing, f_E: Tensor) -> Tensor:
+        return top1_load_balancing_loss(routing.logits, routing.ids, self.temperature)
+
+
+class FromFunction(Balancer):
+    """A plain function of one layer, as a balancer."""
+
+    def __init__(self, loss: BalanceLoss):
+        self._loss = loss
+
+    def loss(self, routing: Routing, f_E: Tensor) -> Tensor:
+        return self._loss(routing, f_E)
+
+
+class WithBias(Balancer):
+    """Any balancer, and a loss-free bias beside it."""
+
+    def __init__(self, inner: Balancer, rule: str, rate: float = 1e-3, decay: str = "none", centre: bool = False):
+        self.inner, self.rule, self.rate, self.decay, self.centre = inner, rule, rate, decay, centre
+
+    def losses(self, routings: Sequence[Routing], f_LE: Tensor, n_rows: int) -> Tensor:
+        return self.inner.losses(routings, f_LE, n_rows)
+
+    def moved_bias(self, bias_LE: Tensor, counts_LE: Tensor, step: int) -> Tensor:
+        bias_LE = bias_LE + bias_step(counts_LE, self.rule, rate_at(step, self.rate, self.decay))
+        return centred(bias_LE) if self.centre else bias_LE
+
+
+def balancer(config: BalanceConfig) -> Balancer:
+    """What `config` names. For loss "none" the global LBL is measured, and weighs nothing."""
+    named = {"micro": MicroLBL, "sequence": SequenceLBL}
+    inner = Top1LBL(config.temperature) if config.loss == "top1" else named.get(config.loss, Balancer)()
+    if config.bias == "none":
+        return inner
+    return WithBias(inner, config.bias, config.bias_rate, config.bias_decay, config.bias_centre)
+
+
+def as_balancer(own: Balancer | BalanceLoss) -> Balancer:
+    """A reader's own object or function as a Balancer. Raises ConfigError for anything else."""
+    if isinstance(own, Balancer):
+        return own
+    if isinstance(own, type) or not callable(own):
+        raise ConfigError(
+            f"{own!r} is not a balancer: give a function (routing, f_E) -> scalar, or an object of a Balancer subclass"
+        )
+    return FromFunction(own)
