@@ -163,8 +163,7 @@ def _finish(cli) -> None:
     def at_end(kind: str) -> list[dict]:
         return [entry for entry in record.read(diary, kind) if entry["step"] == step]
 
-    if cli.trainer.strategy.broadcast(not at_end("validation")):
-        cli.validate_into(diary)
+    cli.validate_at_end()
     if not cli.trainer.is_global_zero:
         return
     if not at_end("sample"):

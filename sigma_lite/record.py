@@ -5,7 +5,7 @@ Each entry has a `kind` and the optimizer `step` at which it was true:
     run         command, versions, device, config, ledger, data      once a start; a resumed run has several
     step        tokens, terms, weighted, loss, lr, grad_norm, k, active_params, tokens_per_s, seconds
     load        tokens (of the window), f and P [L][E], lbl [L], router_entropy [L] in nats, bias [L][E] where there is one
-    validation  nats_per_token, bits_per_byte, f [L][E]
+    validation  nats_per_token, bits_per_byte, f and P [L][E], lbl [L]
     sample      prompt, text
     event       what (a skipped step, a switch of sparsity, ...), and why
 """
@@ -30,7 +30,7 @@ class Record:
         self.path = Path(path)
         kept = [e for e in read(self.path) if e["step"] + (e["kind"] == "event") <= resume_step and resume_step > 0]
         with atomic_write(self.path) as file:
-            file.writelines(_line(entry) for entry in kept)
+            file.writelines(line(entry) for entry in kept)
 
     def write(self, kind: str, step: int, **facts: object) -> None:
         append(self.path, kind, step, **facts)
@@ -44,7 +44,7 @@ def append(path: str | Path, kind: str, step: int, **facts: object) -> None:
     try:
         with open(path, "a+b") as file:
             _cut_torn_line(file)
-            file.write(_line({"kind": kind, "step": step, **facts}))
+            file.write(line({"kind": kind, "step": step, **facts}))
     except OSError as error:
         raise cannot_write(path, error) from error
 
@@ -58,7 +58,7 @@ def _cut_torn_line(file: IO[bytes]) -> None:
         file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def _line(entry: dict) -> bytes:
+def line(entry: dict) -> bytes:
     return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
 
 
@@ -83,6 +83,22 @@ def _entry(line: bytes) -> dict:
     if not isinstance(entry, dict) or not {"kind", "step"} <= entry.keys():
         raise ValueError("not an entry with kind and step")
     return entry
+
+
+def last_step(path: str | Path) -> int:
+    """The step of the newest entry, 0 where there is none; reads the end of the file only, so it may be asked often."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 100_000))
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return 0
+    for line in reversed(lines[:-1]):
+        try:
+            return _entry(line)["step"]
+        except ValueError:  # the beginning of this piece, or a torn line
+            continue
+    return 0
 
 
 def run_files(run: str | Path) -> Path:

@@ -58,8 +58,8 @@ def load_run(paths: Sequence[str | Path], over: Mapping[str, object] | None = No
     """
     merged: dict = {}
     for path in paths:
-        merged = _overlay(merged, read_yaml(path))
-    merged = _overlay(merged, dict(over or {}))
+        merged = overlay(merged, read_yaml(path))
+    merged = overlay(merged, dict(over or {}))
     known = {*SECTIONS, "trainer", "save", "spike_guard", "seed_everything", "ckpt_path"}
     parts: dict[str, object] = {"trainer": merged.get("trainer") or {}}
     for key in merged:
@@ -90,7 +90,7 @@ def overrides(args: Sequence[str]) -> dict:
         branch: dict = {key: _from_yaml(value if equals else args[place + 1], name)}
         for part in reversed(path):
             branch = {part: branch}
-        groups = _overlay(groups, branch)
+        groups = overlay(groups, branch)
     return groups
 
 
@@ -155,6 +155,6 @@ def _from_yaml(text: str, where: str) -> object:
         raise ConfigError(f"{where} is not valid yaml: {' '.join(str(error).split())}") from error
 
 
-def _overlay(base: dict, over: dict) -> dict:
+def overlay(base: dict, over: dict) -> dict:
     both_groups = {k for k in base.keys() & over.keys() if isinstance(base[k], dict) and isinstance(over[k], dict)}
-    return {**base, **over, **{k: _overlay(base[k], over[k]) for k in both_groups}}
+    return {**base, **over, **{k: overlay(base[k], over[k]) for k in both_groups}}

@@ -53,6 +53,30 @@ def cannot_write(path: str | Path, error: OSError) -> StorageError:
     return StorageError(f"cannot write {path}: {error.strerror or error}; choose a folder that you may write to")
 
 
+@contextlib.contextmanager
+def alone(path: str | Path) -> Iterator[None]:
+    """One process at a time inside the block: a second one waits. The system drops the lock when its holder is killed.
+
+    `path` is an empty file that stays. Raises StorageError when it cannot be made. Where there are no such locks
+    (Windows, some network disks) nobody waits.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path, "w")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    with lock:
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def write_json(path: str | Path, content: object) -> None:
     with atomic_write(path) as file:
         file.write(json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")

@@ -8,10 +8,7 @@ Tensors are [E] or [L, E]: everything works along the last axis.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-
-from sigma_lite.balance.losses import load_share
 
 
 def bias_step(counts: Tensor, rule: str, rate: float) -> Tensor:
@@ -25,8 +22,8 @@ def bias_step(counts: Tensor, rule: str, rate: float) -> Tensor:
 
     Returns: positive for an expert with too few tokens. With nothing counted: 0.
     """
-    short = 1 - counts.shape[-1] * load_share(counts)  # 1: no token; 0: exactly its share; 1 - E: all tokens
-    short = torch.where(counts.sum(-1, keepdim=True) > 0, short, 0.0)
+    total = counts.sum(-1, keepdim=True)  # whole numbers until the division: E * (1 / E) in fp32 is not 1 for E = 41
+    short = (total - counts.shape[-1] * counts) / total.clamp(min=1)  # 1: no token; 0: exactly its share; 1 - E: all
     if rule == "sign":
         return rate * short.sign()
     if rule == "proportional":

@@ -23,7 +23,7 @@ def load_deviation(f: Tensor) -> tuple[Tensor, Tensor]:
 
 def entropy(p: Tensor) -> Tensor:
     """-sum p log p along the last axis, in nats: 0 (one-hot) .. log E (uniform)."""
-    return -torch.xlogy(p, p).sum(-1)
+    return -(p * p.clamp(min=torch.finfo(p.dtype).tiny).log()).sum(-1)  # xlogy's gradient at 0 is NaN
 
 
 class ExpertLoad(Metric):

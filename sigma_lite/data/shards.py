@@ -14,7 +14,6 @@ Each file is whole or absent (storage.atomic_write), so a second `prepare` keeps
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -29,7 +28,7 @@ from tokenizers import Tokenizer
 from sigma_lite.config import CorpusConfig, require
 from sigma_lite.data import baselines, corpora, stages, tokenizer
 from sigma_lite.data.stream import TokenStream, check_file, token_dtype
-from sigma_lite.storage import StorageError, sha256_of, write_json
+from sigma_lite.storage import StorageError, alone, sha256_of, write_json
 
 FORMAT = 1
 SHARD_TOKENS = 64_000_000  # 192 MB of memory and disk
@@ -78,7 +77,7 @@ def prepare(corpus: CorpusConfig, progress: bool = True, shard_tokens: int = SHA
     """
     folder = Path(corpus.dir)
     if not _is_finished(folder, corpus):
-        with _alone(folder):
+        with alone(folder / "prepare.lock"):
             if not _is_finished(folder, corpus):  # another process may have done it meanwhile
                 _run_stages(folder, corpus, progress, shard_tokens)
     return load(folder)
@@ -175,22 +174,3 @@ def _entries(manifest: dict) -> list[dict]:
     """The entries of all data files, by name: a sidecar read back has its keys in another order."""
     entries = [manifest["tokenizer"], *(entry for shard in manifest["shards"] for entry in shard["files"].values())]
     return sorted(entries, key=lambda entry: entry["file"])
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One `prepare` of a folder at a time: a second one waits. The system drops the lock when its holder is killed."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "prepare.lock", "w")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise StorageError(f"cannot write in {folder}: {error.strerror}; set data.corpus.dir to another folder") from error
-    with lock:
-        with contextlib.suppress(OSError):  # some network disks know no locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

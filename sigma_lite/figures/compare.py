@@ -11,14 +11,6 @@ from sigma_lite.figures.experts import MOST_WINDOWS, NO_LOADS
 from sigma_lite.figures.learning import halflife_of
 from sigma_lite.figures.series import Entries, column, ema, extremes, of_kind, per_expert, thin, tokens_at, windows
 
-DASHES = ("solid", "dash", "dot", "dashdot")
-
-
-def _line(place: int) -> dict:
-    """Colour first, then dash: line 7 is told from line 1 without colour."""
-    n_colours = len(style.SERIES)
-    return {"color": style.SERIES[place % n_colours], "dash": DASHES[place // n_colours % len(DASHES)], "width": 2}
-
 
 def compare(records: dict[str, Entries]) -> go.Figure:
     """Held-out bits per byte (above) and training loss (below) of several runs over training tokens.
@@ -28,7 +20,7 @@ def compare(records: dict[str, Entries]) -> go.Figure:
     """
     fig = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.07)
     for place, (name, entries) in enumerate(records.items()):
-        shared = {"name": name, "legendgroup": name, "line": _line(place)}
+        shared = {"name": name, "legendgroup": name, "line": style.line_of(place)}
         held_out, steps = of_kind(entries, "validation"), of_kind(entries, "step")
         x, y = tokens_at(entries, column(held_out, "step")), column(held_out, "bits_per_byte")
         fig.add_scatter(x=x, y=y, mode="lines+markers", showlegend=len(x) > 0, row=1, col=1, **shared)
@@ -66,7 +58,7 @@ def compare_deviation(records: dict[str, Entries], layer: int = 0) -> go.Figure:
                 legendgroup=name,
                 showlegend=edge == 0 and bool(steps),
                 mode="lines",
-                line={**_line(place), "width": width},
+                line={**style.line_of(place), "width": width},
                 hovertemplate=f"{what} %{{y:+.0f}} %",
             )
     if not any(len(trace.x or ()) for trace in fig.data):

@@ -13,6 +13,7 @@ from sigma_lite.figures.series import Entries, switch_steps
 
 BLUE, VERMILLION, GREEN, PINK, AMBER, GREY = "#1f78b8", "#d55e00", "#009b72", "#c2649a", "#a87b00", "#7d858c"
 SERIES = (BLUE, VERMILLION, GREEN, PINK, AMBER, GREY)
+DASHES = ("solid", "dash", "dot", "dashdot")
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 LIGHT_PAPER, DARK_PAPER = "#ffffff", "#14171b"
 HEAT_MAX = 300  # load deviation in % at which the heat map's colour ends; fixed, so that two runs can be compared
@@ -108,6 +109,12 @@ def depth_colour(layer: int, n_layers: int) -> str:
     ends = [np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in (VERMILLION, BLUE)]
     mixed = np.sqrt((1 - at) * ends[0] ** 2 + at * ends[1] ** 2)  # mixed as light, not as numbers: no dark middle
     return "#" + "".join(f"{round(float(c)):02x}" for c in mixed)
+
+
+def line_of(place: int) -> dict:
+    """The line of the n-th run or arm. Colour first, then dash: line 7 is told from line 1 without colour."""
+    n_colours = len(SERIES)
+    return {"color": SERIES[place % n_colours], "dash": DASHES[place // n_colours % len(DASHES)], "width": 2}
 
 
 def mark_switch(fig: go.Figure, entries: Entries) -> go.Figure:

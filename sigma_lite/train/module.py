@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from sigma_lite.balance.balancer import as_balancer, balancer
+from sigma_lite.balance.balancer import Balancer, as_balancer, balancer
 from sigma_lite.balance.losses import expert_counts, z_loss
 from sigma_lite.balance.metrics import ExpertLoad
 from sigma_lite.balance.pooled import PooledCounts
@@ -44,24 +44,27 @@ class SigmaLit(pl.LightningModule):
         sparsity: SparsityConfig = SparsityConfig(),  # noqa: B008  frozen: safe to share
         balance: BalanceConfig = BalanceConfig(),  # noqa: B008
         optim: OptimConfig = OptimConfig(),  # noqa: B008
-        custom_balance: Callable | None = None,  # a Balancer or BalanceLoss; so spelt, yaml can name a plain function
+        custom_balance: Balancer | Callable | None = None,  # so spelt, yaml can name a class with init_args, or a function
     ):
         super().__init__()
         check_schedule(net, sparsity)
         self.net, self.sparsity, self.balance, self.optim = net, sparsity, balance, optim
-        self.custom_balance = custom_balance
-        self.balancer = balancer(balance) if custom_balance is None else as_balancer(custom_balance)
-        self.weights = {
-            "lm": 1.0,
-            "balance": 0.0 if balance.loss == "none" and custom_balance is None else balance.weight * net.n_layers,
-            "z": balance.z_weight * net.n_layers,  # terms are means over layers, which is how one reads them
-        }
+        self.balance_with(custom_balance)
         self.run_settings: dict[str, Any] = {}  # of the whole run, where one command made it
         self.pooled = PooledCounts()
         self.grad_norm = float("nan")  # of the last finished optimizer step, before clipping
         self._norm: Tensor | None = None
         self.heldout_bits = BitsPerByte()
         self.heldout_load = ExpertLoad(net.n_layers, net.n_experts)
+
+    def balance_with(self, own: Callable | None) -> None:
+        """Use this Balancer or BalanceLoss instead of what the settings name; None: what they name."""
+        self.custom_balance = own
+        self.balancer = balancer(self.balance) if own is None else as_balancer(own)
+        weighs_nothing = own is None and self.balance.loss == "none"
+        per_layer = {"balance": 0.0 if weighs_nothing else self.balance.weight, "z": self.balance.z_weight}
+        # terms are means over layers, which is how one reads them
+        self.weights = {"lm": 1.0, **{name: weight * self.net.n_layers for name, weight in per_layer.items()}}
 
     def configure_model(self) -> None:
         if not hasattr(self, "model"):
@@ -178,7 +181,9 @@ class SigmaLit(pl.LightningModule):
         parts = {"net": self.net, "sparsity": self.sparsity, "balance": self.balance, "optim": self.optim}
         own = self.custom_balance
         if own is not None:  # a function has a name; a partial or an object lends its class's
+            plain = {k: v for k, v in vars(own).items() if isinstance(v, (bool, int, float, str))}  # its own settings
             own = f"{own.__module__}.{getattr(own, '__qualname__', type(own).__qualname__)}"
+            own += f"({', '.join(f'{k}={v!r}' for k, v in plain.items())})" if plain else ""
         return {**{name: dataclasses.asdict(part) for name, part in parts.items()}, "custom_balance": own}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

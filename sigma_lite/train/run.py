@@ -64,8 +64,9 @@ class StrictParser(LightningArgumentParser):
 class RunCLI(LightningCLI):
     """`fit` continues a run that was cut off, leaves a finished one alone, and refuses one made with other settings."""
 
-    def __init__(self, args: list[str]):
+    def __init__(self, args: list[str], own: Any = None):
         _quiet()
+        self.own = own  # a balancer that exists only in memory, such as one defined in a notebook
         self.command = ["sigma-lite", *args]
         if not {"--help", "-h"} & set(args):
             check(config_files(args), args)
@@ -96,6 +97,11 @@ class RunCLI(LightningCLI):
         trainer.strategy.checkpoint_io = SafeCheckpointIO()
         return trainer
 
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+        if self.own is not None:
+            self.model.balance_with(self.own)
+
     def fit(self, model: SigmaLit, datamodule: TokenDataModule, ckpt_path: str | None = None, **_: Any) -> None:
         """Train to trainer.max_steps, from the newest checkpoint of the run's folder if there is one."""
         trainer, run_dir = self.trainer, self.run_dir
@@ -120,8 +126,12 @@ class RunCLI(LightningCLI):
     def validate(self, model: SigmaLit, datamodule: TokenDataModule, ckpt_path: str | None = None, **options: Any) -> Any:
         return self.trainer.validate(model, datamodule=datamodule, ckpt_path=self.trained(ckpt_path), **options)
 
-    def validate_into(self, diary: Path) -> None:
-        """Measure the newest checkpoint on held-out text and write it down as the `validation` of its step."""
+    def validate_at_end(self) -> None:
+        """Measure a finished run on held-out text and write it down as the `validation` of its step, once."""
+        diary = self.run_dir / "record.jsonl"
+        done = any(entry["step"] == self.trainer.max_steps for entry in record.read(diary, "validation"))
+        if self.trainer.strategy.broadcast(done):
+            return
         self.validate(self.model, self.datamodule, verbose=False)
         facts = heldout_facts(self.model)  # on every rank: it sums over them
         if self.trainer.is_global_zero:

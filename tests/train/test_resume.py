@@ -55,7 +55,7 @@ def is_checkpoint(*args) -> bool:
 
 def half_a_line():
     """Kill in the middle of an append: the diary ends in a torn line."""
-    original = record._line
+    original = record.line
 
     def line(entry):
         if entry["step"] == 7:
@@ -64,7 +64,7 @@ def half_a_line():
             die()
         return original(entry)
 
-    record._line = line
+    record.line = line
 
 
 TRAPS = {  # where: (trap, step of the newest checkpoint afterwards)

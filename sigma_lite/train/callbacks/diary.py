@@ -69,9 +69,10 @@ class Diary(pl.Callback):
 
 
 def heldout_facts(module: Any) -> dict[str, Any]:
-    """bits_per_byte, nats_per_token and load shares of the validation that has just ended."""
+    """bits_per_byte, nats_per_token, f and P [L][E] and lbl [L] of the validation that has just ended."""
     values = {name: float(value) for name, value in module.heldout_bits.compute().items()}
-    return {**values, "f": rounded(module.heldout_load.load()["f"])}
+    load = module.heldout_load.load()
+    return {**values, **{name: rounded(load[name]) for name in ("f", "P", "lbl")}}
 
 
 def completes_step(trainer: pl.Trainer, batch_idx: int) -> bool:

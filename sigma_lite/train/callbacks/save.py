@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
-from sigma_lite.checkpoint import checkpoint_path, checkpoints
+from sigma_lite.checkpoint import checkpoint_path, checkpoints, step_of
 from sigma_lite.config import require
 from sigma_lite.storage import StorageError
 from sigma_lite.train.callbacks.diary import completes_step
@@ -24,12 +24,13 @@ class Save(Checkpoint):
     Args:
         every: optimizer steps; must divide trainer.max_steps, so that the last step is saved.
         keep: how many to keep, at least 2: one more than the one being written.
+        milestones: optimizer steps that are saved and kept besides, for other runs to branch from.
     """
 
-    def __init__(self, every: int = 100, keep: int = 2):
+    def __init__(self, every: int = 100, keep: int = 2, milestones: tuple[int, ...] = ()):
         require(every >= 1, f"save.every={every}: must be at least 1 optimizer step")
         require(keep >= 2, f"save.keep={keep}: keep at least 2, so that a damaged one is not the only one")
-        self.every, self.keep = every, keep
+        self.every, self.keep, self.milestones = every, keep, frozenset(milestones)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         last = trainer.max_steps
@@ -62,12 +63,13 @@ class Save(Checkpoint):
     def save(self, trainer: pl.Trainer) -> None:
         """Write this step's checkpoint if it is due, then remove the oldest."""
         run_dir, step = trainer.default_root_dir, trainer.global_step
-        if step == 0 or step % self.every:
+        if step == 0 or (step % self.every and step not in self.milestones):
             return
         trainer.save_checkpoint(checkpoint_path(run_dir, step))
         if trainer.is_global_zero:
             for old in checkpoints(run_dir)[: -self.keep]:
-                old.unlink(missing_ok=True)
+                if step_of(old) not in self.milestones:
+                    old.unlink(missing_ok=True)
 
 
 def validation_follows(trainer: pl.Trainer, batch_idx: int) -> bool:

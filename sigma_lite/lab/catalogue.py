@@ -1,0 +1,145 @@
+"""The experiments, by name. An arm that several of them need is written once and trained once."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from sigma_lite.config import nearest, require
+from sigma_lite.lab.experiment import Arm, Experiment, Patch, Share
+
+NEVER = 10**9  # a switch step beyond the end of any run
+HEAD = [8, 8, 4, 2]  # experts per token in the low layers before the switch, one in all others: about the report's shape
+SWITCHES = (0.5, 0.7, 0.9)  # shares of the run; when the report switches is UNKNOWN
+
+
+def balance(**settings: object) -> Patch:
+    return {"model": {"balance": settings}}
+
+
+def net(**settings: object) -> Patch:
+    return {"model": {"net": settings}}
+
+
+def sparsity(switch_step: int | Share, head: list[int] = HEAD) -> Patch:
+    return {"model": {"sparsity": {"head": head, "switch_step": switch_step}}}
+
+
+# ---------------------------------------------------------------------------------------------------------- the arms
+
+TOP1 = Arm("LBL, K = 1", "the conventional loss at target sparsity from the start")
+LOW8 = Arm(
+    "LBL, K = 8 low",
+    f"{HEAD} experts per token in the low layers, one in the others, to the end",
+    {**sparsity(NEVER), "save": {"milestones": [Share(share) for share in SWITCHES]}},
+)
+LOSS_FREE = Arm(
+    "loss-free, K = 1 of 96",
+    "no loss; a bias on sigmoid scores, moved by 0.001 a step against the load",
+    {"model": {"net": {"router_score": "sigmoid"}, "balance": {"loss": "none", "bias": "sign"}}},
+)
+LOSS_FREE_6_OF_64 = Arm(
+    "loss-free, K = 6 of 64",
+    "the same rule at the sparsity for which it was made",
+    {
+        "model": {
+            "net": {"router_score": "sigmoid", "n_experts": 64, "top_k": 6},
+            "balance": {"loss": "none", "bias": "sign"},
+        }
+    },
+)
+
+
+def top1_lbl(temperature: float) -> Arm:
+    says = "the loss whose denominator closes the blind spot; a small temperature comes close to counting winners"
+    return Arm(f"Top-1 LBL, temperature {temperature:g}", says, balance(loss="top1", temperature=temperature))
+
+
+def converted(share: float) -> Arm:
+    says = "the K = 8 arm's own checkpoint, switched to one expert per token everywhere"
+    return Arm(f"converted at {share:.0%}", says, sparsity(Share(share)), branch=(LOW8.name, share))
+
+
+def one_seed(arm: Arm) -> Arm:
+    return dataclasses.replace(arm, seeds=(0,))
+
+
+MICRO = Arm("micro LBL", "each micro-batch balanced for itself", balance(loss="micro"))
+SEQUENCE = Arm("sequence LBL", "each row balanced for itself (DeepSeek-V3)", balance(loss="sequence"))
+PROPORTIONAL = Arm(
+    "loss-free, proportional",
+    "softmax scores; the bias moves in proportion to what is missing",
+    balance(loss="none", bias="proportional"),
+)
+NOTHING = Arm("nothing", "no balance loss, no bias", balance(loss="none"))
+SHINKA = Arm(
+    "ShinkaEvolve's LBL",
+    "LBL and a penalty on flat routers while some expert starves",
+    {"model": {"custom_balance": {"class_path": "sigma_lite.papers.shinka.Shinka"}}},
+)
+MUTUAL = Arm(
+    "mutual information",
+    "ModuleFormer: experts used equally, each token sure of its own",
+    {"model": {"custom_balance": {"class_path": "sigma_lite.papers.moduleformer.MutualInformation"}}},
+)
+
+# --------------------------------------------------------------------------------------------------- the experiments
+
+EXPERIMENTS = {
+    experiment.name: experiment
+    for experiment in (
+        Experiment(
+            "fig2",
+            "Is a router balanced when its balance loss says so?",
+            (TOP1, LOW8),
+            ("layer0_deviation", "load_and_probability", "final_table"),
+        ),
+        Experiment(
+            "fig3",
+            "Why does loss-free balancing fail at one expert of 96 when it works at 6 of 64?",
+            (TOP1, LOSS_FREE, LOSS_FREE_6_OF_64),
+            ("layer0_deviation", "bias_spread", "final_table"),
+        ),
+        Experiment(
+            "fig4",
+            "Does a loss without the blind spot balance the lowest layer, and at what cost?",
+            (TOP1, *(top1_lbl(temperature) for temperature in (1.0, 0.3, 0.1))),
+            ("layer0_deviation", "loss_against_balance", "final_table"),
+        ),
+        Experiment(
+            "table3",
+            "What does it cost to convert a model to its target sparsity late in training?",
+            (TOP1, LOW8, *(converted(share) for share in SWITCHES)),
+            ("learning_curves", "layer0_deviation", "final_table"),
+        ),
+        Experiment(
+            "balancers",
+            "Every balancer under the same budget",
+            tuple(
+                map(
+                    one_seed,
+                    (TOP1, MICRO, SEQUENCE, top1_lbl(0.1), LOSS_FREE, PROPORTIONAL, SHINKA, MUTUAL, NOTHING),
+                )
+            ),
+            ("loss_against_balance", "final_table"),
+        ),
+        Experiment(
+            "sparsity",
+            "From how many experts on, and at how many per token, does the conventional loss stop working?",
+            (
+                *(Arm(f"E = {E}", f"one of {E} experts per token", net(n_experts=E), seeds=(0,)) for E in (8, 32, 256)),
+                one_seed(TOP1),
+                *(
+                    Arm(f"K = {K} of 96", f"{K} of 96 experts per token in every layer", net(top_k=K), seeds=(0,))
+                    for K in (2, 4, 8)
+                ),
+            ),
+            ("deviation_by_sparsity", "final_table"),
+        ),
+    )
+}
+
+
+def experiment(name: str) -> Experiment:
+    """An experiment by name. Raises ConfigError naming the nearest."""
+    require(name in EXPERIMENTS, f"experiment {name!r} does not exist; {nearest(name, EXPERIMENTS)}")
+    return EXPERIMENTS[name]

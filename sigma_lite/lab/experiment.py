@@ -1,0 +1,143 @@
+"""What an experiment is: a question, arms that differ in a few settings, and scales that say how large to run them.
+
+An arm is a patch on a scale's yaml. Arms with the same settings are one run, whatever experiments they serve: the
+top-1 arm of fig2, fig3, fig4 and table3 is trained once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sigma_lite.config import require
+from sigma_lite.runfile import overlay
+
+Patch = Mapping[str, object]
+"""Nested yaml keys: {"model": {"balance": {"weight": 0.1}}}."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of a run's optimizer steps, for settings that are steps: 0.7 of 800 is step 560."""
+
+    of_steps: float
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of a plot.
+
+    Args:
+        name: as it stands in legends.
+        says: one sentence: what is different here, and what one expects.
+        patch: yaml keys laid over the scale's.
+        branch: (another arm's name, share of the run): begin from that arm's checkpoint at that share of its steps
+            instead of from the start. Up to there the two must be the same run.
+        seeds: instead of the scale's, where one seed is enough.
+        own: name of a balancer that exists only in memory; keeps its runs apart from those of the bare settings.
+    """
+
+    name: str
+    says: str
+    patch: Patch = field(default_factory=dict)
+    branch: tuple[str, float] | None = None
+    seeds: tuple[int, ...] | None = None
+    own: str = ""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A question and its arms. `figures` names functions of sigma_lite.figures.lab that draw the answer."""
+
+    name: str
+    question: str
+    arms: tuple[Arm, ...]
+    figures: tuple[str, ...] = ("layer0_deviation", "final_table")
+
+    def __post_init__(self) -> None:
+        names = [arm.name for arm in self.arms]
+        require(len(set(names)) == len(names), f"experiment {self.name}: two arms have the same name in {names}")
+        for arm in self.arms:
+            known = arm.branch is None or arm.branch[0] in names
+            require(known, f"experiment {self.name}: arm {arm.name!r} branches from {arm.branch}, which is no arm of it")
+
+    def arm(self, name: str) -> Arm:
+        return next(arm for arm in self.arms if arm.name == name)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large: a whole yaml as nested keys, and the seeds. `says` gives hardware and time, as measured."""
+
+    name: str
+    says: str
+    settings: Patch
+    seeds: tuple[int, ...] = (0,)
+
+    @property
+    def steps(self) -> int:
+        return self.settings["trainer"]["max_steps"]  # type: ignore[index]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm with one seed at one scale: a folder and everything that is in its yaml."""
+
+    arm: str
+    seed: int
+    settings: Patch
+    dir: Path
+    branch: tuple[Path, int] | None = None  # (run to begin from, optimizer step)
+
+    @property
+    def steps(self) -> int:
+        return self.settings["trainer"]["max_steps"]  # type: ignore[index]
+
+
+def settings_of(arm: Arm, scale: Scale, seed: int) -> Patch:
+    """The whole yaml of one run, without its folder."""
+    seeded = {"seed_everything": seed, "data": {"rows": {"seed": seed}}}
+    return overlay(overlay(dict(scale.settings), _in_steps(arm.patch, scale.steps)), seeded)
+
+
+def _in_steps(node: Any, steps: int) -> Any:
+    """The same settings with every Share as a number of steps."""
+    if isinstance(node, Mapping):
+        return {key: _in_steps(value, steps) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [_in_steps(value, steps) for value in node]
+    return round(node.of_steps * steps) if isinstance(node, Share) else node
+
+
+def run_dir(arm: Arm, scale: Scale, seed: int, root: Path) -> Path:
+    """ROOT/SCALE/HASH/seedN: the hash is of what the weights depend on, so another experiment's same arm is found.
+
+    A branch is not part of it: beginning from another run's checkpoint saves time and changes nothing.
+    """
+    settings = {key: value for key, value in settings_of(arm, scale, seed=-1).items() if key != "save"}
+    what = json.dumps([settings, arm.own], sort_keys=True)
+    return root / scale.name / hashlib.blake2b(what.encode(), digest_size=4).hexdigest() / f"seed{seed}"
+
+
+def runs_of(experiment: Experiment, scale: Scale, root: Path, seeds: Sequence[int] | None = None) -> list[Run]:
+    """Every run of an experiment, those that others branch from first."""
+    arms = sorted(experiment.arms, key=lambda arm: arm.branch is not None)
+    return [
+        _run(experiment, arm, scale, seed, root)
+        for arm in arms
+        for seed in (seeds if seeds is not None else arm.seeds or scale.seeds)
+    ]
+
+
+def _run(experiment: Experiment, arm: Arm, scale: Scale, seed: int, root: Path) -> Run:
+    folder = run_dir(arm, scale, seed, root)
+    settings = overlay(dict(settings_of(arm, scale, seed)), {"trainer": {"default_root_dir": str(folder)}})
+    branch = None
+    if arm.branch is not None:
+        parent, share = experiment.arm(arm.branch[0]), arm.branch[1]
+        branch = (run_dir(parent, scale, seed, root), round(share * scale.steps))
+    return Run(arm.name, seed, settings, folder, branch)

@@ -1,0 +1,120 @@
+"""Finished runs into one small JSON file: all that figures, book and README draw from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sigma_lite import record
+from sigma_lite.config import require
+from sigma_lite.lab.experiment import Experiment, Run, Scale
+from sigma_lite.storage import StorageError, atomic_write
+
+POINTS = 100  # of a loss curve; each is the mean over its share of the steps
+
+
+def is_finished(run: Run) -> bool:
+    """Whether a run reached its last step and was measured on held-out text."""
+    return any(entry["step"] == run.steps for entry in record.read(run.dir / "record.jsonl", "validation"))
+
+
+def results_path(folder: str | Path, experiment: str, scale: str) -> Path:
+    return Path(folder) / f"{experiment}-{scale}.json"
+
+
+def write_results(path: Path, experiment: Experiment, scale: Scale, runs: Sequence[Run], command: str) -> None:
+    """Collect the diaries of finished runs; the file is replaced whole or not at all."""
+    facts = {
+        "experiment": experiment.name,
+        "question": experiment.question,
+        "figures": list(experiment.figures),
+        "scale": scale.name,
+        "scale_says": scale.says,
+        "command": command,
+        "arms": {arm.name: {"says": arm.says, "branch": arm.branch} for arm in experiment.arms},
+        "runs": [run_facts(run) for run in runs],
+    }
+    with atomic_write(path) as file:
+        file.write(json.dumps(facts, separators=(",", ":")).replace('{"arm":', '\n{"arm":').encode() + b"\n")
+
+
+def read_results(path: str | Path) -> dict[str, Any]:
+    """What `write_results` wrote. Raises StorageError, naming the command that makes the file, when there is none."""
+    path = Path(path)
+    if not path.is_file():
+        name, _, scale = path.stem.rpartition("-")
+        raise StorageError(f"{path} does not exist: run `sigma-lite lab run {name} --scale {scale}` first")
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise StorageError(
+            f"{path} is damaged ({error}): delete it and run the experiment again, its runs are kept"
+        ) from error
+
+
+def run_facts(run: Run) -> dict[str, Any]:
+    """One finished run: where it came from, its curves, its last window of loads and its held-out measurement."""
+    entries = record.read(run.dir / "record.jsonl")
+    require(is_finished(run), f"{run.dir} is not finished: run the experiment again, it continues")
+    start = [e for e in entries if e["kind"] == "run"][-1]
+    steps = [e for e in entries if e["kind"] == "step"]
+    loads = [e for e in entries if e["kind"] == "load"]
+    heldout = [e for e in entries if e["kind"] == "validation"][-1]
+    return {
+        "arm": run.arm,
+        "seed": run.seed,
+        **{key: start[key] for key in ("time", "commit", "device", "versions", "config")},
+        "tokens": steps[-1]["tokens"],
+        "seconds": steps[-1]["seconds"],
+        "active_params": [steps[0]["active_params"], steps[-1]["active_params"]],
+        "k": [steps[0]["k"], steps[-1]["k"]],
+        "events": [e for e in entries if e["kind"] == "event"],
+        "curve": _curve(steps),
+        "load": _load_series(loads),
+        "last": {key: loads[-1][key] for key in ("f", "P", "bias") if key in loads[-1]} if loads else {},
+        "heldout": {
+            "nats_per_token": heldout["nats_per_token"],
+            "bits_per_byte": heldout["bits_per_byte"],
+            **{key: heldout[key] for key in ("f", "P", "lbl")},
+            **_deviations(heldout["f"]),
+        },
+    }
+
+
+def _curve(steps: list[dict]) -> dict[str, list[float]]:
+    size = max(1, len(steps) // POINTS)
+    bins = [steps[i : i + size] for i in range(0, len(steps), size)]
+    terms = {name: [_mean(e["terms"][name] for e in part) for part in bins] for name in ("lm", "balance", "z")}
+    return {"step": [part[-1]["step"] for part in bins], "tokens": [part[-1]["tokens"] for part in bins], **terms}
+
+
+def _load_series(loads: list[dict]) -> dict[str, list]:
+    """Per window and layer; bias spread and mean only where a bias moved."""
+    series: dict[str, list] = {"step": [e["step"] for e in loads], "window_tokens": [e["tokens"] for e in loads]}
+    for entry in loads:
+        for name, value in _deviations(entry["f"]).items():
+            series.setdefault(name, []).append(value)
+        bias = entry.get("bias")
+        series.setdefault("bias_spread", []).append([_short(max(b) - min(b)) for b in bias] if bias else None)
+        series.setdefault("bias_mean", []).append([_short(sum(b) / len(b)) for b in bias] if bias else None)
+    return {**series, **{name: [e[name] for e in loads] for name in ("lbl", "router_entropy")}}
+
+
+def _deviations(f: list[list[float]]) -> dict[str, list]:
+    """max and min of E f - 1 and experts without a token, for each layer."""
+    return {
+        "max": [_short(len(row) * max(row) - 1) for row in f],
+        "min": [_short(len(row) * min(row) - 1) for row in f],
+        "dead": [sum(value == 0 for value in row) for row in f],
+    }
+
+
+def _mean(values) -> float:
+    values = list(values)
+    return _short(sum(values) / len(values))
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.5g}")

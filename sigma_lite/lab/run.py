@@ -1,0 +1,179 @@
+"""Run an experiment's arms side by side, each in a process of its own, and collect what they recorded."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm.auto import tqdm
+
+from sigma_lite.config import ConfigError
+from sigma_lite.lab.experiment import Arm, Experiment, Run, Scale, runs_of
+from sigma_lite.lab.results import Results, is_finished, read_results, results_path, write_results
+from sigma_lite.record import last_step
+from sigma_lite.runfile import load_run
+from sigma_lite.storage import atomic_write
+
+RUNS, RESULTS = Path("runs/lab"), Path("results/lab")
+WORKER = "from sys import argv; from sigma_lite.lab.worker import main; main(*argv[1:])"
+
+
+def run_experiment(
+    experiment: Experiment,
+    scale: Scale,
+    *,
+    command: str = "",
+    runs: str | Path = RUNS,
+    results: str | Path = RESULTS,
+    seeds: Sequence[int] | None = None,
+    workers: int | None = None,
+) -> Path:
+    """Train every arm that is not finished, then write RESULTS/NAME-SCALE.json; returns its path.
+
+    Args:
+        runs: where runs are kept; a run that was cut off continues, a finished one is not repeated.
+        seeds: instead of the scale's.
+        workers: processes at a time; default one a core, of one thread each, or one where the scale wants a GPU.
+
+    Raises: ConfigError naming the logs of arms that failed; the others' work is kept.
+    """
+    wanted = runs_of(experiment, scale, Path(runs), seeds)
+    _prepare_data(wanted)  # all settings are checked before any work starts
+    todo = {run.dir: run for run in wanted if not is_finished(run)}  # two arms with the same settings are one run
+    for has_parent in (False, True):
+        stage = [run for run in todo.values() if (run.branch is not None) == has_parent]
+        _run_all(stage, workers or default_workers(scale), experiment.name)
+    path = results_path(results, experiment.name, scale.name)
+    write_results(path, experiment, scale, wanted, command)
+    return path
+
+
+def compare(
+    arms: Mapping[str, Any],
+    scale: Scale,
+    *,
+    name: str = "mine",
+    seeds: Sequence[int] = (0,),
+    runs: str | Path = RUNS,
+    results: str | Path = RESULTS,
+) -> Results:
+    """Train your own arms one after another in this process, for instance from a notebook.
+
+        def flat(routing, f_E):
+            return len(f_E) * routing.probs.mean(0).square().sum()
+
+        mine = lab.compare({"LBL": {}, "flat": flat}, lab.scale("quick"))
+        mine                                # as the last line of a cell: the table of final numbers
+        mine.figure("layer0_deviation")     # any function of sigma_lite.figures.lab
+
+    Args:
+        arms: name -> nested settings laid over the scale's ({"model": {"balance": {"weight": 0.1}}}), or a balancer: a
+            function (routing, f_E) -> scalar or a Balancer object. A balancer's run is begun anew each time, because
+            code has no name by which to find it again; runs of settings are kept.
+        name: of the results file, RESULTS/NAME-SCALE.json.
+    """
+    from sigma_lite.lab.worker import train
+
+    own = {arm: value for arm, value in arms.items() if not isinstance(value, Mapping)}
+    made = tuple(Arm(arm, "", {} if arm in own else value, own=arm if arm in own else "") for arm, value in arms.items())
+    experiment = Experiment(name, "How do these arms compare?", made)
+    wanted = runs_of(experiment, scale, Path(runs), seeds)
+    _prepare_data(wanted)
+    for run in wanted:
+        if run.arm in own:
+            _forget(run.dir)
+        if not is_finished(run):
+            train(written_yaml(run), own=own.get(run.arm))
+    path = results_path(results, experiment.name, scale.name)
+    write_results(path, experiment, scale, wanted, "lab.compare")
+    return read_results(path)
+
+
+def default_workers(scale: Scale) -> int:
+    """One process a core for one-thread arms; one in all where the scale asks for an accelerator."""
+    if scale.settings["trainer"]["accelerator"] != "cpu":  # type: ignore[index]
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def written_yaml(run: Run) -> Path:
+    """The run's settings as RUN/run.yaml, which `sigma-lite fit -c` takes as well."""
+    path = run.dir / "run.yaml"
+    with atomic_write(path) as file:
+        file.write(yaml.safe_dump(run.settings, sort_keys=False).encode())
+    return path
+
+
+def _prepare_data(runs: Sequence[Run]) -> None:
+    """Tokenizer and shards of every corpus that the runs read; prepared ones are left alone."""
+    from sigma_lite.data.shards import prepare
+
+    corpora = {load_run([written_yaml(run)]).corpus for run in runs}
+    for corpus in sorted(corpora, key=lambda c: c.dir):
+        prepare(corpus)
+
+
+def _forget(folder: Path) -> None:
+    for path in [folder / "record.jsonl", *folder.glob("checkpoints/*")]:
+        path.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------------------------- processes
+
+
+def _run_all(runs: Sequence[Run], workers: int, name: str) -> None:
+    """At most `workers` processes at a time until every run has ended; Ctrl-C stops them, and nothing is lost.
+
+    One that fails does not stop the others, which may be hours into their work. Raises ConfigError at the end.
+    """
+    waiting, running, failures = list(runs), {}, []  # running: process -> run
+    total, begun = sum(run.steps for run in runs), sum(map(_steps_done, runs))
+    bar = tqdm(total=total, initial=begun, unit="step", desc=f"{name}: {len(runs)} runs", disable=not runs)
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                run = waiting.pop(0)
+                running[_start(run)] = run
+            time.sleep(0.2)
+            for process in [p for p in running if p.poll() is not None]:
+                failures += _failure(process, running.pop(process))
+            bar.set_postfix_str(", ".join(f"{run.arm} #{run.seed}" for run in running.values())[:60], refresh=False)
+            bar.update(sum(map(_steps_done, runs)) - bar.n)
+    finally:
+        bar.close()
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+    if failures:
+        raise ConfigError("; ".join(failures))
+
+
+def _steps_done(run: Run) -> int:
+    return max(last_step(run.dir / "record.jsonl"), run.branch[1] if run.branch else 0)
+
+
+def _start(run: Run) -> subprocess.Popen:
+    parent = [str(run.branch[0]), str(run.branch[1])] if run.branch else []
+    with open(run.dir / "log.txt", "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(written_yaml(run)), *parent],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={"OMP_NUM_THREADS": "1", **os.environ},
+        )
+
+
+def _failure(process: subprocess.Popen, run: Run) -> list[str]:
+    """A sentence about a process that has ended without finishing its run."""
+    if process.returncode == 0 and is_finished(run):
+        return []
+    log = (run.dir / "log.txt").read_text("utf-8", "replace").replace("\r", "\n").splitlines()
+    last = next((line.strip() for line in reversed(log) if line.strip()), "no output")
+    return [f"arm {run.arm!r} seed {run.seed} stopped with code {process.returncode}: {last} ({run.dir}/log.txt)"]

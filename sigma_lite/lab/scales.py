@@ -1,0 +1,86 @@
+"""The sizes at which experiments run. What differs between arms is elsewhere; what they share is here.
+
+The model is the report's shape made small: every layer a mixture of 96 experts, one active. Rows are short, because
+balance is about tokens, not about long context.
+"""
+
+from __future__ import annotations
+
+from sigma_lite.config import nearest, require
+from sigma_lite.lab.experiment import Scale
+
+SMALL = {
+    "vocab_size": 2048,
+    "n_layers": 6,
+    "d_model": 64,
+    "n_heads": 2,
+    "n_kv_heads": 1,
+    "head_dim": 32,
+    "n_experts": 96,
+    "d_expert": 48,
+    "top_k": 1,
+}
+CORPUS = {"source": "stdlib", "dir": "data/lab-2048"}
+
+
+def _cpu(steps: int, window_tokens: int) -> dict:
+    return {
+        "seed_everything": 0,
+        "model": {
+            "net": SMALL,
+            "balance": {"loss": "global", "weight": 0.02, "z_weight": 1e-4, "window_tokens": window_tokens},
+            "optim": {"lr": 3e-3, "warmup_steps": 50, "decay_fraction": 0.4},
+        },
+        "data": {"corpus": CORPUS, "rows": {"length": 128, "per_step": 32, "per_micro": 32}},
+        "save": {"every": steps // 4},
+        "trainer": {"max_steps": steps, "accelerator": "cpu", "devices": 1, "limit_val_batches": 1.0},
+    }
+
+
+GPU = {
+    "seed_everything": 0,
+    "model": {
+        "net": {
+            "vocab_size": 16_384,
+            "n_layers": 16,
+            "d_model": 512,
+            "n_heads": 8,
+            "n_kv_heads": 2,
+            "head_dim": 64,
+            "n_experts": 96,
+            "d_expert": 256,
+            "top_k": 1,
+        },
+        "balance": {"loss": "global", "weight": 0.01, "z_weight": 1e-4, "window_tokens": 2_000_000},
+        "optim": {"lr": 1e-3, "warmup_steps": 500, "decay_fraction": 0.3},
+    },
+    "data": {
+        "corpus": {
+            "source": "hf",
+            "dataset": "HuggingFaceFW/fineweb-edu",
+            "subset": "sample-10BT",
+            "dir": "data/lab-fineweb",
+            "max_documents": 1_000_000,
+        },
+        "rows": {"length": 1024, "per_step": 128, "per_micro": 32},
+    },
+    "save": {"every": 1000},
+    "trainer": {"max_steps": 8000, "accelerator": "gpu", "devices": 1, "precision": "bf16-mixed"},
+}
+
+SCALES = {
+    scale.name: scale
+    for scale in (
+        Scale("quick", "a first look on any laptop", _cpu(steps=240, window_tokens=100_000)),
+        Scale(
+            "cpu", "two CPU cores, an evening: the recorded runs", _cpu(steps=800, window_tokens=200_000), seeds=(0, 1, 2)
+        ),
+        Scale("gpu", "one GPU, a night; not run on a GPU yet", GPU, seeds=(0, 1, 2)),
+    )
+}
+
+
+def scale(name: str) -> Scale:
+    """A scale by name. Raises ConfigError naming the nearest."""
+    require(name in SCALES, f"scale {name!r} does not exist; {nearest(name, SCALES)}")
+    return SCALES[name]
