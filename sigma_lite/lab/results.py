@@ -8,11 +8,43 @@ from pathlib import Path
 from typing import Any
 
 from sigma_lite import record
-from sigma_lite.config import require
+from sigma_lite.config import nearest, require
 from sigma_lite.lab.experiment import Experiment, Run, Scale
 from sigma_lite.storage import StorageError, atomic_write
 
 POINTS = 100  # of a loss curve; each is the mean over its share of the steps
+
+
+class Results(dict):
+    """One results file, ready for a notebook: the keys that `write_results` wrote, and three ways to look at them.
+
+    Left as the last line of a cell, it shows its table.
+    """
+
+    def table(self) -> str:
+        """The final numbers of every arm as lines of text: mean over seeds, and their range."""
+        from sigma_lite.figures import final_rows
+
+        head, rows = final_rows(self)
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows))
+        return "\n".join(line.rstrip() for line in lines)
+
+    def figure(self, name: str) -> Any:
+        """A function of sigma_lite.figures.lab, such as "layer0_deviation", drawn from these results: a go.Figure.
+
+        Raises ConfigError naming the nearest.
+        """
+        from sigma_lite.figures import OF_RESULTS
+
+        require(name in OF_RESULTS, f"figure {name!r} does not exist; {nearest(name, OF_RESULTS)}")
+        return OF_RESULTS[name](self)
+
+    def _repr_html_(self) -> str:
+        from sigma_lite.figures import final_rows
+        from sigma_lite.report import markup
+
+        return markup.table(*final_rows(self))
 
 
 def is_finished(run: Run) -> bool:
@@ -40,14 +72,14 @@ def write_results(path: Path, experiment: Experiment, scale: Scale, runs: Sequen
         file.write(json.dumps(facts, separators=(",", ":")).replace('{"arm":', '\n{"arm":').encode() + b"\n")
 
 
-def read_results(path: str | Path) -> dict[str, Any]:
+def read_results(path: str | Path) -> Results:
     """What `write_results` wrote. Raises StorageError, naming the command that makes the file, when there is none."""
     path = Path(path)
     if not path.is_file():
         name, _, scale = path.stem.rpartition("-")
         raise StorageError(f"{path} does not exist: run `sigma-lite lab run {name} --scale {scale}` first")
     try:
-        return json.loads(path.read_bytes())
+        return Results(json.loads(path.read_bytes()))
     except ValueError as error:
         raise StorageError(
             f"{path} is damaged ({error}): delete it and run the experiment again, its runs are kept"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,3 @@ def main(yaml: str, parent: str = "", step: str = "") -> None:
         raise SystemExit(str(error)) from None
     except KeyboardInterrupt:
         raise SystemExit("stopped") from None
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

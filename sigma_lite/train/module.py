@@ -181,7 +181,7 @@ class SigmaLit(pl.LightningModule):
         parts = {"net": self.net, "sparsity": self.sparsity, "balance": self.balance, "optim": self.optim}
         own = self.custom_balance
         if own is not None:  # a function has a name; a partial or an object lends its class's
-            plain = {k: v for k, v in vars(own).items() if isinstance(v, (bool, int, float, str))}  # its own settings
+            plain = {k: v for k, v in getattr(own, "__dict__", {}).items() if isinstance(v, (int, float, str))}
             own = f"{own.__module__}.{getattr(own, '__qualname__', type(own).__qualname__)}"
             own += f"({', '.join(f'{k}={v!r}' for k, v in plain.items())})" if plain else ""
         return {**{name: dataclasses.asdict(part) for name, part in parts.items()}, "custom_balance": own}
