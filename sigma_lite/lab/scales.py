@@ -29,7 +29,7 @@ def _cpu(steps: int, window_tokens: int) -> dict:
         "model": {
             "net": SMALL,
             "balance": {"loss": "global", "weight": 0.02, "z_weight": 1e-4, "window_tokens": window_tokens},
-            "optim": {"lr": 3e-3, "warmup_steps": 50, "decay_fraction": 0.4},
+            "optim": {"lr": 3e-3, "warmup_steps": 50, "decay_fraction": 0.2},
         },
         "data": {"corpus": CORPUS, "rows": {"length": 128, "per_step": 32, "per_micro": 32}},
         "save": {"every": steps // 4},
