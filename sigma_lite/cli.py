@@ -6,6 +6,7 @@
     sigma-lite plan     -c FILE [--json]   count parameters before anything runs
     sigma-lite report   RUN                one self-contained HTML page
     sigma-lite generate RUN --prompt TEXT
+    sigma-lite lab      list | run NAME | show NAME   experiments on balance, side by side
 
 Several -c lay files over each other; any key can be given as --section.key value. `sigma-lite COMMAND --help` says more.
 """
@@ -20,10 +21,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from sigma_lite.config import ConfigError, nearest, require
+from sigma_lite.lab.command import add_parser as add_lab_parser
 from sigma_lite.runfile import load_run, overrides
 from sigma_lite.storage import StorageError
 
-COMMANDS = ("prepare", "fit", "validate", "test", "predict", "plan", "report", "generate")
+COMMANDS = ("prepare", "fit", "validate", "test", "predict", "plan", "report", "generate", "lab")
 PROMPT = "import os\n\ndef"  # ends where a token ends: BPE puts the space before a name into the name's token
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")  # LightningCLI parses these; the rest need no Lightning
 
@@ -99,6 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)")
     sub.add_argument("--top-p", type=float, default=0.95, help="default: %(default)s")
     sub.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    add_lab_parser(
+        command("lab", None, "Experiments on balance: list them, run their arms side by side, show what they found.")
+    )
     for name in TRAINER_COMMANDS:
         command(name, None, "see `sigma-lite " + name + " --help`")
     return parser

@@ -241,9 +241,13 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """Where text comes from and where its tokens are kept."""
+    """Where text comes from and where its tokens are kept.
 
-    source: str = "stdlib"  # stdlib (this Python's own library, no download) | files | hf (Hugging Face datasets)
+    `domains` is the standard library as code, prose, bytecode and tables (data/library.py). With `files`, the first
+    folder below `path` in which a document lies is its domain.
+    """
+
+    source: str = "stdlib"  # stdlib (this Python's own library, no download) | domains | files | hf (Hugging Face datasets)
     dir: str = "data/stdlib"  # the prepared tokenizer and shards live here
     path: str | None = None  # files: a file, a folder or a glob of text, code, .jsonl or .parquet
     dataset: str | None = None  # hf: name on the hub, or a local dataset script or folder
@@ -252,10 +256,10 @@ class CorpusConfig:
     text_field: str = "text"  # column that holds the text in jsonl, parquet and hf
     vocab_size: int = 4096  # of the byte-level BPE trained on the training documents; linked to the model's
     heldout: float = 0.08  # share of documents kept for validation, chosen by a hash of the name
-    max_documents: int | None = None  # stop after so many documents (streaming a large data set)
+    max_documents: int | None = None  # stop after so many documents (streaming a large data set); domains: shared evenly
 
     def __post_init__(self) -> None:
-        sources = ("stdlib", "files", "hf")
+        sources = ("stdlib", "domains", "files", "hf")
         require(self.source in sources, f"corpus source {self.source!r} does not exist; {nearest(self.source, sources)}")
         require(self.source != "files" or bool(self.path), "corpus source 'files' needs path: a file, folder or glob")
         require(self.source != "hf" or bool(self.dataset), "corpus source 'hf' needs dataset: a name such as 'org/name'")
@@ -275,10 +279,16 @@ class RowsConfig:
     per_step: int = 32  # rows per optimizer step, over all ranks and accumulation
     per_micro: int = 32  # rows per forward pass and rank; accumulation = per_step / (per_micro * ranks)
     seed: int = 0  # of the order
+    domain_run: int = 1  # rows in a stretch of one domain; with n * per_micro, each micro-batch holds a single domain
 
     def __post_init__(self) -> None:
-        _positive(self, "length", "per_step", "per_micro")
+        _positive(self, "length", "per_step", "per_micro", "domain_run")
         self.accumulation(1)
+        require(
+            self.per_step % self.domain_run == 0,
+            f"domain_run={self.domain_run} rows do not divide per_step={self.per_step}: a step must hold whole stretches;"
+            f" try domain_run={_nearest_divisor(self.per_step, self.domain_run)}",
+        )
 
     def accumulation(self, ranks: int) -> int:
         """Micro-batches per optimizer step at this number of ranks."""

@@ -78,9 +78,7 @@ class Ascent(NamedTuple):
         return (self.loads - self.loads[0].sum() / self.loads.shape[1]).abs().amax(1)
 
 
-def ascend(
-    gamma_TE: Tensor, K: int, steps: int, rule: str = "sign", rate: float = 1e-3, decay: str = "none"
-) -> Ascent:
+def ascend(gamma_TE: Tensor, K: int, steps: int, rule: str = "sign", rate: float = 1e-3, decay: str = "none") -> Ascent:
     """Loss-free balancing of fixed scores, from price 0.
 
     Args:
@@ -90,7 +88,8 @@ def ascend(
         rule, rate: see `bias.bias_step`.
         decay: "none" or "sqrt"; see `bias.rate_at`.
     """
-    now = choose(gamma_TE, price_E := gamma_TE.new_zeros(gamma_TE.shape[1]), K)
+    price_E = gamma_TE.new_zeros(gamma_TE.shape[1])
+    now = choose(gamma_TE, price_E, K)
     loads, dual, spreads, moved = [now.loads], [now.dual], [0.0], [0]
     for step in range(steps):
         price_E = price_E + bias_step(now.loads, rule, rate_at(step, rate, decay))

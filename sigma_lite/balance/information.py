@@ -23,9 +23,19 @@ def codes(*columns: ArrayLike) -> np.ndarray:
     """One integer per different combination, 0 .. m-1, [T]."""
     joined_T = np.zeros(len(np.asarray(columns[0])), np.int64)
     for column in columns:
-        values, code_T = np.unique(np.asarray(column), return_inverse=True)
-        joined_T = np.unique(joined_T * len(values) + code_T.reshape(-1), return_inverse=True)[1].reshape(-1)
+        code_T, values = _dense(np.asarray(column).astype(np.int64))
+        joined_T, _ = _dense(joined_T * values + code_T)
     return joined_T
+
+
+def _dense(x_T: np.ndarray) -> tuple[np.ndarray, int]:
+    """x numbered 0 .. m-1 in rising order, and m. Counting beats sorting while the range is not much wider than T."""
+    x_T = x_T - x_T.min()
+    if x_T.max() > 16 * len(x_T):
+        values, code_T = np.unique(x_T, return_inverse=True)
+        return code_T.reshape(-1), len(values)
+    rank = np.cumsum(np.bincount(x_T) > 0)
+    return rank[x_T] - 1, int(rank[-1])
 
 
 def entropy(*columns: ArrayLike, corrected: bool = True) -> float:
@@ -115,10 +125,13 @@ def token_table(experts_T: ArrayLike, tokens_T: ArrayLike, n_experts: int) -> np
 
 
 def purity(table_VE: np.ndarray, k: int = 1) -> np.ndarray:
-    """Share of each token's occurrences at its k-th commonest expert, [V]: 0 .. 1 (for k = 1 at least 1 / E).
+    """Share of each token's occurrences that use its k-th commonest expert, [V]: 0 .. 1, and at least 1 / E for k = 1.
 
-    With K experts per token and a table of slots, k = K gives what each of a token's K homes has at least; a token that
-    never occurs has 0. A token seen n times shows at least 1 / n at k = 1: compare with the purity of shuffled experts.
+    Args:
+        table_VE: of `token_table`; with K experts per token it counts slots, K to an occurrence.
+        k: experts per token: then each of a token's k homes has at least this share.
+
+    A token that never occurs has 0. One seen n times has at least 1 / n at k = 1: hold it against shuffled experts.
     """
     E = table_VE.shape[1]
     return k * np.partition(table_VE, E - k, axis=1)[:, E - k] / np.maximum(table_VE.sum(1), 1)

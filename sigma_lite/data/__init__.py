@@ -1,12 +1,14 @@
 """TEXT -> TOKENS -> ROWS, in the order of the data:
 
 corpora.py     documents from this Python's own library, from files, or from Hugging Face datasets
+library.py     the library's modules, and documents of four domains made of them
 tokenizer.py   byte-level BPE
 kinds.py       what each token is: keyword, docstring, number, ...
 stages.py      documents become token files, and an interrupted run goes on where it was
 baselines.py   what a compressor makes of the held-out text
 shards.py      `prepare` runs the stages, `load` opens what they made
 stream.py      token files as one long memory-mapped array
+domains.py     which domain a row belongs to, and an order in which neighbours share one
 rows.py        batches in an order that is a function of (seed, rows consumed); plain torch
 datamodule.py  the same for a Lightning Trainer
 """

@@ -1,4 +1,4 @@
-"""Where text comes from: this Python's own standard library, files, or Hugging Face datasets.
+"""Where text comes from: this Python's own standard library, whole or by domain, files, or Hugging Face datasets.
 
 Every source gives its documents in an order that does not change, so that an interrupted `prepare` can continue.
 """
@@ -12,13 +12,13 @@ import itertools
 import json
 import os
 import platform
-import sysconfig
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from sigma_lite.config import ConfigError, CorpusConfig, require
+from sigma_lite.data import library
 
 
 class Document(NamedTuple):
@@ -27,8 +27,14 @@ class Document(NamedTuple):
     key: str  # what the held-out split hashes: a file's name; a row's text, because row numbers shift
 
 
+def domain_of(config: CorpusConfig, name: str) -> str | None:
+    """A document's domain: the first folder of its name. None for a file in no folder, and for `stdlib` and `hf`."""
+    folder, slash, _ = name.partition("/")
+    return folder if slash and config.source in ("domains", "files") else None
+
+
 def interpreter() -> str:
-    """The Python whose library is the `stdlib` corpus, such as 'CPython 3.11.7': published numbers must name it."""
+    """The Python whose library is the corpus, such as 'CPython 3.11.7': published numbers must name it."""
     return f"{platform.python_implementation()} {platform.python_version()}"
 
 
@@ -52,7 +58,8 @@ def documents(config: CorpusConfig, skipped: Counter | None = None) -> Iterator[
     Raises ConfigError for a path that does not exist, a missing column, bad JSON, or a corpus without a document.
     """
     skipped = Counter() if skipped is None else skipped
-    source = {"stdlib": _stdlib, "files": _files, "hf": _hugging_face}[config.source](config, skipped)
+    sources = {"stdlib": _stdlib, "domains": _domains, "files": _files, "hf": _hugging_face}
+    source = sources[config.source](config, skipped)
     count = 0
     for document in itertools.islice((d for d in source if _usable(d, skipped)), config.max_documents):
         count += 1
@@ -76,36 +83,39 @@ def _usable(document: Document, skipped: Counter) -> bool:
 
 def expected(config: CorpusConfig) -> int | None:
     """About how many documents will come (for a progress bar), or None when only reading would tell."""
-    if config.source == "hf":
+    if config.source in ("hf", "domains"):
         return config.max_documents
-    paths = _stdlib_paths() if config.source == "stdlib" else _listing(config)[1]
+    paths = library.paths() if config.source == "stdlib" else _listing(config)[1]
     rows = sum(_count_rows(path) for path in paths)
     return min(rows, config.max_documents or rows)
 
 
 # ------------------------------------------------------------------------------------------------- standard library
 
-_NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
-
-
-def _stdlib_root() -> Path:
-    return Path(sysconfig.get_paths()["stdlib"])
-
-
-def _stdlib_paths() -> list[Path]:
-    """Modules without tests (not every distribution ships them) or descriptions of the machine that built Python."""
-    root, paths = _stdlib_root(), []
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if name not in _NOT_LIBRARY and not name.startswith("test_")]
-        modules = [name for name in names if name.endswith(".py") and not name.startswith(("test_", "_sysconfigdata"))]
-        paths += [Path(folder, name) for name in modules]
-    return sorted(paths, key=lambda path: path.relative_to(root).as_posix())
-
 
 def _stdlib(config: CorpusConfig, skipped: Counter) -> Iterator[Document]:
-    paths = _stdlib_paths()
-    require(bool(paths), f"this Python keeps no .py files in {_stdlib_root()}: use corpus source 'files' with a path")
-    return _whole_files(_stdlib_root(), paths, skipped)
+    root, paths = library.root(), library.paths()
+    require(bool(paths), f"this Python keeps no .py files in {root}: use corpus source 'files' with a path")
+    return _whole_files(root, paths, skipped)
+
+
+def _domains(config: CorpusConfig, skipped: Counter) -> Iterator[Document]:
+    """Domain after domain, so that few rows hold two; `max_documents` is shared out evenly among them."""
+    made = library.domains({module.name: module.text for module in _stdlib(config, skipped)})
+    share = config.max_documents and -(-config.max_documents // len(made))
+    seen = {""}
+    for documents in made.values():
+        yield from itertools.islice(_new(documents, seen, skipped), share)
+
+
+def _new(documents: Iterator[tuple[str, str, str]], seen: set[str], skipped: Counter) -> Iterator[Document]:
+    """Texts not seen before: two modules may say nothing but the same licence."""
+    for name, text, key in documents:
+        if text in seen:
+            skipped["duplicate" if text else "empty"] += 1
+        else:
+            seen.add(text)
+            yield Document(name, text, key)
 
 
 def _whole_files(root: Path, paths: list[Path], skipped: Counter) -> Iterator[Document]:

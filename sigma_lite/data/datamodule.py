@@ -89,8 +89,9 @@ class TokenDataModule(pl.LightningDataModule):
         """
         if self.trainer.state.fn != TrainerFn.FITTING:
             return
+        saved = {"rows.domain_run": 1, **state_dict}  # which older checkpoints do not name
         for name, value in self._sequence().items():
-            was = state_dict.get(name)
+            was = saved.get(name)
             require(
                 was == value,
                 f"the checkpoint was trained with {name}={was}, this run has {value}: resume with the same data"
@@ -115,7 +116,7 @@ class TokenDataModule(pl.LightningDataModule):
     def _sequence(self) -> dict:
         """The settings that fix which tokens row number i holds, and how many rows a step takes."""
         self.setup()
-        names = ("length", "per_step", "seed")
+        names = ("length", "per_step", "seed", "domain_run")
         settings = {f"rows.{name}": getattr(self.rows, name) for name in names}
         return {"corpus fingerprint": self.prepared.manifest["fingerprint"], **settings}
 

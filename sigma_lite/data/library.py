@@ -19,7 +19,7 @@ import sysconfig
 import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import cache
 from html.entities import html5
 from pathlib import Path
 from types import CodeType
@@ -28,7 +28,7 @@ import numpy as np
 
 from sigma_lite.data.kinds import COMMENT, DOCSTRING, WHITESPACE, byte_kinds
 
-BYTECODE_SHARE = 0.35  # of modules: a third of the programs, for bytecode is longer than the text it comes from
+BYTECODE_SHARE = 0.25  # of modules: instructions are longer than the text they come from, so both domains weigh the same
 _NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
 _REFERENCE = "pydoc_data/topics.py"  # a dict of texts
 
@@ -78,7 +78,7 @@ def _share(programs: Mapping[str, str], as_bytecode: bool) -> list[str]:
     """The modules of `code`, or those of `bytecode`: by a hash of the name, not the one that holds documents out."""
 
     def place(name: str) -> float:
-        return int.from_bytes(hashlib.blake2b(name.encode(), salt=b"bytecode").digest()[:8], "big") / 2**64
+        return int.from_bytes(hashlib.blake2b(f"bytecode/{name}".encode()).digest()[:8], "big") / 2**64
 
     return [name for name in programs if (place(name) < BYTECODE_SHARE) == as_bytecode]
 
@@ -94,7 +94,7 @@ def _prose(programs: Mapping[str, str], reference: str | None) -> Iterator[tuple
 # ---------------------------------------------------------------------------------------------------- code and prose
 
 
-@lru_cache(maxsize=None)  # `prepare` reads documents twice, and two domains ask: 20 MB for the whole library
+@cache  # `prepare` reads documents twice, and two domains ask: 20 MB for the whole library
 def code_and_prose(text: str) -> tuple[str, str]:
     """A module's program, and what it says in docstrings and comments; "" where there is none.
 
@@ -143,7 +143,7 @@ def _plain(paragraph: str) -> str:
 # ---------------------------------------------------------------------------------------------------------- bytecode
 
 
-@lru_cache(maxsize=None)
+@cache
 def bytecode(text: str) -> str:
     """A module's instructions, one a line, without docstrings; "" for what does not compile. Nothing is executed."""
     try:
@@ -170,7 +170,7 @@ def _constant(value: object) -> str:
     if isinstance(value, frozenset):
         return "{" + ", ".join(sorted(map(_constant, value))) + "}"
     if isinstance(value, tuple):
-        return "(" + "".join(f"{_constant(item)}, " for item in value).rstrip(" ") + ")"
+        return f"({', '.join(map(_constant, value))}{',' * (len(value) == 1)})"
     return repr(value)
 
 

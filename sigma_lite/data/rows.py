@@ -2,7 +2,8 @@
 
 A run draws from one endless sequence: the rows of the corpus in a shuffled order, then again in another, and so on.
 Optimizer step s takes its next `per_step` rows, which micro-batches and ranks share out, so a resumed run and a run on
-another number of devices see the same rows in the same steps.
+another number of devices see the same rows in the same steps. With `domain_run` the shuffled rows are regrouped so that
+neighbours share a domain.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sigma_lite.config import RowsConfig, require
+from sigma_lite.data.domains import NO_DOMAIN, Stretches, stretches_for
 from sigma_lite.data.kinds import SPECIAL
 from sigma_lite.data.stream import TokenStream
 from sigma_lite.data.tokenizer import END_OF_TEXT_ID
@@ -32,29 +34,33 @@ class Batch(NamedTuple):
     documents_BS: Tensor  # int64, equal where two tokens of a row belong to the same document
     kinds_BS: Tensor  # uint8, kind of the target (kinds.KINDS)
     bytes_BS: Tensor  # int32, UTF-8 bytes of the target; 0 for special tokens and where nothing is scored
+    domains_B: Tensor  # int64, place in Domains.names; -1 without domains, or where two meet in the row
 
 
 # ------------------------------------------------------------------------------------------------------------- order
 
 
 @lru_cache(maxsize=2)
-def epoch_order(seed: int, epoch: int, n_rows: int) -> np.ndarray:
+def epoch_order(seed: int, epoch: int, n_rows: int, stretches: Stretches | None = None) -> np.ndarray:
     """The permutation of 0..n_rows-1 in which one epoch visits the rows, int64. Takes 16 bytes a row.
+
+    With `stretches` it is regrouped, and some rows sit this epoch out; see domains.py.
 
     Sorting random numbers gives every permutation the same chance, and NumPy keeps PCG64's numbers the same for ever,
     which it does not promise of its own `permutation`.
     """
     order = np.argsort(np.random.PCG64([seed, epoch]).random_raw(n_rows), kind="stable")
+    order = stretches.regroup(order) if stretches else order
     order.setflags(write=False)
     return order
 
 
-def row_order(seed: int, start: int, count: int, n_rows: int) -> np.ndarray:
+def row_order(seed: int, start: int, count: int, n_rows: int, stretches: Stretches | None = None) -> np.ndarray:
     """Places start..start+count-1 of the endless sequence, int64 row numbers [count], across the ends of epochs."""
-    parts = [np.empty(0, np.int64)]
+    parts, per_epoch = [np.empty(0, np.int64)], stretches.n_rows if stretches else n_rows
     while count > 0:
-        epoch, position = divmod(start, n_rows)
-        parts.append(epoch_order(seed, epoch, n_rows)[position : position + count])
+        epoch, position = divmod(start, per_epoch)
+        parts.append(epoch_order(seed, epoch, n_rows, stretches)[position : position + count])
         start, count = start + len(parts[-1]), count - len(parts[-1])
     return np.concatenate(parts)
 
@@ -74,9 +80,10 @@ class TrainSampler(Sampler[list[int]]):
         world: int = 1,
         steps: int | None = None,
         first_step: Callable[[], int] = lambda: 0,
+        stretches: Stretches | None = None,
     ):
         self.n_rows, self.rows, self.rank, self.world = n_rows, rows, rank, world
-        self.steps, self.first_step = steps, first_step
+        self.steps, self.first_step, self.stretches = steps, first_step, stretches
         self.micros = rows.accumulation(world)
 
     def __len__(self) -> int:
@@ -87,7 +94,7 @@ class TrainSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         step = self.first_step()
         while self.steps is None or step < self.steps:
-            order = row_order(self.rows.seed, step * self.rows.per_step, self.rows.per_step, self.n_rows)
+            order = row_order(self.rows.seed, step * self.rows.per_step, self.rows.per_step, self.n_rows, self.stretches)
             for micro_WR in order.reshape(self.micros, self.world, self.rows.per_micro):
                 yield micro_WR[self.rank].tolist()
             step += 1
@@ -150,7 +157,15 @@ class Rows(Dataset):
             documents_BS=torch.from_numpy(np.cumsum(ids[:, :-1] == END_OF_TEXT_ID, axis=1)),
             kinds_BS=torch.from_numpy(kinds[:, 1:].copy()),
             bytes_BS=torch.from_numpy(np.where(scored, self.token_bytes_V[targets], 0).astype(np.int32)),
+            domains_B=torch.from_numpy(self.domains(np.array(rows, np.int64))),
         )
+
+    def domains(self, rows_N: np.ndarray) -> np.ndarray:
+        """The domain that owns every input token of a row, int64 [N] of places in Domains.names, or -1."""
+        if self.stream.domains is None:
+            return np.full(len(rows_N), NO_DOMAIN, np.int64)
+        first_N = rows_N * self.length
+        return self.stream.domains.of(first_N, np.minimum(first_N + self.length, len(self.stream)) - 1)
 
 
 def train_loader(
@@ -165,14 +180,15 @@ def train_loader(
 ) -> DataLoader:
     """Micro-batches of a run of `steps` optimizer steps (None: without end); `options` go to the DataLoader (`cls`).
 
-    Raises ConfigError when the training text is shorter than one row.
+    Raises ConfigError when the training text is shorter than one row, or has not the domains that `domain_run` needs.
     """
     require(
         len(rows) > 0,
         f"rows.length={config.length} is longer than the training text ({len(rows.stream)} tokens):"
         f" set it to {max(len(rows.stream) - 1, 1)} or less, or add text",
     )
-    sampler = TrainSampler(len(rows), config, rank, world, steps, first_step)
+    stretches = stretches_for(rows.stream.domains, rows.domains, len(rows), config.domain_run)
+    sampler = TrainSampler(len(rows), config, rank, world, steps, first_step, stretches)
     return cls(rows, batch_sampler=sampler, collate_fn=_as_it_is, **options)
 
 

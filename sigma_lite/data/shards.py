@@ -5,7 +5,7 @@
     documents-00000.jsonl  name, split, bytes, tokens and sha256 of each document of shard 0
     train-00000.bin        token ids of its training documents; train-00000.kinds.bin: what each token is
     heldout-00000.bin      the same of its held-out documents; heldout-00000.kinds.bin
-    shard-00000.json       sizes and hashes of these files, written after them
+    shard-00000.json       sizes and hashes of these files, written after them, and which tokens are of which domain
     ...
     manifest.json          everything about the data; it is written last, so its presence means finished
 
@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 
 from sigma_lite.config import CorpusConfig, require
 from sigma_lite.data import baselines, corpora, stages, tokenizer
+from sigma_lite.data.domains import Domains
 from sigma_lite.data.stream import TokenStream, check_file, token_dtype
 from sigma_lite.storage import StorageError, alone, sha256_of, write_json
 
@@ -55,6 +56,12 @@ class Prepared:
     @property
     def vocab_size(self) -> int:
         return self.manifest["corpus"]["vocab_size"]
+
+    def domain_tokens(self) -> dict[str, dict[str, int]]:
+        """{domain: {"train": tokens, "heldout": tokens}}; {} when the corpus has none, or they were not recorded."""
+        splits = {"train": self.train.domains, "heldout": self.heldout.domains}
+        sizes = {split: domains.tokens() for split, domains in splits.items() if domains is not None}
+        return {name: {split: sizes[split][name] for split in sizes} for name in sizes.get("train", ())}
 
     def documents(self) -> Iterator[dict]:
         """name, split, bytes, tokens (with <|endoftext|>) and sha256 of each document, in the order of the tokens."""
@@ -99,10 +106,14 @@ def load(folder: str | Path, full_check: bool = False) -> Prepared:
 
 def _open(folder: Path, manifest: dict) -> Prepared:
     shards, dtype = manifest["shards"], token_dtype(manifest["corpus"]["vocab_size"])
+    recorded = all("domains" in shard for shard in shards)  # not by sigma-lite before it knew domains
+    spans = [shard["domains"] for shard in shards] if recorded else []
+    names = sorted({name for shard in spans for split in stages.SPLITS for name, _ in shard[split] if name is not None})
 
     def stream(split: str) -> TokenStream:
         ids, kinds = ([folder / s["files"][name]["file"] for s in shards] for name in (split, f"{split}_kinds"))
-        return TokenStream(ids, kinds, [s[f"{split}_tokens"] for s in shards], dtype)
+        domains = Domains(names, (span for shard in spans for span in shard[split])) if recorded else None
+        return TokenStream(ids, kinds, [s[f"{split}_tokens"] for s in shards], dtype, domains)
 
     return Prepared(folder, manifest, stream("train"), stream("heldout"))
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from itertools import count, islice
+from itertools import count, groupby, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,6 +83,7 @@ def _with_bar(documents: Iterator[Document], corpus: CorpusConfig, desc: str, pr
 
 class Encoded(NamedTuple):
     facts: dict  # name, split, bytes, tokens and sha256 of the document
+    domain: str | None
     ids: np.ndarray  # <|endoftext|> and the document's tokens
     kinds: np.ndarray  # uint8, of the same length
 
@@ -140,7 +141,7 @@ def _encode(documents: Iterator[Document], bpe: Tokenizer, corpus: CorpusConfig,
             kinds = token_kinds(lengths_V[ids], byte_kinds(document.name, document.text))
             kinds[0] = SPECIAL
             total += len(ids)
-            yield Encoded(_facts(document, corpus, len(ids)), ids, kinds)
+            yield Encoded(_facts(document, corpus, len(ids)), corpora.domain_of(corpus, document.name), ids, kinds)
 
 
 def _batch(documents: Iterator[Document], characters: int) -> list[Document]:
@@ -165,13 +166,19 @@ def _write_shard(folder: Path, number: int, encoded: list[Encoded], digest: str)
     """Write a shard's files, then the sidecar that vouches for them. `digest` covers all documents up to here."""
     tail = f"{number:05}"
     files = {"documents": write_lines(folder / f"documents-{tail}.jsonl", (item.facts for item in encoded))}
-    shard = {"documents": len(encoded), "digest": digest, "files": files}
+    shard = {"documents": len(encoded), "digest": digest, "files": files, "domains": {}}
     for split in SPLITS:
         own = [item for item in encoded if item.facts["split"] == split]
         files[split] = write_array(folder / f"{split}-{tail}.bin", (item.ids for item in own))
         files[f"{split}_kinds"] = write_array(folder / f"{split}-{tail}.kinds.bin", (item.kinds for item in own))
+        shard["domains"][split] = _stretches(own)
         shard[f"{split}_documents"] = len(own)
         for what in ("bytes", "tokens"):
             shard[f"{split}_{what}"] = sum(item.facts[what] for item in own)
     write_json(folder / f"shard-{tail}.json", shard)
     return shard
+
+
+def _stretches(own: list[Encoded]) -> list[list]:
+    """(domain, tokens) of neighbouring documents of one domain."""
+    return [[domain, sum(len(item.ids) for item in group)] for domain, group in groupby(own, key=lambda item: item.domain)]

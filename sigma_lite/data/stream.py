@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sigma_lite.data.domains import Domains
 from sigma_lite.storage import StorageError, atomic_write, sha256_of
 
 ALWAYS_HASHED = 64_000_000  # bytes; a smaller file is hashed at every start, which costs a fraction of a second
@@ -57,9 +58,20 @@ def check_file(folder: Path, entry: dict, full: bool = False) -> None:
 
 
 class TokenStream:
-    """Several files of token ids and of token kinds, read as one array each. Files are opened when first read."""
+    """Several files of token ids and of token kinds, read as one array each. Files are opened when first read.
 
-    def __init__(self, ids: Sequence[Path], kinds: Sequence[Path], lengths: Sequence[int], dtype: np.dtype | type):
+    `domains` says where each domain lies; None when that was not recorded.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[Path],
+        kinds: Sequence[Path],
+        lengths: Sequence[int],
+        dtype: np.dtype | type,
+        domains: Domains | None = None,
+    ):
+        self.domains = domains
         self.ids, self.kinds, self.dtype = list(ids), list(kinds), np.dtype(dtype).newbyteorder("<")
         self.ends = list(accumulate(lengths))
 

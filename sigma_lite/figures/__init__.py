@@ -3,6 +3,7 @@
 Every function takes entries as `sigma_lite.record.read` returns them (one entry, where it says so) and returns a
 `go.Figure` that already holds its controls (a layer menu, a slider over windows), so the same object works in a
 notebook, in the book and in the report. A record without the needed entries gives a figure with a note instead of data.
+The functions in OF_RESULTS take the results of a lab experiment instead (`sigma_lite.lab.read_results`).
 """
 
 from sigma_lite.figures.compare import compare, compare_deviation
@@ -15,22 +16,54 @@ from sigma_lite.figures.experts import (
     router_entropy,
 )
 from sigma_lite.figures.heatmap import load_heatmap, share_and_probability
+from sigma_lite.figures.lab import bias_spread, layer0_deviation, learning_curves, load_and_probability
+from sigma_lite.figures.lab_final import (
+    deviation_by_layer,
+    deviation_by_sparsity,
+    final_rows,
+    final_table,
+    loss_against_balance,
+)
 from sigma_lite.figures.learning import bits_per_byte, losses, optimisation, throughput, weighted_losses
 from sigma_lite.figures.sparsity import active_parameters, experts_per_token
 from sigma_lite.figures.static import static_svg
 
+OF_RESULTS = {
+    draw.__name__: draw
+    for draw in (
+        layer0_deviation,
+        load_and_probability,
+        bias_spread,
+        learning_curves,
+        loss_against_balance,
+        deviation_by_layer,
+        deviation_by_sparsity,
+        final_table,
+    )
+}
+
 __all__ = [
+    "OF_RESULTS",
     "active_parameters",
     "balance_loss_by_layer",
+    "bias_spread",
     "bits_per_byte",
     "blind_spot",
     "compare",
     "compare_deviation",
     "dead_experts",
     "deviation_band",
+    "deviation_by_layer",
+    "deviation_by_sparsity",
     "experts_per_token",
+    "final_rows",
+    "final_table",
+    "layer0_deviation",
+    "learning_curves",
+    "load_and_probability",
     "load_entropy",
     "load_heatmap",
+    "loss_against_balance",
     "losses",
     "optimisation",
     "router_entropy",

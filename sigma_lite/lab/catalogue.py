@@ -6,6 +6,7 @@ import dataclasses
 
 from sigma_lite.config import nearest, require
 from sigma_lite.lab.experiment import Arm, Experiment, Patch, Share
+from sigma_lite.runfile import overlay
 
 NEVER = 10**9  # a switch step beyond the end of any run
 HEAD = [8, 8, 4, 2]  # experts per token in the low layers before the switch, one in all others: about the report's shape
@@ -36,6 +37,11 @@ LOSS_FREE = Arm(
     "loss-free, K = 1 of 96",
     "no loss; a bias on sigmoid scores, moved by 0.001 a step against the load",
     {"model": {"net": {"router_score": "sigmoid"}, "balance": {"loss": "none", "bias": "sign"}}},
+)
+LOSS_FREE_FAST = Arm(
+    "loss-free, K = 1 of 96, rate 0.003",
+    "three times the rate: this run has fewer steps than the report's collapse takes",
+    {"model": {"net": {"router_score": "sigmoid"}, "balance": {"loss": "none", "bias": "sign", "bias_rate": 3e-3}}},
 )
 LOSS_FREE_6_OF_64 = Arm(
     "loss-free, K = 6 of 64",
@@ -82,6 +88,36 @@ MUTUAL = Arm(
     {"model": {"custom_balance": {"class_path": "sigma_lite.papers.moduleformer.MutualInformation"}}},
 )
 
+
+def scale_free(temperature: float, switch: Patch | None = None) -> Arm:
+    """Our own loss (balance/scale_free.py)."""
+    own = {"class_path": "sigma_lite.balance.scale_free.ScaleFreeLBL", "init_args": {"temperature": temperature}}
+    patch = {"model": {"custom_balance": own, **(switch or {}).get("model", {})}}  # type: ignore[attr-defined]
+    name = f"scale-free LBL, temperature {temperature:g}" + (", K = 8 low until 70%" if switch else "")
+    return Arm(name, "LBL on logits in units of their own spread: shrinking them changes nothing", patch, seeds=(0,))
+
+
+def without_attention(arm: Arm, name: str) -> Arm:
+    """The arm with layer 0's attention taken away: its router sees the token and nothing else."""
+    patch = overlay(dict(arm.patch), net(attention_from_layer=1))
+    return Arm(name, "no attention before layer 0's router, which so sees the token alone", patch, seeds=(0,))
+
+
+def vocabulary(size: int) -> Arm:
+    """Another tokenizer: the most frequent token's share changes, and with it the floor."""
+    patch = {"model": {"net": {"vocab_size": size}}, "data": {"corpus": {"dir": f"data/lab-{size}"}}}
+    return Arm(f"vocabulary {size}", f"the conventional loss at K = 1, {size} tokens", patch, seeds=(0,))
+
+
+def k_everywhere(K: int) -> Arm:
+    return Arm(f"K = {K} of 96", f"{K} of 96 experts per token in every layer", net(top_k=K), seeds=(0,))
+
+
+DOMAINS = {"source": "domains", "dir": "data/lab-domains"}
+OTHER_CORPUS = Arm(
+    "prose, code, tables", "the same vocabulary size on another corpus", {"data": {"corpus": DOMAINS}}, seeds=(0,)
+)
+
 # --------------------------------------------------------------------------------------------------- the experiments
 
 EXPERIMENTS = {
@@ -96,7 +132,7 @@ EXPERIMENTS = {
         Experiment(
             "fig3",
             "Why does loss-free balancing fail at one expert of 96 when it works at 6 of 64?",
-            (TOP1, LOSS_FREE, LOSS_FREE_6_OF_64),
+            (TOP1, LOSS_FREE, LOSS_FREE_FAST, LOSS_FREE_6_OF_64),
             ("layer0_deviation", "bias_spread", "final_table"),
         ),
         Experiment(
@@ -128,12 +164,40 @@ EXPERIMENTS = {
             (
                 *(Arm(f"E = {E}", f"one of {E} experts per token", net(n_experts=E), seeds=(0,)) for E in (8, 32, 256)),
                 one_seed(TOP1),
-                *(
-                    Arm(f"K = {K} of 96", f"{K} of 96 experts per token in every layer", net(top_k=K), seeds=(0,))
-                    for K in (2, 4, 8)
-                ),
+                *(k_everywhere(K) for K in (2, 4, 8)),
             ),
             ("deviation_by_sparsity", "final_table"),
+        ),
+        Experiment(
+            "layer0",
+            "What limits balance in the lowest layer: is it that token frequencies are Zipfian?",
+            (
+                one_seed(TOP1),
+                one_seed(LOW8),
+                k_everywhere(2),
+                k_everywhere(4),
+                vocabulary(512),
+                vocabulary(8192),
+                OTHER_CORPUS,
+                without_attention(TOP1, "no attention, K = 1"),
+                without_attention(vocabulary(512), "no attention, vocabulary 512"),
+                without_attention(k_everywhere(4), "no attention, K = 4"),
+            ),
+            ("predicted_and_measured", "deviation_by_layer", "final_table"),
+            measure="layers",
+        ),
+        Experiment(
+            "better",
+            "Can layer 0 be balanced at K = 1 without losing to the conventional loss?",
+            (
+                one_seed(TOP1),
+                one_seed(LOW8),
+                top1_lbl(0.1),
+                scale_free(0.3),
+                scale_free(0.1),
+                scale_free(0.3, sparsity(Share(0.7))),
+            ),
+            ("loss_against_balance", "layer0_deviation", "final_table"),
         ),
     )
 }

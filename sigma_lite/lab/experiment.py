@@ -51,12 +51,13 @@ class Arm:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A question and its arms. `figures` names functions of sigma_lite.figures.lab that draw the answer."""
+    """A question and its arms. `figures` names those of sigma_lite.figures.OF_RESULTS that draw the answer."""
 
     name: str
     question: str
     arms: tuple[Arm, ...]
     figures: tuple[str, ...] = ("layer0_deviation", "final_table")
+    measure: str = ""  # "layers": what each router goes by, measured after training (lab/layer0.py)
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]

@@ -31,7 +31,7 @@ class Results(dict):
         return "\n".join(line.rstrip() for line in lines)
 
     def figure(self, name: str) -> Any:
-        """A function of sigma_lite.figures.lab, such as "layer0_deviation", drawn from these results: a go.Figure.
+        """One of sigma_lite.figures.OF_RESULTS, such as "layer0_deviation", drawn from these results: a go.Figure.
 
         Raises ConfigError naming the nearest.
         """

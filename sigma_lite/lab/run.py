@@ -70,7 +70,7 @@ def compare(
 
         mine = lab.compare({"LBL": {}, "flat": flat}, lab.scale("quick"))
         mine                                # as the last line of a cell: the table of final numbers
-        mine.figure("layer0_deviation")     # any function of sigma_lite.figures.lab
+        mine.figure("layer0_deviation")     # any of sigma_lite.figures.OF_RESULTS
 
     Args:
         arms: name -> nested settings laid over the scale's ({"model": {"balance": {"weight": 0.1}}}), or a balancer: a

@@ -33,7 +33,7 @@ class Shinka(Balancer):
     term flows through s(P), which pushes the mean probabilities towards flat. Two variants of ours let it lift.
 
     Args:
-        threshold: tau * E. 0.064 is printed, 0.64 is in the listing; the default is the listing, because it is a program.
+        threshold: tau * E. 0.064 is printed, 0.64 is in the listing; the default is the listing, for that is the program.
         strength: of the added term; 0.1 in the paper.
         hinge: on the "counts" f, as in the paper; on the "probs" P; or "straight_through": the value of f, and the
             gradient as if f were P.
@@ -45,7 +45,7 @@ class Shinka(Balancer):
         self.threshold, self.strength, self.hinge = threshold, strength, hinge
 
     def loss(self, routing: Routing, f_E: Tensor) -> Tensor:
-        """Balanced, or flat with no expert starved: 1. Collapsed on one sure expert: E + 0.15 * threshold * (1 - 1 / E)."""
+        """Balanced, or flat with no expert starved: 1. One sure expert: E + 1.5 * strength * threshold * (1 - 1 / E)."""
         P_E = mean_over_tokens(routing.probs)
         share_E = {"counts": f_E, "probs": P_E, "straight_through": f_E + P_E - P_E.detach()}[self.hinge]
         lbl = load_balancing_loss(routing.probs, routing.ids, f_E)
@@ -53,7 +53,7 @@ class Shinka(Balancer):
 
 
 def missing_share(f_E: Tensor, threshold: float) -> Tensor:
-    """sum_e max(0, tau - f_e) with tau = threshold / E. No expert starved: 0. One has everything: threshold * (1 - 1 / E)."""
+    """sum_e max(0, tau - f_e), tau = threshold / E. No expert starved: 0. One has everything: threshold * (1 - 1 / E)."""
     return torch.relu(threshold / len(f_E) - f_E).sum()
 
 

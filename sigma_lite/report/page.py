@@ -1,20 +1,16 @@
-"""A record as one HTML file: head, numbered figures, and everything that they need inside it."""
+"""A record as one HTML file: what stands at its head, and what was drawn from how much."""
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
-from string import Template
-
-import plotly.graph_objects as go
-import plotly.offline
 
 from sigma_lite import __version__, record
-from sigma_lite.figures import series, style
+from sigma_lite.figures import series
 from sigma_lite.report import markup
+from sigma_lite.report.document import document
 from sigma_lite.report.findings import Finding, findings
 from sigma_lite.report.headlines import Headline, headlines
-from sigma_lite.report.sections import Plot, Section, sections_of
+from sigma_lite.report.sections import sections_of
 from sigma_lite.storage import atomic_write
 
 MARKS = {True: ("yes", "holds"), False: ("no", "fails"), None: ("fact", "fact")}
@@ -38,37 +34,15 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
 
 def render(entries: list[dict], name: str) -> str:
     """The page as text."""
-    sections = sections_of(entries)
-    boot, plotly = _part("page.js"), plotly_js()
-    lead = " · ".join(str(part) for part in _lead(entries) if part)
-    return Template(_part("page.html")).substitute(
-        hashes=f"{markup.script_hash(plotly)} {markup.script_hash(boot)}",
-        version=markup.escape(__version__),
-        title=markup.escape(name),
-        css=_part("page.css"),
-        lead=markup.escape(lead),
-        tiles="".join(map(_tile, headlines(entries))),
-        findings="".join(map(_finding, findings(entries))),
-        nav=" ".join(f'<a href="#{section.name}">{markup.escape(section.title)}</a>' for section in sections),
-        sections=_numbered(sections),
+    tiles, found = "".join(map(_tile, headlines(entries))), "".join(map(_finding, findings(entries)))
+    return document(
+        kind="run report",
+        title=name,
+        lead=" · ".join(str(part) for part in _lead(entries) if part),
+        head=f'<dl class="tiles">{tiles}</dl>\n<ul class="findings">{found}</ul>',
+        sections=sections_of(entries),
         footer=_footer(entries),
-        themes=markup.data("themes", {"light": _theme(style.LIGHT), "dark": _theme(style.DARK)}),
-        plotly=plotly,
-        boot=boot,
     )
-
-
-def plotly_js() -> str:
-    """plotly.js from the installed plotly wheel, with the line ends that a browser hashes."""
-    return plotly.offline.get_plotlyjs().replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _part(name: str) -> str:
-    return resources.files("sigma_lite.report").joinpath(name).read_text("utf-8")
-
-
-def _theme(template: go.layout.Template) -> dict:
-    return template.to_plotly_json()
 
 
 def _lead(entries: list[dict]) -> list:
@@ -88,26 +62,6 @@ def _tile(tile: Headline) -> str:
 def _finding(finding: Finding) -> str:
     kind, word = MARKS[finding.holds]
     return f'<li class="{kind}"><b>{word}</b>{markup.escape(finding.text)}</li>'
-
-
-def _numbered(sections: list[Section]) -> str:
-    """Sections one after the other; figures that have data are numbered through the page."""
-    number, pieces = 0, []
-    for section in sections:
-        pieces.append(f'<section id="{section.name}"><h2>{markup.escape(section.title)}</h2>')
-        pieces += [markup.paragraph(section.text)] if section.text else []
-        for part in section.parts:
-            plots = [part] if isinstance(part, Plot) else part
-            if isinstance(part, str):
-                pieces.append(part)
-                continue
-            drawings = []
-            for plot in plots:
-                number += bool(plot.figure.data)
-                drawings.append(markup.figure(plot.figure, plot.name, number, plot.caption))
-            pieces.append(drawings[0] if len(drawings) == 1 else f'<div class="pair">{"".join(drawings)}</div>')
-        pieces.append("</section>")
-    return "\n".join(pieces)
 
 
 def _footer(entries: list[dict]) -> str:

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import plotly.graph_objects as go
-
 from sigma_lite import figures
 from sigma_lite.figures import series
 from sigma_lite.figures.series import Entries
 from sigma_lite.report import markup
+from sigma_lite.report.document import Plot, Section
 from sigma_lite.report.headlines import n_experts
 from sigma_lite.report.provenance import commands, configuration, diary, sizes
 
 PROVENANCE = commands, sizes, configuration, diary
-
-
-@dataclass(frozen=True)
-class Plot:
-    name: str  # letters and dashes
-    figure: go.Figure
-    caption: str
-
-
-@dataclass(frozen=True)
-class Section:
-    name: str
-    title: str
-    text: str
-    parts: tuple  # each: HTML text, one Plot, or a pair of Plots side by side
 
 
 def sections_of(entries: Entries) -> list[Section]:

@@ -27,6 +27,9 @@ CHAPTERS = {
     2: Chapter("a dense decoder", 2),
     3: Chapter("many experts, few active", 2),
     4: Chapter("the router", 2),
+    8: Chapter("the Top-1 loss", 2),
+    9: Chapter("loss-free balance", 2),
+    10: Chapter("progressive sparsification", 2),
 }
 
 

@@ -7,7 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sigma_lite.balance.losses import expert_counts, load_balancing_loss, load_share, top1_load_balancing_loss, z_loss
+from sigma_lite.balance.losses import (
+    expert_counts,
+    load_balancing_loss,
+    load_share,
+    sequence_load_balancing_loss,
+    top1_load_balancing_loss,
+    z_loss,
+)
 
 SURE = 1e4  # a logit so large that softmax is one-hot
 
@@ -117,3 +124,41 @@ def test_mean_over_ranks_with_shared_f_is_the_pooled_loss():
     f = load_share(expert_counts(ids, 8))
     parts = torch.stack([load_balancing_loss(p, i, f) for p, i in zip(probs, ids, strict=True)])
     torch.testing.assert_close(parts.mean(), load_balancing_loss(probs.flatten(0, 1), ids.flatten(0, 1)))
+
+
+# ------------------------------------------------------------------------------------------------------ row by row
+
+
+@pytest.mark.parametrize("E", [8, 96])
+def test_rows_that_balance_only_together_do_not_balance(E):
+    """Row b sure of expert b: the pooled loss sees perfect balance, the loss of each row sees collapse."""
+    together = torch.arange(E).repeat_interleave(10)
+    apart = torch.arange(E).repeat(10)
+    for ids, expected in ((together, E), (apart, 1)):
+        probs = one_hot_logits(ids, E).softmax(-1)
+        assert sequence_load_balancing_loss(probs, ids[:, None], n_rows=E if ids is together else 10) == pytest.approx(
+            expected
+        )
+        assert load_balancing_loss(probs, ids[:, None]).item() == pytest.approx(1)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 5), st.integers(1, 12), st.integers(2, 12), st.integers(1, 3), st.integers(0, 1000))
+def test_row_by_row_is_the_mean_over_rows_and_so_is_its_gradient(B, S, E, K, seed):
+    torch.manual_seed(seed)
+    probs = torch.randn(B * S, E).softmax(-1).requires_grad_()
+    ids = probs.topk(min(K, E)).indices
+    loss = sequence_load_balancing_loss(probs, ids, B)
+    rows = [load_balancing_loss(p, i) for p, i in zip(probs.split(S), ids.split(S), strict=True)]
+    torch.testing.assert_close(loss, torch.stack(rows).mean())
+    f_BE = torch.stack([torch.bincount(i.flatten(), minlength=E) / i.numel() for i in ids.split(S)])
+    (gradient,) = torch.autograd.grad(loss, probs)
+    torch.testing.assert_close(gradient, (E * f_BE / (B * S)).repeat_interleave(S, 0))
+
+
+def test_rows_of_unequal_length_are_refused():
+    probs, ids = torch.full((10, 4), 0.25), torch.zeros(10, 1, dtype=torch.int64)
+    assert sequence_load_balancing_loss(probs, ids, 1) == load_balancing_loss(probs, ids)
+    for n_rows in (0, 3):
+        with pytest.raises(ValueError, match=f"n_rows={n_rows}"):
+            sequence_load_balancing_loss(probs, ids, n_rows)

@@ -107,6 +107,14 @@ def test_a_checkpoint_can_be_validated_on_rows_of_another_length(rows_seen, data
     trainer_for(1).validate(Watcher(), datamodule=module, ckpt_path=tmp_path / "step=2.ckpt", weights_only=True)
 
 
+def test_a_checkpoint_from_before_there_was_domain_run_goes_on(rows_seen, tmp_path):
+    whole = rows_seen(5, save=tmp_path)
+    saved = torch.load(tmp_path / "step=2.ckpt", weights_only=True)
+    assert saved["TokenDataModule"].pop("rows.domain_run") == 1
+    torch.save(saved, tmp_path / "old.ckpt")
+    assert rows_seen(5, tmp_path / "old.ckpt") == whole[2:]
+
+
 # ------------------------------------------------------------------------------------------------------------- errors
 
 
@@ -123,7 +131,10 @@ def test_accumulation_must_be_what_the_rows_say(data):
         trainer_for(5, accumulate=3).fit(Watcher(), datamodule=module)
 
 
-@pytest.mark.parametrize(("change", "said"), [({"length": 16}, "rows.length=32"), ({"seed": 1}, "rows.seed=0")])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"length": 16}, "rows.length=32"), ({"seed": 1}, "rows.seed=0"), ({"domain_run": 2}, "rows.domain_run=1")],
+)
 def test_a_checkpoint_of_other_rows_is_refused(rows_seen, tmp_path, change, said):
     rows_seen(2, save=tmp_path)
     other = RowsConfig(**{"length": 32, "per_step": 8, "per_micro": 4} | change)

@@ -1,0 +1,106 @@
+"""`sigma-lite lab list | run | show`: the laboratory on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from sigma_lite.lab.catalogue import EXPERIMENTS, experiment
+from sigma_lite.lab.experiment import Experiment, Scale
+from sigma_lite.lab.results import read_results, results_path
+from sigma_lite.lab.run import RESULTS, RUNS, run_experiment
+from sigma_lite.lab.scales import SCALES, scale
+
+
+def add_parser(sub: argparse.ArgumentParser) -> None:
+    """The options of `sigma-lite lab`."""
+    actions = sub.add_subparsers(required=True, metavar="list|run|show")
+    actions.add_parser("list", help="experiments, arms and scales").set_defaults(run=_list)
+
+    run = actions.add_parser("run", help="train what is not trained yet, then draw it; the same command continues")
+    show = actions.add_parser("show", help="draw recorded results: one page, and SVG files where wanted")
+    for action, does in ((run, _run), (show, _show)):
+        action.set_defaults(run=does)
+        action.add_argument("NAME", nargs="+", help="experiments as `lab list` names them, or all")
+        action.add_argument("--scale", default="quick", help="quick, cpu or gpu (default: %(default)s)")
+        action.add_argument("--results", type=Path, default=RESULTS, help="folder of results (default: %(default)s)")
+        action.add_argument("--out", type=Path, help="the page (default: RESULTS/NAME-SCALE.html)")
+    run.add_argument("--runs", type=Path, default=RUNS, help="folder of runs, kept for the next time (default: %(default)s)")
+    run.add_argument("--seeds", type=int, nargs="+", help="instead of the scale's")
+    run.add_argument("--workers", type=int, help="runs at a time (default: one a core; one on a GPU)")
+    show.add_argument("--svg", type=Path, metavar="DIR", help="also write each figure as an SVG file; needs a Chrome")
+
+
+def _chosen(names: Sequence[str]) -> list[str]:
+    """Names of experiments, each once. Raises ConfigError naming the nearest."""
+    return list(EXPERIMENTS) if "all" in names else [experiment(name).name for name in dict.fromkeys(names)]
+
+
+def _run(options: argparse.Namespace) -> None:
+    names, size = _chosen(options.NAME), scale(options.scale)
+    paths = []
+    for name in names:
+        command = f"sigma-lite lab run {name} --scale {size.name}"
+        command += f" --seeds {shlex.join(map(str, options.seeds))}" if options.seeds else ""
+        paths.append(
+            run_experiment(
+                EXPERIMENTS[name],
+                size,
+                command=command,
+                runs=options.runs,
+                results=options.results,
+                seeds=options.seeds,
+                workers=options.workers,
+            )
+        )
+        print(f"\n{name}: {EXPERIMENTS[name].question}\n{read_results(paths[-1]).table()}")
+    _draw(paths, options.out)
+
+
+def _show(options: argparse.Namespace) -> None:
+    paths = [results_path(options.results, name, scale(options.scale).name) for name in _chosen(options.NAME)]
+    _draw(paths, options.out)
+    if options.svg:
+        from sigma_lite.lab.show import write_svgs
+
+        for path in paths:
+            for picture in write_svgs(path, options.svg):
+                print(f"figure        {picture}")
+
+
+def _draw(paths: Sequence[Path], out: Path | None) -> None:
+    from sigma_lite.lab.show import write_page
+
+    print(f"page          {write_page(paths, out)}")
+
+
+# --------------------------------------------------------------------------------------------------------------- list
+
+
+def _list(options: argparse.Namespace) -> None:
+    print("\n\n".join([*map(_experiment, EXPERIMENTS.values()), "scales", *map(_scale, SCALES.values())]))
+
+
+def _experiment(found: Experiment) -> str:
+    width = max(len(arm.name) for arm in found.arms)
+    lines = [f"{found.name}: {found.question}"]
+    for arm in found.arms:
+        lines += _hanging(f"  {arm.name:{width}}  ", arm.says)
+    return "\n".join(lines)
+
+
+def _scale(size: Scale) -> str:
+    """Model and tokens of one arm, seeds, and what the scale says about hardware and time."""
+    net, rows = size.settings["model"]["net"], size.settings["data"]["rows"]  # type: ignore[index]
+    tokens = size.steps * rows["per_step"] * rows["length"]
+    shape = f"{net['n_layers']} layers x {net['n_experts']} experts, width {net['d_model']}"
+    seeds = f"{len(size.seeds)} seed{'s' * (len(size.seeds) > 1)}"
+    return "\n".join(_hanging(f"  {size.name:5}  ", f"{shape}, {tokens / 1e6:,.3g} M tokens an arm, {seeds}: {size.says}"))
+
+
+def _hanging(first: str, text: str) -> list[str]:
+    """`text` wrapped behind `first`."""
+    return textwrap.wrap(text, 118, initial_indent=first, subsequent_indent=" " * len(first))
