@@ -17,14 +17,12 @@ import argparse
 import json
 import os
 import platform
-import random
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 import transformers
+from interleaved import interleave, summary
 
 from sigma_lite.balance.losses import load_balancing_loss
 from sigma_lite.model import Transformer
@@ -50,7 +48,7 @@ def main() -> None:
     cases = {"K=1": (1,) * run.net.n_layers, f"K={list(run.sparsity.head)}": run.sparsity.head}
     results = {name: compare(run, k_per_layer, options.rounds, options.theirs) for name, k_per_layer in cases.items()}
     facts = {
-        "what": "one optimizer step of scaled_configs/toy.yaml, plain causal attention, process CPU seconds",
+        "what": "one optimizer step of scaled_configs/toy.yaml, plain causal attention; CPU seconds, wall_ by the clock",
         "tokens_per_step": run.rows.per_step * run.rows.length,
         "machine": device_name(torch.device("cpu")),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
@@ -64,7 +62,7 @@ def main() -> None:
 
 
 def compare(run, k_per_layer: tuple[int, ...], rounds: int, implementations: Sequence[str] = THEIRS) -> dict:
-    """Median seconds per variant, and the ratio to ours with a 95 % bootstrap interval."""
+    """CPU and wall seconds per variant, and their ratio to ours with a 95 % bootstrap interval."""
     torch.manual_seed(0)
     ours = Transformer(run.net)
     rows = torch.randint(0, run.net.vocab_size, (4, run.rows.per_step, run.rows.length + 1))
@@ -76,13 +74,8 @@ def compare(run, k_per_layer: tuple[int, ...], rounds: int, implementations: Seq
     ours.set_k(k_per_layer)
     steps["sigma_lite"] = our_step(ours, run)
     check_agreement(steps, rows[0])
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(rounds + 1):
-        for name in random.sample(list(steps), len(steps)):
-            started = time.process_time()
-            steps[name](rows[number % len(rows)])
-            seconds[name] += [time.process_time() - started] * (number > 0)  # the first round warms up
-    return {name: summary(times, seconds["sigma_lite"]) for name, times in seconds.items()}
+    seconds = interleave({name: lambda n, run=run: run(rows[n % len(rows)]) for name, run in steps.items()}, rounds)
+    return {name: summary(spent, seconds["sigma_lite"]) for name, spent in seconds.items()}
 
 
 def our_step(model: Transformer, run) -> Callable:
@@ -161,21 +154,6 @@ def check_agreement(steps: dict[str, Callable], rows: torch.Tensor) -> None:
         same_losses = name == "sigma_lite" or name.endswith("our balance loss")
         if abs(lm - our_lm) > 1e-4 * our_lm or (same_losses and abs(norm - our_norm) > 1e-3 * our_norm):
             raise SystemExit(f"{name}: loss {lm}, gradient norm {norm}; ours are {our_lm}, {our_norm}; nothing was timed")
-
-
-def summary(times: list[float], ours: list[float], draws: int = 2000) -> dict:
-    pick = random.Random(0)
-    pairs = list(zip(times, ours, strict=True))
-    ratios = sorted(
-        statistics.median(t for t, _ in sample) / statistics.median(o for _, o in sample)
-        for sample in (pick.choices(pairs, k=len(pairs)) for _ in range(draws))
-    )
-    return {
-        "median_s": round(statistics.median(times), 4),
-        "min_s": round(min(times), 4),
-        "times_ours": round(statistics.median(times) / statistics.median(ours), 3),
-        "times_ours_95": [round(ratios[int(draws * q)], 3) for q in (0.025, 0.975)],
-    }
 
 
 if __name__ == "__main__":

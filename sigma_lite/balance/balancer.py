@@ -51,6 +51,11 @@ class Balancer:
         """
         return None
 
+    def __repr__(self) -> str:
+        """Class and settings, as the record of a run names them: a run resumed with other settings is another run."""
+        settings = {k: v for k, v in vars(self).items() if isinstance(v, (int, float, str, Balancer))}
+        return f"{type(self).__qualname__}({', '.join(f'{k}={v!r}' for k, v in settings.items())})"
+
 
 class MicroLBL(Balancer):
     """Each micro-batch of each rank balanced for itself, as in GShard and Switch."""

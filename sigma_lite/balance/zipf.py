@@ -173,7 +173,7 @@ def layer_facts(
     K = experts_TK.shape[1]
     e, v, u, s = experts_TK.ravel(), *(np.repeat(np.asarray(x), K) for x in (tokens_T, previous_T, positions_T))
     table_VE = info.token_table(e, v, n_experts)
-    f_E, counts_V = table_VE.sum(0) / len(e), table_VE.sum(1) / K
+    f_E, counts_V = table_VE.sum(0) / len(e), table_VE.sum(1)
     heldout = info.heldout_information(e, [v, u])
     return {
         "tokens": len(experts_TK),

@@ -5,7 +5,8 @@ prose     the docstrings and comments of every module, and the language referenc
 bytecode  the instructions of the modules that are not in `code`: a program is there in one form only
 tables    Unicode's characters, what each byte stands for in each code page, HTML's entities; a row a line
 
-Four domains of comparable size that share few words. A document is named for its domain: "prose/asyncio/tasks.txt".
+With CPython 3.11 each has 1.1 to 1.5 million training tokens (vocabulary 2048). A document is named for its domain:
+"prose/asyncio/tasks.txt".
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from sigma_lite.figures import style
 
 Results = Mapping
 Curve = tuple[np.ndarray, np.ndarray]
-PERCENTS = [value * 10**power for power in range(6) for value in (1, 3)]
+PERCENTS = [value * 10**power for power in range(6) for value in (1, 2, 5)]
 
 
 def arms(results: Results) -> list[tuple[int, str, list[dict]]]:
@@ -52,8 +52,9 @@ def tokens_per_step(run: dict) -> float:
 
 
 def percent_axis(fig: go.Figure, title: str, axis: str = "y", **where: int) -> None:
-    """A log axis that reads +10 %, +30 %, +100 %, ...; what is drawn on it must be above 0."""
+    """A log axis that reads +10 %, +20 %, +50 %, ... and always shows +20 to +100 %; it has no place for 0."""
     ticks = {"type": "log", "tickvals": PERCENTS, "ticktext": [f"+{value:,} %" for value in PERCENTS]}
+    ticks["autorangeoptions"] = {"include": [20, 100]}
     (fig.update_yaxes if axis == "y" else fig.update_xaxes)(title_text=title, **ticks, **where)
 
 

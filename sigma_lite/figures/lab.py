@@ -32,10 +32,11 @@ def layer0_deviation(results: Results) -> go.Figure:
     if not fig.data:
         return style.note(title, NO_WINDOWS)
     percent_axis(fig, "most loaded expert", row=1)
-    fig.update_yaxes(title_text="least loaded", ticksuffix=" %", range=[-106, 6], tickvals=[-100, -50, 0], row=2)
+    fig.update_yaxes(title_text="least loaded", range=[-106, 6], tickvals=[-100, -50, 0], row=2)
+    fig.update_yaxes(ticktext=["−100 %", "−50 %", "0 %"], row=2)
     caption = (
-        "Windows of training tokens; 0 % is the uniform share 1/E. The upper axis is logarithmic: less than +1 % is drawn at"
-        " +1 %. Figure 2a of the Sigma-MoE-Tiny report."
+        "Windows of training tokens; 0 is the uniform share 1/E. The upper axis is logarithmic and ends at +1\u00a0%."
+        " Figure 2a of the Sigma-MoE-Tiny report."
     )
     return _over_tokens(fig, title, "against the uniform share; −100 %: an expert without a token", caption, 520, rows=2)
 
@@ -116,7 +117,8 @@ def load_and_probability(results: Results) -> go.Figure:
         " 1 when either f or P is flat. Figures 2b and 2c of the Sigma-MoE-Tiny report."
     )
     subtitle = "sorted by share; 1 is the uniform share 1/E"
-    return dress(fig, title, subtitle, caption, height=110 + 210 * len(found), bargap=0.1)
+    below = {"legend": {"yref": "container", "y": 0, "yanchor": "bottom"}, "margin_b": 84}  # above are the panels' titles
+    return dress(fig, title, subtitle, caption, height=150 + 210 * len(found), bargap=0.1, **below)
 
 
 # -------------------------------------------------------------------------------------------------------------- parts
@@ -172,6 +174,7 @@ def _shares(fig: go.Figure, f_E: list[float], P_E: list[float], legend: bool, **
     fig.add_bar(y=len(order) * np.asarray(f_E)[order], name="share f", marker=bars, **shared)
     fig.add_scatter(y=len(order) * np.asarray(P_E)[order], name="probability P", mode="markers", marker=dots, **shared)
     fig.add_hline(y=1, **where)
+    fig.update_xaxes(range=[-1, len(order)], **where)
 
 
 def _over_tokens(fig: go.Figure, title: str, subtitle: str, caption: str, height: int, rows: int = 1) -> go.Figure:

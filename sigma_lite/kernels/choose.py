@@ -8,9 +8,16 @@ import torch
 from torch import Tensor
 
 from sigma_lite.kernels.loop import grouped_swiglu_loop
+from sigma_lite.kernels.naive import grouped_swiglu_naive
+from sigma_lite.kernels.padded import grouped_swiglu_padded
 from sigma_lite.kernels.torch_grouped import grouped_swiglu_torch
 
-BACKENDS = {"loop": grouped_swiglu_loop, "grouped": grouped_swiglu_torch}
+BACKENDS = {
+    "loop": grouped_swiglu_loop,  # the specification
+    "naive": grouped_swiglu_naive,  # to be measured: its backward work grows with E squared
+    "padded": grouped_swiglu_padded,  # boxes as large as the fullest expert; with a capacity it drops, see padded.py
+    "grouped": grouped_swiglu_torch,
+}
 OVERRIDE = "SIGMA_LITE_BACKEND"  # environment variable that wins over "auto"
 
 

@@ -2,6 +2,7 @@
 
 from sigma_lite.lab.catalogue import EXPERIMENTS, experiment
 from sigma_lite.lab.experiment import Arm, Experiment, Scale, Share
+from sigma_lite.lab.results import read_results
 from sigma_lite.lab.run import compare, run_experiment
 from sigma_lite.lab.scales import SCALES, scale
 
@@ -14,6 +15,7 @@ __all__ = [
     "Share",
     "compare",
     "experiment",
+    "read_results",
     "run_experiment",
     "scale",
 ]

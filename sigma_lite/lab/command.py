@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sigma_lite.lab.catalogue import EXPERIMENTS, experiment
@@ -18,16 +18,20 @@ from sigma_lite.lab.scales import SCALES, scale
 def add_parser(sub: argparse.ArgumentParser) -> None:
     """The options of `sigma-lite lab`."""
     actions = sub.add_subparsers(required=True, metavar="list|run|show")
-    actions.add_parser("list", help="experiments, arms and scales").set_defaults(run=_list)
 
-    run = actions.add_parser("run", help="train what is not trained yet, then draw it; the same command continues")
-    show = actions.add_parser("show", help="draw recorded results: one page, and SVG files where wanted")
-    for action, does in ((run, _run), (show, _show)):
-        action.set_defaults(run=does)
-        action.add_argument("NAME", nargs="+", help="experiments as `lab list` names them, or all")
-        action.add_argument("--scale", default="quick", help="quick, cpu or gpu (default: %(default)s)")
-        action.add_argument("--results", type=Path, default=RESULTS, help="folder of results (default: %(default)s)")
-        action.add_argument("--out", type=Path, help="the page (default: RESULTS/NAME-SCALE.html)")
+    def action(name: str, does: Callable, text: str) -> argparse.ArgumentParser:
+        made = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+        made.set_defaults(run=does)
+        return made
+
+    action("list", _list, "Experiments, arms and scales.")
+    run = action("run", _run, "Train what is not trained yet, then draw it; after a cut the same command goes on.")
+    show = action("show", _show, "Draw recorded results: one page, and SVG files where wanted.")
+    for each in (run, show):
+        each.add_argument("NAME", nargs="+", help="experiments as `lab list` names them, or all")
+        each.add_argument("--scale", default="quick", help="quick, cpu or gpu (default: %(default)s)")
+        each.add_argument("--results", type=Path, default=RESULTS, help="folder of results (default: %(default)s)")
+        each.add_argument("--out", type=Path, help="the page (default: RESULTS/NAME-SCALE.html)")
     run.add_argument("--runs", type=Path, default=RUNS, help="folder of runs, kept for the next time (default: %(default)s)")
     run.add_argument("--seeds", type=int, nargs="+", help="instead of the scale's")
     run.add_argument("--workers", type=int, help="runs at a time (default: one a core; one on a GPU)")
@@ -81,7 +85,7 @@ def _draw(paths: Sequence[Path], out: Path | None) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    print("\n\n".join([*map(_experiment, EXPERIMENTS.values()), "scales", *map(_scale, SCALES.values())]))
+    print("\n\n".join([*map(_experiment, EXPERIMENTS.values()), "scales:\n" + "\n".join(map(_scale, SCALES.values()))]))
 
 
 def _experiment(found: Experiment) -> str:
@@ -98,7 +102,7 @@ def _scale(size: Scale) -> str:
     tokens = size.steps * rows["per_step"] * rows["length"]
     shape = f"{net['n_layers']} layers x {net['n_experts']} experts, width {net['d_model']}"
     seeds = f"{len(size.seeds)} seed{'s' * (len(size.seeds) > 1)}"
-    return "\n".join(_hanging(f"  {size.name:5}  ", f"{shape}, {tokens / 1e6:,.3g} M tokens an arm, {seeds}: {size.says}"))
+    return "\n".join(_hanging(f"  {size.name:5}  ", f"{shape}, {tokens / 1e6:,.1f} M tokens an arm, {seeds}: {size.says}"))
 
 
 def _hanging(first: str, text: str) -> list[str]:

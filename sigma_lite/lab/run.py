@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tqdm.auto import tqdm
 
 from sigma_lite.config import ConfigError
 from sigma_lite.lab.experiment import Arm, Experiment, Run, Scale, runs_of
@@ -132,6 +131,8 @@ def _run_all(runs: Sequence[Run], workers: int, name: str) -> None:
 
     One that fails does not stop the others, which may be hours into their work. Raises ConfigError at the end.
     """
+    from tqdm.auto import tqdm
+
     waiting, running, failures = list(runs), {}, []  # running: process -> run
     total, begun = sum(run.steps for run in runs), sum(map(_steps_done, runs))
     bar = tqdm(total=total, initial=begun, unit="step", desc=f"{name}: {len(runs)} runs", disable=not runs)
@@ -143,8 +144,9 @@ def _run_all(runs: Sequence[Run], workers: int, name: str) -> None:
             time.sleep(0.2)
             for process in [p for p in running if p.poll() is not None]:
                 failures += _failure(process, running.pop(process))
-            bar.set_postfix_str(", ".join(f"{run.arm} #{run.seed}" for run in running.values())[:60], refresh=False)
-            bar.update(sum(map(_steps_done, runs)) - bar.n)
+            if moved := sum(map(_steps_done, runs)) - bar.n:
+                bar.set_postfix_str(", ".join(f"{run.arm} #{run.seed}" for run in running.values())[:60], refresh=False)
+                bar.update(moved)
     finally:
         bar.close()
         for process in running:

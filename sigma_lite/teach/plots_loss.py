@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import plotly.graph_objects as go
-import torch
 from torch import Tensor
 
 from sigma_lite.balance.losses import expert_counts, load_share, mean_over_tokens, top1_load_balancing_loss

@@ -27,6 +27,9 @@ CHAPTERS = {
     2: Chapter("a dense decoder", 2),
     3: Chapter("many experts, few active", 2),
     4: Chapter("the router", 2),
+    5: Chapter("a router collapses", 2),
+    6: Chapter("the balance loss and its blind spot", 2),
+    7: Chapter("balance over a global batch", 3),
     8: Chapter("the Top-1 loss", 2),
     9: Chapter("loss-free balance", 2),
     10: Chapter("progressive sparsification", 2),
@@ -42,6 +45,11 @@ def folder(name: str) -> str:
     """Where chapters keep prepared data: data/NAME of the repository, or of the working folder when installed alone."""
     root = Path(sigma_lite.__file__).parents[1]
     return str((root if (root / "pyproject.toml").exists() else Path.cwd()) / "data" / name)
+
+
+def recorded(name: str) -> Path:
+    """A file of the repository's results/: runs recorded once, of a size that no chapter can afford."""
+    return Path(sigma_lite.__file__).parents[1] / "results" / name
 
 
 def setup(*, chapter: int, version: str) -> None:

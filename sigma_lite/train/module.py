@@ -181,9 +181,8 @@ class SigmaLit(pl.LightningModule):
         parts = {"net": self.net, "sparsity": self.sparsity, "balance": self.balance, "optim": self.optim}
         own = self.custom_balance
         if own is not None:  # a function has a name; a partial or an object lends its class's
-            plain = {k: v for k, v in getattr(own, "__dict__", {}).items() if isinstance(v, (int, float, str))}
-            own = f"{own.__module__}.{getattr(own, '__qualname__', type(own).__qualname__)}"
-            own += f"({', '.join(f'{k}={v!r}' for k, v in plain.items())})" if plain else ""
+            named = repr(own) if isinstance(own, Balancer) else getattr(own, "__qualname__", type(own).__qualname__)
+            own = f"{own.__module__}.{named}"
         return {**{name: dataclasses.asdict(part) for name, part in parts.items()}, "custom_balance": own}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from sigma_lite import record
 from sigma_lite.checkpoint import newest_checkpoint, read_settings, step_of
 from sigma_lite.config import ConfigError, nearest, require
 from sigma_lite.data.datamodule import TokenDataModule
-from sigma_lite.runfile import RunConfig, load_run, overrides, read_yaml
+from sigma_lite.runfile import SECTIONS, RunConfig, load_run, overrides, read_yaml
 from sigma_lite.scale.plan import plan
 from sigma_lite.storage import atomic_write
 from sigma_lite.train.callbacks.diary import Diary, heldout_facts
@@ -55,7 +55,7 @@ class StrictParser(LightningArgumentParser):
     """One sentence for what it cannot read, not a page of options; and no option by the first letters of its name."""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs, exit_on_error=False, allow_abbrev=False)
+        super().__init__(*args, **kwargs | {"exit_on_error": False, "allow_abbrev": False})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise ConfigError(f"{_one_sentence(message)}; `sigma-lite fit --help` lists what can be set") from ex
@@ -98,7 +98,12 @@ class RunCLI(LightningCLI):
         return trainer
 
     def instantiate_classes(self) -> None:
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if "balancer.Balancer" not in str(error):
+                raise
+            raise ConfigError(_one_sentence(str(error))) from error  # jsonargparse wraps what its class says
         if self.own is not None:
             self.model.balance_with(self.own)
 
@@ -224,6 +229,9 @@ def _after_equals(arg: str) -> str | None:
 
 def _one_sentence(message: str) -> str:
     """jsonargparse lists all that it tried; the key, the value and, where there is one, the type are enough."""
+    if "balancer.Balancer" in message:  # the first complaint is about the class that was named; the others are noise
+        first = re.split(r"\n\s*- ", message.partition("Errors:")[2])[1]
+        return f"model.custom_balance: {' '.join(first.split()).partition('; `sigma-lite')[0]}"
     key, value = re.search(r'key "(.+?)"', message), re.search(r"(?:Got|Given) value: (.*)", message)
     kinds = re.findall(r"Expected a <class '(\w+)'>", message)
     if not key or not value:
@@ -245,13 +253,20 @@ def check(files: list[str], args: list[str]) -> None:
 
 def require_same_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
     """ConfigError naming the first setting in which a checkpoint differs from this config, files' places aside."""
-    saved, now = _flat(read_settings(checkpoint)), _flat(json.loads(json.dumps(settings)))
+    saved, now = _flat(_completed(read_settings(checkpoint))), _flat(json.loads(json.dumps(settings)))
     for name in sorted((saved.keys() | now.keys()) - {"corpus.dir", "rows.per_micro"}):
         require(
             saved.get(name) == now.get(name),
             f"{checkpoint.parents[1]} holds a run with {name}={saved.get(name)}, this config says {now.get(name)}: choose"
             " another trainer.default_root_dir, or delete that folder to start again",
         )
+
+
+def _completed(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings younger than the checkpoint at their defaults, which always mean what was before them."""
+    classes = {name: cls for part in SECTIONS.values() for name, cls in part.items()}
+    defaults = {name: json.loads(json.dumps(dataclasses.asdict(cls()))) for name, cls in classes.items()}
+    return {name: {**defaults[name], **part} if name in defaults else part for name, part in saved.items()}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

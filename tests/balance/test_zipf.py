@@ -92,6 +92,12 @@ def test_smallest_k_is_the_first_that_fits():
     assert deviations[-1] <= 0.25 and all(d > 0.25 for d in deviations[:-1]) and k > 1
 
 
+def test_smallest_k_counts_what_cannot_be_packed():
+    """No token of four is above the mean of three experts, yet one expert gets two of them; with two homes 3, 3, 2."""
+    assert smallest_k([5, 5, 5, 5], 3) == 2 and token_floor([5, 5, 5, 5], 3, 2).packed == pytest.approx(1 / 8)
+    assert smallest_k([5, 5, 5, 5], 3, limit=0.5) == 1
+
+
 def test_k_list_falls_with_purity():
     counts = 10_000 // np.arange(1, 2000)
     purities = [np.full(1999, p) for p in (1.0, 0.5, 0.25, 0.01)]
@@ -158,6 +164,12 @@ def test_conditional_information_tells_the_predecessor_from_the_token():
     first, second = info.heldout_information(e, [v, u])
     assert abs(first) < 0.01 and second == pytest.approx(math.log(E), rel=0.1)
     assert info.information((v + 1) % E, [u], [v])["excess"] == pytest.approx(0, abs=1e-9)
+
+
+def test_heldout_information_by_hand():
+    """Places 0, 2 see only x = 0: p = (3/4, 1/4), sharpened to (5/6, 1/6) and scored on x = 0, 1. Places 1, 3 see both."""
+    gain = (math.log((5 / 6) / (3 / 4)) + math.log((1 / 6) / (1 / 4))) / 2
+    assert info.heldout_information([0, 0, 0, 1], [[7, 7, 7, 7]]) == pytest.approx([gain / 2])
 
 
 def test_chain_rule():

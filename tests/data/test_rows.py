@@ -111,7 +111,8 @@ def test_training_rows_are_the_stream_cut_in_pieces(data, length):
     assert batch.targets_BS.flatten().tolist() == ids[1 : n * length + 1].tolist()
     assert batch.kinds_BS.flatten().tolist() == kinds[1 : n * length + 1].tolist()
     assert (batch.bytes_BS == torch.from_numpy(data.token_bytes)[batch.targets_BS]).all()
-    assert [t.dtype for t in batch] == [torch.int64, torch.int64, torch.int64, torch.uint8, torch.int32]
+    dtypes = [torch.int64, torch.int64, torch.int64, torch.uint8, torch.int32, torch.int64]
+    assert [t.dtype for t in batch] == dtypes
 
 
 def test_documents_change_exactly_where_one_begins(data):

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sigma_lite.kernels import BACKENDS, choose_backend, explain_backend, grouped_swiglu
+from sigma_lite.kernels.padded import expert_capacity, grouped_swiglu_padded, has_room
+from sigma_lite.kernels.torch_grouped import _backward_op, _forward_op
 
 E, D, F = 12, 16, 8
 FAST = [name for name in BACKENDS if name != "loop"]
@@ -73,13 +76,80 @@ def test_an_expanded_upstream_gradient_is_fine(backend):
 def test_gradcheck_of_the_specification():
     ids, tensors = problem(5, 2, "multinomial", torch.float64)
     x, gates, w13, w2 = tensors
-    assert torch.autograd.gradcheck(lambda *t: grouped_swiglu(t[0], ids, *t[1:], backend="loop"), (x, gates, w13, w2))
+    assert torch.autograd.gradcheck(
+        lambda *t: grouped_swiglu(t[0], ids, *t[1:], backend="loop"), (x, gates, w13, w2), fast_mode=True
+    )
 
 
-def test_twice_the_same_input_gives_the_same_bits():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_twice_the_same_input_gives_the_same_bits(backend):
     ids, tensors = problem(65, 3, "zipf", torch.float32)
-    first, second = (run(ids, tensors, "grouped", torch.ones(65, D)) for _ in range(2))
+    first, second = (run(ids, tensors, backend, torch.ones(65, D)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_compiled_in_one_graph_with_the_same_bits():
+    ids, (x, *rest) = problem(33, 2, "zipf", torch.float32)
+    compiled = torch.compile(grouped_swiglu, fullgraph=True, backend="aot_eager")  # a graph break would raise
+    outputs = [f(x, ids, *rest, backend="grouped") for f in (grouped_swiglu, compiled)]
+    gradients = [torch.autograd.grad(y.square().sum(), (x, *rest)) for y in outputs]
+    assert torch.equal(*outputs)
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_the_operators_describe_themselves():
+    """Schema, shapes without data, and dynamic shapes, as torch checks them."""
+    ids, (x, gates, w13, w2) = problem(9, 2, "multinomial", torch.float32)
+    inputs = [t.detach() for t in (x, ids, gates, w13, w2)]
+    torch.library.opcheck(_forward_op, inputs)
+    _, x_ND, z_NF2, *plan = _forward_op(*inputs)
+    torch.library.opcheck(_backward_op, (torch.randn(9, D), x_ND, z_NF2, *plan, *inputs[2:]))
+
+
+def elements_of_weight_gradients(backend: str, n_experts: int) -> int:
+    """How many elements of w13-shaped stacks one backward pass writes, by shape of every tensor that is made."""
+    torch.manual_seed(0)
+    x, ids, gates = torch.randn(64, D), torch.arange(64)[:, None] % n_experts, torch.ones(64, 1)
+    w13, w2 = torch.randn(n_experts, 2 * F, D, requires_grad=True), torch.randn(n_experts, D, F)
+    y = grouped_swiglu(x, ids, gates, w13, w2, backend=backend)
+    with CountElements(w13.shape) as counted:
+        y.sum().backward()
+    return counted.elements
+
+
+class CountElements(TorchDispatchMode):
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.elements = shape, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.shape == self.shape:
+            self.elements += result.numel()
+        return result
+
+
+@pytest.mark.parametrize(("backend", "power"), [("naive", 2), ("loop", 1), ("grouped", 1), ("padded", 1)])
+def test_gradient_traffic_grows_with_the_square_of_the_experts_only_where_slices_are_taken(backend, power):
+    growth = elements_of_weight_gradients(backend, 32) / elements_of_weight_gradients(backend, 8)
+    assert growth == pytest.approx(4**power, rel=0.1)
+
+
+@pytest.mark.parametrize("capacity", [1, 5, 12, 65])
+@pytest.mark.parametrize("K", [1, 3])
+def test_dropping_a_slot_is_a_gate_of_zero(capacity, K):
+    ids, (x, gates, w13, w2) = problem(65, K, "zipf", torch.float64)
+    kept = has_room(ids, E, capacity)
+    y = grouped_swiglu_padded(x, ids, gates, w13, w2, capacity)
+    assert torch.allclose(y, grouped_swiglu(x, ids, gates * kept, w13, w2, backend="loop"), rtol=1e-12, atol=1e-14)
+    fullest = torch.bincount(ids[kept], minlength=E)
+    assert torch.equal(fullest, torch.bincount(ids.flatten(), minlength=E).clamp(max=capacity))
+
+
+def test_room_is_given_in_token_order():
+    ids = torch.tensor([[0], [1], [0], [0], [1]])
+    assert has_room(ids, 2, 2).flatten().tolist() == [True, True, True, False, True]
+    assert expert_capacity(len(ids), n_experts=2, factor=1.25) == 4
 
 
 def test_the_chooser_says_why(monkeypatch):
@@ -93,7 +163,7 @@ def test_the_chooser_says_why(monkeypatch):
 
 def test_wrong_input_is_named():
     ids, (x, gates, w13, w2) = problem(4, 1, "balanced", torch.float32)
-    with pytest.raises(ValueError, match="backend 'magic' does not exist: choose auto, loop, grouped"):
+    with pytest.raises(ValueError, match="backend 'magic' does not exist: choose auto, loop, naive, padded, grouped"):
         grouped_swiglu(x, ids, gates, w13, w2, backend="magic")
     with pytest.raises(ValueError, match=r"gates is \[4, 2\], expected the shape of ids \[4, 1\]"):
         grouped_swiglu(x, ids, torch.zeros(4, 2), w13, w2)

@@ -15,6 +15,7 @@ from sigma_lite import cli, record, storage
 from sigma_lite.checkpoint import checkpoints, newest_checkpoint, read_checkpoint, step_of
 from sigma_lite.train.callbacks.diary import Diary
 from sigma_lite.train.callbacks.save import Save
+from sigma_lite.train.run import _completed
 
 CLOCK = ("time", "seconds", "tokens_per_s", "command")
 
@@ -200,3 +201,11 @@ def test_resume_drops_what_came_after_the_checkpoint(tmp_path):
     kept = record.Record(diary.path, 2)
     assert [(e["kind"], e["step"]) for e in record.read(kept.path)] == [("event", 0), ("step", 1), ("event", 1), ("step", 2)]
     json.loads(kept.path.read_text().splitlines()[0])
+
+
+def test_a_checkpoint_older_than_a_setting_counts_as_made_with_its_default():
+    """Otherwise every new setting would orphan every run that is under way."""
+    saved = {"net": {"d_model": 32}, "rows": {"length": 8}, "custom_balance": None, "seed_everything": 0}
+    completed = _completed(saved)
+    assert completed["net"]["d_model"] == 32 and completed["net"]["router_score"] == "softmax"
+    assert completed["rows"]["length"] == 8 and completed["custom_balance"] is None

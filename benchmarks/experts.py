@@ -1,0 +1,174 @@
+"""The grouped expert matmul, forward and backward, against transformers' expert implementations, on one CPU thread.
+
+Same routing, weights, input and upstream gradient for all. A variant whose output or gradients differ from the float64
+loop by more than 1e-5 is refused, not timed. The router is left out; sorting, gathering and combining are in. Three
+inputs in turn, random and never zero. Writes results/bench/experts-MACHINE.json.
+
+    python benchmarks/experts.py [--rounds 15] [--out FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import transformers
+from interleaved import interleave, summary
+from torch import Tensor
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
+
+from sigma_lite.kernels import choose_backend, explain_backend, grouped_swiglu
+from sigma_lite.storage import write_json
+from sigma_lite.train.provenance import device_name
+
+ROOT = Path(__file__).parents[1]
+TOLERANCE, INPUTS = 1e-5, 3
+OTHERS = ("scattermoe", "megablocks", "sonicmoe")  # need a GPU: named in the record, so that nobody takes them for beaten
+
+
+class Shape(NamedTuple):
+    E: int  # experts
+    T: int  # tokens
+    D: int  # width
+    F: int  # expert width
+    K: int = 1
+    routing: str = "multinomial"
+
+
+MAIN = Shape(96, 4096, 128, 128)
+CASES = (
+    MAIN,
+    MAIN._replace(routing="balanced"),
+    MAIN._replace(routing="zipf"),
+    Shape(96, 2048, 128, 64),
+    Shape(96, 2048, 128, 64, 8),
+)
+GROWTH = tuple(MAIN._replace(E=E) for E in (8, 32, 96, 192))
+
+
+class Problem:
+    """Random weights, INPUTS inputs and the leaves whose gradients are compared."""
+
+    def __init__(self, shape: Shape):
+        E, T, D, F, K, _ = shape
+        torch.manual_seed(0)
+        self.shape = shape
+        self.w13, self.w2 = torch.randn(E, 2 * F, D) / D**0.5, torch.randn(E, D, F) / F**0.5
+        self.inputs = [(torch.randn(T, D), route(shape), torch.rand(T, K), torch.randn(T, D)) for _ in range(INPUTS)]
+
+    def results(self, run: Callable, number: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+        """Output and gradients of x, gates, w13 and w2."""
+        x, ids, gates, dy = self.inputs[number % INPUTS]
+        leaves = [t.to(dtype).requires_grad_() for t in (x.detach(), gates.detach(), self.w13.detach(), self.w2.detach())]
+        y = run(leaves[0], ids, *leaves[1:])
+        return y, *torch.autograd.grad(y, leaves, dy.to(dtype))
+
+
+def route(shape: Shape) -> Tensor:
+    """ids [T, K], distinct within a token."""
+    E, T, _, _, K, routing = shape
+    if routing == "balanced":
+        return (torch.randperm(T)[:, None] * K + torch.arange(K)) % E
+    weights = torch.ones(E) if routing == "multinomial" else 1 / torch.arange(1.0, E + 1)
+    return torch.multinomial(weights.expand(T, E), K)
+
+
+def ours(backend: str) -> Callable:
+    return lambda x, ids, gates, w13, w2: grouped_swiglu(x, ids, gates, w13, w2, backend=backend)
+
+
+def theirs(shape: Shape, implementation: str) -> Callable:
+    """transformers' module, with our tensors in place of its parameters."""
+    config = transformers.Qwen3MoeConfig(
+        hidden_size=shape.D, moe_intermediate_size=shape.F, num_experts=shape.E, num_experts_per_tok=shape.K
+    )
+    config._experts_implementation = implementation
+    module = Qwen3MoeExperts(config)
+
+    def run(x, ids, gates, w13, w2):
+        weights = {"gate_up_proj": w13, "down_proj": w2}
+        return torch.func.functional_call(module, weights, (x, ids, gates))
+
+    return run
+
+
+def compare(shape: Shape, rounds: int, baselines: tuple[str, ...]) -> dict:
+    problem = Problem(shape)
+    runs = {
+        "ours": ours("auto"),
+        **{f"ours, {name}": ours(name) for name in baselines if name in ("loop", "naive", "padded")},
+    }
+    runs |= {f"transformers {name}": theirs(shape, name) for name in baselines if name in ("eager", "grouped_mm")}
+    exact = problem.results(ours("loop"), dtype=torch.float64)
+    for name, run in runs.items():
+        check(name, problem.results(run), exact)
+    seconds = interleave({name: lambda n, run=run: problem.results(run, n) for name, run in runs.items()}, rounds)
+    return {name: summary(spent, seconds["ours"]) for name, spent in seconds.items()}
+
+
+def check(name: str, results: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> None:
+    for what, a, b in zip(("y", "dx", "dgates", "dw13", "dw2"), results, exact, strict=True):
+        error = ((a.detach().double() - b).norm() / b.norm()).item()
+        if not error <= TOLERANCE:  # NaN fails too
+            raise SystemExit(f"{name}: {what} differs from the float64 loop by {error:.1e}; nothing was timed")
+
+
+def label(shape: Shape) -> str:
+    return " ".join(f"{name}={value}" for name, value in shape._asdict().items() if name != "routing") + f", {shape.routing}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=None)
+    options = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    results = {}
+    for shape in CASES:
+        show(
+            label(shape),
+            results.setdefault(label(shape), compare(shape, options.rounds, ("loop", "padded", "grouped_mm", "eager"))),
+        )
+    growth = {}
+    for shape in GROWTH:
+        show(label(shape), growth.setdefault(str(shape.E), compare(shape, max(3, options.rounds // 3), ("naive", "eager"))))
+    x, w13 = torch.empty(1, MAIN.D), torch.empty(MAIN.E, 2 * MAIN.F, MAIN.D)
+    facts = {
+        "what": "grouped_swiglu forward + backward, fp32; median_s is CPU seconds of the process, wall_ is by the clock",
+        "backend": explain_backend(x, w13),
+        "machine": device_name(torch.device("cpu")),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "load_average": os.getloadavg(),
+        "rounds": options.rounds,
+        "results": results,
+        "growth_in_E": {"results": growth, "times_from_8_to_192": growth_of(growth)},
+        "not_run": {name: "needs a GPU" if importlib.util.find_spec(name) else "not installed" for name in OTHERS},
+    }
+    out = options.out or ROOT / "results" / "bench" / f"experts-{platform.machine()}-{os.cpu_count()}cpu.json"
+    write_json(out, facts)
+    print(f"{choose_backend(x, w13)[0]}, E 8 to 192: {facts['growth_in_E']['times_from_8_to_192']}\nwritten to {out}")
+
+
+def growth_of(growth: dict[str, dict]) -> dict[str, float]:
+    return {name: round(growth["192"][name]["median_s"] / growth["8"][name]["median_s"], 2) for name in growth["8"]}
+
+
+def show(title: str, result: dict) -> None:
+    print(title)
+    for name, r in result.items():
+        low, high = r["times_ours_95"]
+        print(
+            f"  {name:26s} {r['median_s'] * 1e3:8.1f} ms   {r['times_ours']:6.2f} ({low:.2f} to {high:.2f}) times ours",
+            end="",
+        )
+        print(f"   by the clock {r['wall_times_ours']:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Time variants side by side: every one in each round, in random order, so a drifting machine drifts for all.
+
+The ratio that counts is of CPU seconds of the process, which other programs disturb least; wall seconds stand beside it.
+On one thread the two agree on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+
+class Seconds(NamedTuple):
+    cpu: float
+    wall: float
+
+
+def interleave(variants: Mapping[str, Callable[[int], object]], rounds: int) -> dict[str, list[Seconds]]:
+    """Seconds of each variant in each round. A variant is given the round's number, to take its inputs by; 0 warms up."""
+    seconds: dict[str, list[Seconds]] = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name in random.sample(list(variants), len(variants)):
+            cpu, wall = time.process_time(), time.perf_counter()
+            variants[name](number)
+            spent = Seconds(time.process_time() - cpu, time.perf_counter() - wall)
+            seconds[name] += [spent] * (number > 0)
+    return seconds
+
+
+def summary(theirs: list[Seconds], ours: list[Seconds]) -> dict:
+    """Medians, and how many times as long as ours: the ratio of medians with a 95 % bootstrap interval over rounds."""
+    cpu, our_cpu = [s.cpu for s in theirs], [s.cpu for s in ours]
+    wall, our_wall = statistics.median(s.wall for s in theirs), statistics.median(s.wall for s in ours)
+    return {
+        "median_s": round(statistics.median(cpu), 5),
+        "min_s": round(min(cpu), 5),
+        "times_ours": round(statistics.median(cpu) / statistics.median(our_cpu), 3),
+        "times_ours_95": [round(ratio, 3) for ratio in _interval(cpu, our_cpu)],
+        "wall_median_s": round(wall, 5),
+        "wall_times_ours": round(wall / our_wall, 3),
+    }
+
+
+def _interval(theirs: list[float], ours: list[float], draws: int = 2000) -> tuple[float, float]:
+    pick = random.Random(0)
+    pairs = list(zip(theirs, ours, strict=True))
+    ratios = sorted(
+        statistics.median(t for t, _ in sample) / statistics.median(o for _, o in sample)
+        for sample in (pick.choices(pairs, k=len(pairs)) for _ in range(draws))
+    )
+    return ratios[int(draws * 0.025)], ratios[int(draws * 0.975)]

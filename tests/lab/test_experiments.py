@@ -1,0 +1,112 @@
+"""What an experiment is: which arms are one run, what a share of a run means, and that the catalogue can run."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import small
+import tiny
+
+from sigma_lite import cli, figures, lab
+from sigma_lite.config import ConfigError
+from sigma_lite.lab.experiment import runs_of, settings_of
+from sigma_lite.lab.run import written_yaml
+from sigma_lite.runfile import load_run
+
+ROOT = Path("runs")
+
+
+def runs(name: str, scale: str = "cpu"):
+    return runs_of(lab.experiment(name), lab.scale(scale), ROOT)
+
+
+def test_an_arm_of_two_experiments_is_one_run():
+    first, second = ({run.dir for run in runs(name) if run.arm == "LBL, K = 1"} for name in ("fig2", "fig4"))
+    assert first == second and len(first) == len(lab.scale("cpu").seeds)
+
+
+@pytest.mark.parametrize("scale", lab.SCALES)
+def test_folders_are_the_same_where_and_only_where_settings_are(scale):
+    found = [run for name in lab.EXPERIMENTS for run in runs(name, scale)]
+
+    def weights_depend_on(run) -> str:
+        settings = {key: value for key, value in run.settings.items() if key not in ("save", "trainer")}
+        trainer = {key: value for key, value in run.settings["trainer"].items() if key != "default_root_dir"}
+        return json.dumps([settings, trainer], sort_keys=True)
+
+    for one, other in itertools.combinations(found, 2):
+        assert (one.dir == other.dir) == (weights_depend_on(one) == weights_depend_on(other))
+
+
+def test_a_share_is_a_number_of_steps():
+    settings = settings_of(small.CONVERTED, small.scale(steps=40), seed=3)
+    assert settings["model"]["sparsity"] == {"head": [2], "switch_step": 20}
+    assert settings["seed_everything"] == settings["data"]["rows"]["seed"] == 3
+    assert settings_of(small.LOW2, small.scale(steps=40), seed=0)["save"]["milestones"] == [20]
+
+
+def test_a_run_comes_after_the_one_that_it_begins_from():
+    found = runs_of(small.TABLE3, small.scale(), ROOT, seeds=(0, 1))
+    at = {(run.arm, run.seed): place for place, run in enumerate(found)}
+    for seed in (0, 1):
+        parent, child = (found[at[arm, seed]] for arm in ("low 2", "converted"))
+        assert child.branch == (parent.dir, 6) and at["low 2", seed] < at["converted", seed]
+
+
+def test_every_experiment_can_run_at_every_scale(tmp_path):
+    for name, scale in itertools.product(lab.EXPERIMENTS, lab.SCALES):
+        experiment, size = lab.experiment(name), lab.scale(scale)
+        for run in runs_of(experiment, size, tmp_path):
+            load_run([written_yaml(run)])
+            assert size.steps % run.settings["save"]["every"] == 0
+            if run.branch:
+                parent = next(other for other in runs_of(experiment, size, tmp_path) if other.dir == run.branch[0])
+                assert run.branch[1] in parent.settings["save"]["milestones"]
+                assert run.settings["model"]["sparsity"]["switch_step"] == run.branch[1]
+
+
+@pytest.mark.parametrize("name", lab.EXPERIMENTS)
+def test_every_experiment_asks_for_figures_that_exist(name):
+    assert set(lab.EXPERIMENTS[name].figures) <= set(figures.OF_RESULTS)
+
+
+def test_wrong_experiments_are_refused():
+    with pytest.raises(ConfigError, match="two arms have the same name"):
+        lab.Experiment("x", "?", (small.TOP1, small.TOP1))
+    with pytest.raises(ConfigError, match="branches from .*low 2.* no arm of it"):
+        lab.Experiment("x", "?", (small.CONVERTED,))
+
+
+# -------------------------------------------------------------------------------------------------------- command line
+
+
+@pytest.mark.parametrize(
+    "args, says",
+    [
+        (("run", "fg2"), "experiment 'fg2' does not exist; did you mean 'fig2'?"),
+        (("show", "fig2", "tabel3"), "experiment 'tabel3' does not exist; did you mean 'table3'?"),
+        (("run", "fig2", "--scale", "quik"), "scale 'quik' does not exist; did you mean 'quick'?"),
+        (("show", "fig2", "--results", "empty"), "run `sigma-lite lab run fig2 --scale quick` first"),
+        (("run", "fig2", "--worker", "2"), "unknown option '--worker'"),
+        (("shw",), "invalid choice: 'shw'"),
+    ],
+)
+def test_what_cannot_work_is_said_in_one_sentence(args, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert tiny.refused(cli.main, "lab", *args) == 2
+    message = capsys.readouterr().err
+    assert says in message and message.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_list_names_everything(capsys):
+    cli.main(["lab", "list"])
+    printed = " ".join(capsys.readouterr().out.split())
+    for experiment in lab.EXPERIMENTS.values():
+        assert f"{experiment.name}: {experiment.question}" in printed
+        assert all(arm.name in printed for arm in experiment.arms)
+    for scale in lab.SCALES.values():
+        assert scale.says in printed

@@ -1,0 +1,221 @@
+"""Runs of the lab in processes: killed ones continue, branches are exact, a failure costs nobody else's work."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import forked
+import pytest
+import small
+from forked import Forked
+
+from sigma_lite import lab, record, storage
+from sigma_lite.checkpoint import newest_checkpoint, read_checkpoint
+from sigma_lite.config import ConfigError
+from sigma_lite.lab import run_experiment
+from sigma_lite.lab.experiment import runs_of
+from sigma_lite.lab.results import read_results, results_path, run_facts, write_results
+from sigma_lite.lab.run import written_yaml
+from sigma_lite.storage import StorageError
+
+CLOCK = ("time", "seconds", "tokens_per_s", "command")
+
+
+def timeless(run: dict) -> dict:
+    return {key: value for key, value in run.items() if key not in CLOCK}
+
+
+def by_arm(folder: Path, name: str = "table3-tiny.json") -> dict[str, dict]:
+    return {run["arm"]: timeless(run) for run in read_results(folder / "results" / name)["runs"]}
+
+
+def entries(folder: Path, kind: str) -> list[dict]:
+    return [timeless(entry) for entry in record.read(folder / "record.jsonl", kind)]
+
+
+# ------------------------------------------------------------------------------------------------------------- results
+
+
+def test_results_hold_where_they_come_from_and_what_they_found(table3):
+    results = read_results(table3 / "results/table3-tiny.json")
+    assert (results["experiment"], results["scale"], results["command"]) == ("table3", "tiny", "the test")
+    assert [run["arm"] for run in results["runs"]] == ["top-1", "low 2", "converted"]
+    for run in results["runs"]:
+        assert run["tokens"] == 12 * 8 * 32 and run["versions"]["torch"] and "CPU" in run["device"]
+        assert run["config"]["net"]["n_experts"] == 8 and len(run["curve"]["lm"]) == 12
+        last = entries(next(table3.glob("runs/tiny/*/seed0")), "validation")[-1]
+        assert set(last) >= set(run["heldout"]) - {"max", "min", "dead"}
+        f = run["heldout"]["f"]
+        assert run["heldout"]["max"] == pytest.approx([8 * max(row) - 1 for row in f], rel=1e-4, abs=1e-6)
+    assert [run["k"] for run in results["runs"]] == [[[1, 1], [1, 1]], [[2, 1], [2, 1]], [[2, 1], [1, 1]]]
+
+
+def test_a_finished_experiment_is_not_trained_again(table3, tmp_path, monkeypatch):
+    shutil.copytree(table3, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    before = (tmp_path / "results/table3-tiny.json").read_bytes()
+    run_experiment(small.TABLE3, small.scale(), command="the test", runs="runs", results="results")
+    assert (tmp_path / "results/table3-tiny.json").read_bytes() == before
+
+
+def test_a_results_file_is_whole_or_the_old_one(table3, tmp_path, monkeypatch):
+    path = results_path(tmp_path, "table3", "tiny")
+    runs = runs_of(small.TABLE3, small.scale(), table3 / "runs")
+    write_results(path, small.TABLE3, small.scale(), runs, "first")
+    before = path.read_bytes()
+
+    def no_room(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage.os, "fsync", no_room)
+    with pytest.raises(StorageError, match="no room to write"):
+        write_results(path, small.TABLE3, small.scale(), runs, "second")
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
+    path.write_bytes(before[: len(before) // 2])
+    with pytest.raises(StorageError, match="is damaged .* its runs are kept"):
+        read_results(path)
+
+
+# ------------------------------------------------------------------------------------------------------------ branches
+
+
+def test_a_branch_is_bitwise_the_run_from_scratch_with_that_switch(table3, place, forks):
+    """Its diary, its held-out measurement and its weights and moments."""
+    scratch = lab.Experiment("scratch", "?", (small.SCRATCH,))
+    (run,) = runs_of(scratch, small.scale(), Path("runs"))
+    run_experiment(scratch, small.scale(), runs="runs", results="results")
+    branched = table3 / run.dir  # the same settings: the same place
+    assert record.read(branched / "record.jsonl", "run")[-1]["step"] == 6 and newest_checkpoint(branched)
+    for kind in ("step", "load", "validation", "event"):
+        assert entries(branched, kind) == entries(run.dir, kind)
+    one, other = (read_checkpoint(newest_checkpoint(folder)) for folder in (branched, run.dir))
+    for name, weight in one["state_dict"].items():
+        assert weight.equal(other["state_dict"][name])
+    (a,), (b,) = one["optimizer_states"], other["optimizer_states"]
+    assert all(a["state"][i]["exp_avg_sq"].equal(b["state"][i]["exp_avg_sq"]) for i in b["state"])
+    assert by_arm(place, "scratch-tiny.json")["from scratch"] == by_arm(table3)["converted"] | {"arm": "from scratch"}
+
+
+def test_a_branch_needs_a_milestone(place, forks):
+    low2 = lab.Arm("low 2", "keeps no milestone", small.sparsity(small.NEVER))
+    experiment = lab.Experiment("x", "?", (low2, small.CONVERTED))
+    with pytest.raises(ConfigError, match=r"arm 'converted' seed 0 stopped with code 1: .*save\.milestones=\[6\]"):
+        run_experiment(experiment, small.scale(), runs="runs", results="results")
+    assert not Path("results").exists()
+
+
+# --------------------------------------------------------------------------------------------------------------- kills
+
+SIXTY = small.scale(60)
+
+
+def run_two() -> None:
+    run_experiment(small.TWO, SIXTY, runs="runs", results="results", workers=2)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(corpus_and_data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    shutil.copytree(corpus_and_data, folder, dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(lab.run, "_start", forked.start)
+        run_two()
+    return folder
+
+
+def workers_of(process: Forked) -> list[int]:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(pid) for pid in children.read_text().split()]
+
+
+def wait_for_step(step: int) -> None:
+    runs = runs_of(small.TWO, SIXTY, Path("runs"))
+    for _ in range(6000):
+        if all(record.last_step(run.dir / "record.jsonl") >= step for run in runs):
+            return
+        time.sleep(0.01)
+    pytest.fail("the runs did not begin")
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes in /proc")
+
+
+@linux
+def test_a_killed_arm_stops_nobody_and_continues(uninterrupted, place, forks):
+    process = Forked(run_two, Path("lab.log"))
+    wait_for_step(5)
+    victim, other = workers_of(process)
+    os.kill(victim, signal.SIGKILL)
+    assert process.wait() == 1 and "seed 0 stopped with code -9" in Path("lab.log").read_text()
+    finished = [len(entries(run.dir, "validation")) for run in runs_of(small.TWO, SIXTY, Path("runs"))]
+    assert sorted(finished) == [0, 1] and not alive(other)
+    run_two()
+    assert by_arm(place, "two-tiny.json") == by_arm(uninterrupted, "two-tiny.json")
+
+
+@linux
+def test_a_killed_lab_leaves_workers_that_the_next_one_waits_for(uninterrupted, place, forks):
+    process = Forked(run_two, Path("lab.log"))
+    wait_for_step(5)
+    orphans = workers_of(process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(orphans) == 2 and all(map(alive, orphans))
+    run_two()
+    assert not any(map(alive, orphans))
+    assert by_arm(place, "two-tiny.json") == by_arm(uninterrupted, "two-tiny.json")
+    for run in runs_of(small.TWO, SIXTY, Path("runs")):
+        assert [e["step"] for e in entries(run.dir, "step")] == list(range(1, 61))
+        assert len(entries(run.dir, "run")) == len(entries(run.dir, "validation")) == 1  # nobody began it again
+
+
+def test_workers_are_processes_of_their_own(table3, place):
+    """The other tests fork; this one does what a user's lab does."""
+    one = lab.Experiment("one", "?", (small.TOP1,))
+    run_experiment(one, small.scale(), runs="runs", results="results")
+    assert by_arm(place, "one-tiny.json")["top-1"] == by_arm(table3)["top-1"]
+
+
+@linux
+def test_ctrl_c_stops_the_workers(place, forks):
+    process = Forked(run_two, Path("lab.log"))
+    wait_for_step(5)
+    workers = workers_of(process)
+    process.send_signal(signal.SIGINT)
+    process.wait()
+    assert len(workers) == 2 and not any(map(alive, workers))
+
+
+def test_settings_are_checked_before_any_work(place, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    wrong = lab.Arm("wrong", "a misspelt key", {"model": {"balance": {"los": "micro"}}})
+    with pytest.raises(ConfigError, match="unknown key model.balance.los; did you mean 'loss'"):
+        run_experiment(lab.Experiment("x", "?", (small.TOP1, wrong)), small.scale(), runs="runs", results="results")
+
+
+def test_an_unfinished_run_has_no_facts(place):
+    (run,) = runs_of(lab.Experiment("x", "?", (small.TOP1,)), small.scale(), Path("runs"))
+    written_yaml(run)
+    with pytest.raises(ConfigError, match="is not finished"):
+        run_facts(run)
+
+
+def test_results_are_one_line_a_run(table3):
+    """So that a changed run is a changed line in version control."""
+    lines = (table3 / "results/table3-tiny.json").read_text().splitlines()
+    assert len(lines) == 1 + 3 and json.loads(lines[1].rstrip(","))["arm"] == "top-1"
