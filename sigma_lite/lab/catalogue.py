@@ -69,7 +69,11 @@ def one_seed(arm: Arm) -> Arm:
     return dataclasses.replace(arm, seeds=(0,))
 
 
-MICRO = Arm("micro LBL", "each micro-batch balanced for itself", balance(loss="micro"))
+MICRO = Arm(
+    "micro LBL",
+    "each of a step's four micro-batches balanced for itself",
+    {**balance(loss="micro"), "data": {"rows": {"per_micro": 8}}},
+)
 SEQUENCE = Arm("sequence LBL", "each row balanced for itself (DeepSeek-V3)", balance(loss="sequence"))
 PROPORTIONAL = Arm(
     "loss-free, proportional",
