@@ -141,6 +141,7 @@ def purity_by_frequency(experts_T: ArrayLike, tokens_T: ArrayLike, n_experts: in
     """Purity of the most frequent token, the next three, then ranks 5-16, 17-64, ...: each class a mean over occurrences.
 
     Returns: first and last rank, share of all occurrences, purity, and shuffled: the purity without any preference.
+        With K experts per token the samples are slots, and purity is at most 1 / K.
     """
     tables = [token_table(e, tokens_T, n_experts) for e in (experts_T, shuffled(experts_T, seed=seed))]
     counts_V = tables[0].sum(1)

@@ -118,6 +118,14 @@ def k_everywhere(K: int) -> Arm:
 
 
 DOMAINS = {"source": "domains", "dir": "data/lab-domains"}
+
+
+def on_domains(name: str, says: str, per_micro: int, **model: object) -> Arm:
+    """Stretches of eight rows of one domain, four in a step: the same rows in the same steps for every arm."""
+    rows = {"per_micro": per_micro, "domain_run": 8}
+    return Arm(name, says, {"model": model, "data": {"corpus": DOMAINS, "rows": rows}}, seeds=(0,))
+
+
 OTHER_CORPUS = Arm(
     "prose, code, tables", "the same vocabulary size on another corpus", {"data": {"corpus": DOMAINS}}, seeds=(0,)
 )
@@ -150,6 +158,23 @@ EXPERIMENTS = {
             "What does it cost to convert a model to its target sparsity late in training?",
             (TOP1, LOW8, *(converted(share) for share in SWITCHES)),
             ("learning_curves", "layer0_deviation", "final_table"),
+        ),
+        Experiment(
+            "global",
+            "Over which tokens should the load be counted when a micro-batch holds one domain?",
+            (
+                on_domains("micro", "f over a micro-batch of one domain", 8, balance={"loss": "micro"}),
+                on_domains("buffer", "f over the micro-batches of the step so far", 8),
+                on_domains("global", "f over the whole step, as with one rank a domain", 32),
+                on_domains(
+                    "shuffle",
+                    "f over as few tokens as a micro-batch has, drawn from the whole step",
+                    32,
+                    custom_balance={"class_path": "sigma_lite.balance.shuffled.ShuffledLBL", "init_args": {"share": 0.25}},
+                ),
+            ),
+            ("domain_expert_map", "loss_against_balance", "final_table"),
+            measure="domains",
         ),
         Experiment(
             "balancers",

@@ -49,7 +49,7 @@ def losses_over_specialisation(per_micro: int, specialised: float) -> go.Figure:
             x=[specialised], y=[here], mode="markers+text", text=[f"{here:.2f}"], textposition="top center",
             marker={"size": 11, "color": colour}, showlegend=False, hoverinfo="skip",
         )  # fmt: skip
-    figure.update_xaxes(title="specialisation: 0 all experts for all, 1 experts of one domain only", range=[-0.03, 1.03])
+    figure.update_xaxes(title="specialisation", range=[-0.03, 1.03])
     figure.update_yaxes(title="balance loss (1 = balanced)", range=[0.8, 4.4])
     domains = "one domain" if per_micro == 1 else f"{per_micro} domains"
     return figure.update_layout(title=f"{domains} of 4 in a micro-batch", height=400)
@@ -60,7 +60,7 @@ def domain_map(f_DE: Tensor, names: Sequence[str], title: str, high: float = 4.0
     E = f_DE.shape[1]
     home_E = f_DE.argmax(0)
     order_E = sorted(range(E), key=lambda e: (home_E[e].item(), -f_DE[home_E[e], e].item()))
-    figure = heat((E * f_DE[:, order_E]).numpy(), title, "expert, sorted by its strongest domain", "", low=0, high=high)
+    figure = heat((E * f_DE[:, order_E]).numpy(), title, "expert", "", low=0, high=high)
     figure.update_xaxes(tickvals=list(range(E)), ticktext=[str(e) for e in order_E])
     figure.update_yaxes(tickvals=list(range(len(names))), ticktext=list(names))
     return figure.update_layout(height=130 + 45 * len(names))

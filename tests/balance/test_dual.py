@@ -157,6 +157,13 @@ def test_the_sign_rule_ends_in_a_cycle(rate):
     assert back == [False] * (length - 1) + [True], "after one cycle, not earlier, the price is back, up to a constant"
 
 
+def test_a_cycle_in_which_all_prices_drift_is_a_cycle():
+    """One rich expert in turn: two of three prices rise in each step, and after three all are higher by one."""
+    turns = torch.tensor([[4, 1, 1], [1, 4, 1], [1, 1, 4]]).repeat(4, 1)
+    assert cycle_length(turns) == 3
+    assert cycle_length(turns[:3]) is None
+
+
 def test_a_balanced_state_is_a_cycle_of_one():
     gamma = torch.eye(4, dtype=torch.float64).repeat(3, 1)
     found = ascend(gamma, 1, 5)

@@ -8,7 +8,7 @@ from sigma_lite.kernels import BACKENDS, choose_backend, explain_backend, groupe
 from sigma_lite.kernels.padded import expert_capacity, grouped_swiglu_padded, has_room
 from sigma_lite.kernels.torch_grouped import _backward_op, _forward_op
 
-E, D, F = 12, 16, 8
+E, D, F = 12, 24, 8  # D is not 2F, so that a shape taken for another shows
 FAST = [name for name in BACKENDS if name != "loop"]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 

@@ -76,11 +76,11 @@ def data(tmp_path_factory):
     for number in range(12):
         words = " ".join(f"word{number * i % 37}" for i in range(400))
         (folder / f"{number}.txt").write_text(words)
-    source = {"source": "files", "path": str(folder), "vocab_size": 300, "heldout": 0.4}
+    source = {"source": "files", "path": str(folder), "vocab_size": 280, "heldout": 0.4}
     return prepare(CorpusConfig(dir=str(folder / "data"), **source), progress=False)
 
 
-SHAPE = {"vocab_size": 300, "n_layers": 2, "d_model": 16, "head_dim": 8, "n_experts": 4, "d_expert": 8}
+SHAPE = {"vocab_size": 280, "n_layers": 2, "d_model": 16, "head_dim": 8, "n_experts": 4, "d_expert": 8}
 ROWS = RowsConfig(length=16, per_step=4, per_micro=4)
 
 

@@ -231,21 +231,21 @@ def equal(a, b) -> bool:
 
 def test_spike_guard_skips_and_goes_on(place, watched):
     states, factors = watched
-    factors |= {1: math.nan, 5: math.inf, 8: 1e6}
+    factors |= {1: math.nan, 5: math.inf, 9: 1e6}  # the switch at step 6 makes the guard learn anew in steps 7 and 8
     cli.main(["fit", "-c", "tiny.yaml", "--spike_guard.memory=2", "--spike_guard.threshold=60"])
-    for step in (5, 8):
+    for step in (5, 9):
         for was, now in zip(states[step - 1], states[step], strict=True):
             assert equal(was, now), f"step {step} changed something"
     assert states[1][1] == {}, "no state before the first step that counts"
-    for step in (2, 3, 4, 6, 7, 9):
+    for step in (2, 3, 4, 6, 7, 8):
         assert not equal(states[step - 1][0], states[step][0]), f"step {step} changed nothing"
     events = [e for e in entries(Path("run"), "event") if e["what"] == "step skipped"]
-    assert [e["step"] for e in events] == [0, 4, 7]
+    assert [e["step"] for e in events] == [0, 4, 8]
     assert "nan" in events[0]["why"] and "is above" in events[2]["why"]
     assert all(torch.isfinite(v).all() for v in states[12][0].values())
     assert [e["step"] for e in entries(Path("run"), "step")] == list(range(1, 13))
     saved = read_checkpoint(newest_checkpoint("run"))["callbacks"]
-    assert next(v for k, v in saved.items() if "SpikeGuard" in k)["seen"] == 9
+    assert next(v for k, v in saved.items() if "SpikeGuard" in k)["seen"] == 5
 
 
 def test_spike_guard_gives_up(place, watched, capsys):
@@ -273,6 +273,19 @@ def test_spike_guard_judges():
     other.load_state_dict(state)
     assert other.judge(100.0) == guard.judge(100.0)
     assert not guard.judge(1.3) and not guard.judge(0.01)  # small is never a spike
+
+
+def test_a_switch_of_sparsity_is_no_spike(place, watched):
+    """From K = 2 to K = 1 is another model; what was usual before it says nothing. A spike right after it is none."""
+    _, factors = watched
+    factors |= dict.fromkeys(range(7, 13), 1e3)
+    guard = ["--spike_guard.memory=4", "--spike_guard.threshold=30"]
+    cli.main(["fit", "-c", "tiny.yaml", *guard])  # switches at step 6
+    assert not [e for e in entries(Path("run"), "event") if e["what"] == "step skipped"]
+    assert [e["step"] for e in entries(Path("run"), "event") if e["what"] == "sparsity switch"] == [6]
+    shutil.rmtree("run")
+    with pytest.raises(SystemExit):  # without a switch the same norms end the run
+        cli.main(["fit", "-c", "tiny.yaml", *guard, "--model.sparsity.switch_step=0"])
 
 
 @pytest.mark.parametrize("wrong", [{"threshold": 2.0}, {"patience": 0}, {"memory": 1}])

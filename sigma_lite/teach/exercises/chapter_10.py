@@ -12,7 +12,7 @@ Stages = Sequence[tuple[int, Sequence[int]]]
 
 
 def stages(step: int, stages: Stages, n_layers: int) -> tuple[int, ...]:
-    reached = [head for first, head in stages if first < step] or [()]
+    reached = [head for first, head in stages if first <= step]
     return k_per_layer(0, switch_step=1, n_layers=n_layers, head=reached[-1])
 
 

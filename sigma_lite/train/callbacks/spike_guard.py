@@ -15,6 +15,7 @@ from sigma_lite.train.callbacks.diary import note
 class SpikeGuard(pl.Callback):
     """Compare each step's gradient norm with the running mean and deviation of its logarithm.
 
+    A change of the experts per token makes another model with another usual norm: the statistics begin anew there.
     The norm is the same number on all ranks, so all ranks decide alike. A skipped step leaves weights and optimizer state
     as they were, and is recorded as an event.
 
@@ -31,6 +32,9 @@ class SpikeGuard(pl.Callback):
         self.mean, self.variance, self.seen, self.skipped = 0.0, 0.0, 0, 0
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, optimizer: torch.optim.Optimizer) -> None:
+        step = trainer.global_step
+        if step > 0 and module.k_at(step) != module.k_at(step - 1):
+            self.seen = 0
         reason = self.judge(float(module.gradient_norm()))
         if not reason:
             self.skipped = 0
