@@ -220,6 +220,7 @@ class OptimConfig:
     """AdamW with a warmup-stable-decay learning rate. Steps are optimizer steps."""
 
     lr: float = 3e-3  # peak learning rate
+    router_lr: float = 1.0  # factor on lr for the routers: loads react far more to a step than anything else does
     warmup_steps: int = 100  # linear from 0
     decay_fraction: float = 0.3  # last share of the run in which the rate falls to lr * final_lr_ratio
     final_lr_ratio: float = 0.05
@@ -228,7 +229,7 @@ class OptimConfig:
     eps: float = 1e-10  # small: an expert that sees 1/96 of the tokens has gradients far below Adam's usual 1e-8
 
     def __post_init__(self) -> None:
-        _positive(self, "lr", "eps")
+        _positive(self, "lr", "router_lr", "eps")
         require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps}: must be 0 or more")
         for name in ("decay_fraction", "final_lr_ratio"):
             require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)}: must lie in 0..1")

@@ -95,6 +95,17 @@ def test_a_perfectly_even_layer_has_a_place_on_the_log_axis():
     assert list(thick(ALL["layer0_deviation"](results), 1, "LBL, K = 1").y) == [1.0]
 
 
+def test_log_axes_show_all_that_is_drawn():
+    results = copy.deepcopy(THREE)
+    results["runs"][0]["load"]["max"][2][0], results["runs"][3]["heldout"]["max"][0] = 38.0, 90.0
+    for name, axes in (("layer0_deviation", "y"), ("loss_against_balance", "x"), ("deviation_by_layer", "y")):
+        fig = ALL[name](results)
+        low, high = fig.layout[axes + "axis"].range
+        drawn = np.concatenate([trace[axes] for trace in fig.data if (trace[axes + "axis"] or axes) == axes])
+        assert 10**low < min(20, drawn.min()) and drawn.max() < 10**high
+        assert fig.layout[axes + "axis"].type == "log" and drawn.max() > 1000
+
+
 def test_seeds_of_different_length_are_averaged_where_all_have_a_point():
     results = copy.deepcopy(THREE)
     for series in results["runs"][0]["load"].values():
@@ -173,8 +184,8 @@ def test_the_table_gives_mean_and_range():
         run["heldout"] |= {"max": [most, 9.0], "min": [-0.5, 0.0], "lbl": [1.01, 3.0], "dead": [dead, 1]}
         run["heldout"]["bits_per_byte"] = 2 + most / 10
     head, rows = figures.final_rows(results)
-    cells = dict(zip(head, rows[0], strict=True))
+    cells = {name: cell.replace("\u00a0", " ") for name, cell in zip(head, rows[0], strict=True)}
     assert cells["layer 0 max"] == "+300 % (+100 to +600)" and cells["dead experts"] == "2 (1 to 4)"
     assert cells["bits per byte"] == "2.3000 (2.1000 to 2.6000)" and cells["LBL layer 0"] == "1.010 (1.010 to 1.010)"
     results["runs"] = results["runs"][:1]
-    assert figures.final_rows(results)[1][0][1:3] == ["+100 %", "−50 %"]
+    assert figures.final_rows(results)[1][0][1:3] == ["+100\u00a0%", "−50\u00a0%"]

@@ -51,16 +51,28 @@ def tokens_per_step(run: dict) -> float:
     return run["curve"]["tokens"][-1] / run["curve"]["step"][-1]
 
 
-def percent_axis(fig: go.Figure, title: str, axis: str = "y", **where: int) -> None:
-    """A log axis that reads +10 %, +20 %, +50 %, ... and always shows +20 to +100 %; it has no place for 0."""
-    ticks = {"type": "log", "tickvals": PERCENTS, "ticktext": [f"+{value:,} %" for value in PERCENTS]}
-    ticks["autorangeoptions"] = {"include": [20, 100]}
-    (fig.update_yaxes if axis == "y" else fig.update_xaxes)(title_text=title, **ticks, **where)
+def percent_axis(fig: go.Figure, title: str, axis: str = "yaxis") -> None:
+    """A log axis that reads +10 %, +20 %, +50 %, ... and always shows +20 to +100 %; what is drawn must be above 0."""
+    letter, name = axis[0], axis.replace("axis", "")
+    drawn = [trace for trace in fig.data if (trace[f"{letter}axis"] or letter) == name]
+    # plotly.js cannot do this by itself: with autorangeoptions.include, a log axis cuts off what lies beyond
+    low = min(20, *(float(np.min(trace[letter])) for trace in drawn))
+    high = max(100, *(float(np.max(trace[letter] + _upper_bar(trace))) for trace in drawn))
+    span = [float(np.log10(low)) - 0.06, float(np.log10(high)) + 0.06]
+    ticks = {"tickvals": PERCENTS, "ticktext": [f"+{value:,} %" for value in PERCENTS]}
+    fig.layout[axis].update(title_text=title, type="log", range=span, **ticks)
+
+
+def _upper_bar(trace: go.Scatter) -> np.ndarray | float:
+    return 0.0 if trace.error_y.array is None else trace.error_y.array
 
 
 def above(values: Sequence[float], least: float = 1.0) -> np.ndarray:
     """Deviations as fractions -> percent for a log axis, which has no place for 0: at least `least` %."""
     return np.maximum(100 * np.asarray(values, dtype=float), least)
+
+
+LEGEND_BELOW = {"legend": {"yref": "container", "y": 0, "yanchor": "bottom"}, "margin_b": 84}  # panels have titles above
 
 
 def dress(fig: go.Figure, title: str, subtitle: str, caption: str, **layout: object) -> go.Figure:

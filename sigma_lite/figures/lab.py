@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from sigma_lite.figures import style
-from sigma_lite.figures.arms import Curve, Results, above, arms, draw_arm, dress, percent_axis, tokens_per_step
+from sigma_lite.figures.arms import LEGEND_BELOW, Curve, Results, above, arms, draw_arm, dress, percent_axis, tokens_per_step
 from sigma_lite.figures.series import deep_layer
 
 NO_WINDOWS = "no run of this experiment has recorded a load window"
@@ -31,7 +31,7 @@ def layer0_deviation(results: Results) -> go.Figure:
         draw_arm(fig, place, name, [_windows(run, "min", _percent) for run in runs], "%{y:+.0f} %", row=2)
     if not fig.data:
         return style.note(title, NO_WINDOWS)
-    percent_axis(fig, "most loaded expert", row=1)
+    percent_axis(fig, "most loaded expert")
     fig.update_yaxes(title_text="least loaded", range=[-106, 6], tickvals=[-100, -50, 0], row=2)
     fig.update_yaxes(ticktext=["−100 %", "−50 %", "0 %"], row=2)
     caption = (
@@ -117,8 +117,7 @@ def load_and_probability(results: Results) -> go.Figure:
         " 1 when either f or P is flat. Figures 2b and 2c of the Sigma-MoE-Tiny report."
     )
     subtitle = "sorted by share; 1 is the uniform share 1/E"
-    below = {"legend": {"yref": "container", "y": 0, "yanchor": "bottom"}, "margin_b": 84}  # above are the panels' titles
-    return dress(fig, title, subtitle, caption, height=150 + 210 * len(found), bargap=0.1, **below)
+    return dress(fig, title, subtitle, caption, height=150 + 210 * len(found), bargap=0.1, **LEGEND_BELOW)
 
 
 # -------------------------------------------------------------------------------------------------------------- parts

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from sigma_lite.figures import style
-from sigma_lite.figures.arms import PERCENTS, Results, above, arms, dress, percent_axis
+from sigma_lite.figures.arms import LEGEND_BELOW, Results, above, arms, dress, percent_axis
 from sigma_lite.figures.series import deep_layer
 
 NO_RUNS = "no run of this experiment is finished"
@@ -31,7 +31,7 @@ def loss_against_balance(results: Results) -> go.Figure:
         )
     if not fig.data:
         return style.note(title, NO_RUNS)
-    percent_axis(fig, "layer 0: deviation of the most loaded expert on held-out text", axis="x")
+    percent_axis(fig, "layer 0: deviation of the most loaded expert on held-out text", axis="xaxis")
     fig.update_yaxes(title_text="held-out bits per byte")
     caption = "Down is a better model, left a more even layer 0. One point an arm and seed, both measured on held-out text."
     return dress(fig, title, "better: down and left", caption, height=460)
@@ -71,10 +71,12 @@ def deviation_by_sparsity(results: Results) -> go.Figure:
     fig.update_xaxes(type="log")
     fig.update_xaxes(title_text="experts E", tickvals=sorted({point[1] for point in points}), col=1)
     fig.update_xaxes(title_text="experts per token K", tickvals=sorted({point[2] for point in points}), col=2)
-    percent_axis(fig, "most loaded expert, held-out text", col=1)
-    fig.update_yaxes(type="log", tickvals=PERCENTS, col=2)
+    percent_axis(fig, "most loaded expert, held-out text")
+    percent_axis(fig, "", axis="yaxis2")
+    together = [fig.layout.yaxis.range, fig.layout.yaxis2.range]
+    fig.update_yaxes(range=[min(low for low, _ in together), max(high for _, high in together)])
     caption = "Deviation from the uniform share on held-out text, mean over seeds; the dots are single runs."
-    return dress(fig, title, "left: more experts; right: more of them per token", caption, height=440)
+    return dress(fig, title, "left: more experts; right: more of them per token", caption, height=470, **LEGEND_BELOW)
 
 
 def final_rows(results: Results) -> tuple[list[str], list[list[str]]]:
@@ -103,8 +105,8 @@ def final_table(results: Results) -> go.Figure:
 
 
 COLUMNS: dict[str, tuple[Callable[[dict], float], str, str]] = {  # name: (number of a run, how it is written, unit)
-    "layer 0 max": (lambda run: 100 * run["heldout"]["max"][0], "{:+,.0f}", " %"),
-    "layer 0 min": (lambda run: 100 * run["heldout"]["min"][0], "{:+,.0f}", " %"),
+    "layer 0 max": (lambda run: 100 * run["heldout"]["max"][0], "{:+,.0f}", "\u00a0%"),
+    "layer 0 min": (lambda run: 100 * run["heldout"]["min"][0], "{:+,.0f}", "\u00a0%"),
     "LBL layer 0": (lambda run: run["heldout"]["lbl"][0], "{:.3f}", ""),
     "dead experts": (lambda run: sum(run["heldout"]["dead"]), "{:.3g}", ""),
     "bits per byte": (lambda run: run["heldout"]["bits_per_byte"], "{:.4f}", ""),
@@ -116,7 +118,7 @@ SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "cross", "star", "
 
 def _cell(values: Sequence[float], number: str, unit: str) -> str:
     mean, low, high = (number.format(edge(values)).replace("-", "−") for edge in (np.mean, min, max))
-    return f"{mean}{unit}" if len(values) == 1 else f"{mean}{unit} ({low} to {high})"
+    return f"{mean}{unit}" if len(values) == 1 else f"{mean}{unit} ({low}\u00a0to\u00a0{high})"
 
 
 def _mean_and_range(values_SL: Sequence[np.ndarray]) -> tuple[np.ndarray, dict | None]:

@@ -101,6 +101,13 @@ def scale_free(temperature: float, switch: Patch | None = None) -> Arm:
     return Arm(name, "LBL on logits in units of their own spread: shrinking them changes nothing", patch, seeds=(0,))
 
 
+def slow_router(factor: float, arm: Arm = TOP1) -> Arm:
+    """The arm with a smaller learning rate for the routers only: does their own step overshoot?"""
+    patch = overlay(dict(arm.patch), {"model": {"optim": {"router_lr": factor}}})
+    name = f"router rate x {factor:g}" + ("" if arm is TOP1 else f", {arm.name}")
+    return Arm(name, "loads answer a router's step many times over, most of all in layer 0", patch, seeds=(0,))
+
+
 def without_attention(arm: Arm, name: str) -> Arm:
     """The arm with layer 0's attention taken away: its router sees the token and nothing else."""
     patch = overlay(dict(arm.patch), net(attention_from_layer=1))
@@ -221,7 +228,11 @@ EXPERIMENTS = {
             (
                 one_seed(TOP1),
                 one_seed(LOW8),
-                top1_lbl(0.1),
+                one_seed(top1_lbl(0.1)),
+                slow_router(0.3),
+                slow_router(0.1),
+                slow_router(0.1, top1_lbl(0.1)),
+                slow_router(0.1, scale_free(0.3)),
                 scale_free(0.3),
                 scale_free(0.1),
                 scale_free(0.3, sparsity(Share(0.7))),

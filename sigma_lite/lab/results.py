@@ -13,6 +13,7 @@ from sigma_lite.lab.experiment import Experiment, Run, Scale
 from sigma_lite.storage import StorageError, atomic_write
 
 POINTS = 100  # of a loss curve; each is the mean over its share of the steps
+MIDDLE = (0.5, 0.7)  # of the steps: warmed up, still at the full learning rate, several windows of tokens pooled
 
 
 class Results(dict):
@@ -66,7 +67,7 @@ def write_results(path: Path, experiment: Experiment, scale: Scale, runs: Sequen
         "scale_says": scale.says,
         "command": command,
         "arms": {arm.name: {"says": arm.says, "branch": arm.branch} for arm in experiment.arms},
-        "runs": [run_facts(run) for run in runs],
+        "runs": _kept(path, experiment, runs) + [run_facts(run, experiment.measure) for run in runs],
     }
     with atomic_write(path) as file:
         file.write(json.dumps(facts, separators=(",", ":")).replace('{"arm":', '\n{"arm":').encode() + b"\n")
@@ -86,8 +87,21 @@ def read_results(path: str | Path) -> Results:
         ) from error
 
 
-def run_facts(run: Run) -> dict[str, Any]:
-    """One finished run: where it came from, its curves, its last window of loads and its held-out measurement."""
+def _kept(path: Path, experiment: Experiment, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Runs recorded earlier, perhaps elsewhere, of arms and seeds that are not among these: more seeds add to a file."""
+    if not path.is_file():
+        return []
+    new, arms = {(run.arm, run.seed) for run in runs}, {arm.name for arm in experiment.arms}
+    old = read_results(path)["runs"]
+    return [facts for facts in old if facts["arm"] in arms and (facts["arm"], facts["seed"]) not in new]
+
+
+def run_facts(run: Run, measure: str = "") -> dict[str, Any]:
+    """One finished run: where it came from, its curves, its loads (see `_middle`) and its held-out measurement.
+
+    Args:
+        measure: a name of lab/measure.py's MEASURES, whose result is added as `measured`.
+    """
     entries = record.read(run.dir / "record.jsonl")
     require(is_finished(run), f"{run.dir} is not finished: run the experiment again, it continues")
     start = [e for e in entries if e["kind"] == "run"][-1]
@@ -105,6 +119,7 @@ def run_facts(run: Run) -> dict[str, Any]:
         "events": [e for e in entries if e["kind"] == "event"],
         "curve": _curve(steps),
         "load": _load_series(loads),
+        "middle": _middle(loads, run.steps),
         "last": {key: loads[-1][key] for key in ("f", "P", "bias") if key in loads[-1]} if loads else {},
         "heldout": {
             "nats_per_token": heldout["nats_per_token"],
@@ -112,7 +127,31 @@ def run_facts(run: Run) -> dict[str, Any]:
             **{key: heldout[key] for key in ("f", "P", "lbl")},
             **_deviations(heldout["f"]),
         },
+        **({"measured": _measured(run, measure)} if measure else {}),
     }
+
+
+def _measured(run: Run, measure: str) -> Any:
+    from sigma_lite.lab.measure import measured  # imports torch and the model
+
+    return measured(run.dir, measure)
+
+
+def _middle(loads: list[dict], steps: int) -> dict[str, Any]:
+    """The windows of the MIDDLE of the run as one: tokens, lbl [L], and max, min, dead [L]; {} for a run too short."""
+    inside = [e for e in loads if MIDDLE[0] * steps < e["step"] <= MIDDLE[1] * steps]
+    if not inside:
+        return {}
+    tokens = sum(e["tokens"] for e in inside)
+    f, P = ([_pooled(layer, inside, tokens) for layer in zip(*(e[key] for e in inside), strict=True)] for key in ("f", "P"))
+    lbl = [_short(len(f_E) * sum(a * b for a, b in zip(f_E, P_E, strict=True))) for f_E, P_E in zip(f, P, strict=True)]
+    return {"tokens": tokens, "lbl": lbl, **_deviations(f)}
+
+
+def _pooled(windows: Sequence[list[float]], entries: list[dict], tokens: int) -> list[float]:
+    """One layer's shares over several windows, weighted by their tokens."""
+    weights = [e["tokens"] / tokens for e in entries]
+    return [sum(w * x for w, x in zip(weights, values, strict=True)) for values in zip(*windows, strict=True)]
 
 
 def _curve(steps: list[dict]) -> dict[str, list[float]]:

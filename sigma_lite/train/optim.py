@@ -28,7 +28,14 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 def adamw(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
     """Fused: one pass over memory. On a CPU that is 5 times faster than torch's default loop over parameters."""
-    groups = [group for group in parameter_groups(model, optim.weight_decay) if group["params"]]
+    groups = parameter_groups(model, optim.weight_decay)
+    if optim.router_lr != 1:
+        routers = {id(p) for name, p in model.named_parameters() if name.endswith("router.weight")}
+        slow = [p for group in groups for p in group["params"] if id(p) in routers]
+        for group in groups:
+            group["params"] = [p for p in group["params"] if id(p) not in routers]
+        groups.append({"params": slow, "weight_decay": 0.0, "lr": optim.lr * optim.router_lr})
+    groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
 

@@ -112,7 +112,7 @@ def test_the_commands_run_draw_and_print(place, forks, monkeypatch, capsys):
         (a, s) for a in ("top-1", "from scratch") for s in (0, 1)
     ]
     assert results["command"] == "sigma-lite lab run two --scale tiny --seeds 0 1"
-    assert all(cell in printed for row in final_rows(results)[1] for cell in row) and " to " in printed
+    assert all(cell in printed for row in final_rows(results)[1] for cell in row) and "\u00a0to\u00a0" in printed
     before = Path("results/two-tiny.html").read_bytes()
     cli.main(["lab", "run", *options])
     cli.main(["lab", "show", "two", "--scale", "tiny", "--results", "results", "--out", "again.html"])

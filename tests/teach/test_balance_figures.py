@@ -8,7 +8,9 @@ import torch
 
 from sigma_lite.balance.balancer import Balancer, MicroLBL
 from sigma_lite.balance.losses import load_balancing_loss
+from sigma_lite.balance.metrics import ExpertLoad
 from sigma_lite.config import CorpusConfig, RowsConfig
+from sigma_lite.data.rows import Rows, train_loader
 from sigma_lite.data.shards import prepare
 from sigma_lite.figures.style import HEAT_MAX
 from sigma_lite.teach import plots_domains, plots_load, practice
@@ -33,13 +35,13 @@ def test_balance_loss_figure_names_loss_and_busiest():
 
 
 def test_load_map_keeps_dead_for_the_dead():
-    f_LE = [[0.5, 0.498, 0.002, 0.0], [0.25] * 4]
+    f_LE = [[0.5, 0.4995, 0.0005, 0.0], [0.25] * 4]
     by_number, by_load = (plots_load.load_map(f_LE, "t", order) for order in ("by number", "by load"))
-    assert np.array_equal(by_number.data[0].z, [[100, 99, -99, -100], [0, 0, 0, 0]])
+    assert np.array_equal(by_number.data[0].z, [[100, 100, -99, -100], [0, 0, 0, 0]])
     assert "busiest +100 %, 1 dead" in by_number.layout.title.text
     backwards = plots_load.load_map([f_LE[0][::-1]], "t", "by load")
     for figure in (by_load, backwards):
-        assert list(figure.data[0].z[0]) == [100, 99, -99, -100]
+        assert list(figure.data[0].z[0]) == [100, 100, -99, -100]
     assert by_number.data[0].zmin == -100 and by_number.data[0].zmax == HEAT_MAX
 
 
@@ -55,6 +57,13 @@ def test_two_losses_of_a_specialised_router(specialised):
     assert plots_domains.specialisation(f_DE) == pytest.approx(0.75 * specialised)
 
 
+def test_two_losses_of_any_router():
+    f_DE = torch.rand(4, 6, generator=torch.Generator().manual_seed(2)).softmax(1)
+    micro, whole = plots_domains.two_losses(f_DE, per_micro=1)
+    assert micro == pytest.approx(6 * f_DE.square().sum(1).mean().item())
+    assert whole == pytest.approx(6 * f_DE.mean(0).square().sum().item())
+
+
 def test_global_loss_is_the_mean_over_micro_batches_with_one_share():
     probs_MTE = torch.randn(3, 20, 6, generator=torch.Generator().manual_seed(1)).softmax(-1)
     ids_MT1 = probs_MTE.topk(1).indices
@@ -64,10 +73,10 @@ def test_global_loss_is_the_mean_over_micro_batches_with_one_share():
 
 
 def test_domain_map_puts_experts_beside_their_domain():
-    f_DE = torch.tensor([[0.1, 0.6, 0.1, 0.2], [0.5, 0.1, 0.3, 0.1]])
+    f_DE = torch.tensor([[0.1, 0.2, 0.1, 0.6], [0.5, 0.1, 0.3, 0.1]])
     figure = plots_domains.domain_map(f_DE, ["a", "b"], "t")
     assert np.allclose(figure.data[0].z, [[2.4, 0.8, 0.4, 0.4], [0.4, 0.4, 2.0, 1.2]])
-    assert list(figure.layout.xaxis.ticktext) == ["1", "3", "0", "2"]
+    assert list(figure.layout.xaxis.ticktext) == ["3", "1", "0", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -96,17 +105,21 @@ def test_practice_keeps_a_diary_and_learns(data):
     assert practice.smooth(entries, n=4)[0] == list(range(4, 13))
 
 
-def test_practice_sees_the_same_model_however_a_step_is_cut(data):
-    """Without a balance loss a step's gradient does not depend on its micro-batches; with the micro loss it does."""
+def test_a_steps_gradient_does_not_depend_on_how_it_is_cut(data):
+    """But for the micro loss, which counts in each micro-batch."""
 
-    def weights(per_micro, balancer, weight):
+    def gradient(per_micro, balancer, weight):
         model = practice.small_model(1, **SHAPE)
-        practice.train(model, data, 3, balancer, weight=weight, rows=RowsConfig(length=16, per_step=4, per_micro=per_micro))
-        return torch.cat([p.detach().flatten() for p in model.parameters()])
+        rows = RowsConfig(length=16, per_step=4, per_micro=per_micro)
+        batches = iter(train_loader(Rows(data.train, data.token_bytes, 16), rows, steps=1))
+        load = ExpertLoad(2, 4)
+        _, counts_LE = practice._gradients(model, batches, rows.accumulation(1), balancer, weight, load)
+        assert counts_LE.sum(1).tolist() == [64, 64] and torch.equal(counts_LE, load.counts_LE)
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
 
-    whole = weights(4, Balancer(), 0.0)
-    assert torch.allclose(whole, weights(1, Balancer(), 0.0), atol=1e-4)
-    assert not torch.allclose(weights(4, MicroLBL(), 1.0), weights(1, MicroLBL(), 1.0), atol=1e-4)
+    whole = gradient(4, Balancer(), 0.0)
+    assert torch.allclose(whole, gradient(1, Balancer(), 0.0), atol=1e-6) and whole.norm() > 0.1
+    assert not torch.allclose(gradient(4, MicroLBL(), 1.0), gradient(1, MicroLBL(), 1.0), atol=1e-4)
 
 
 def test_practice_moves_the_bias_and_follows_k(data):
