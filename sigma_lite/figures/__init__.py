@@ -24,6 +24,7 @@ from sigma_lite.figures.lab_final import (
     final_table,
     loss_against_balance,
 )
+from sigma_lite.figures.lab_measured import domain_expert_map, information_by_layer, predicted_and_measured
 from sigma_lite.figures.learning import bits_per_byte, losses, optimisation, throughput, weighted_losses
 from sigma_lite.figures.sparsity import active_parameters, experts_per_token
 from sigma_lite.figures.static import static_svg
@@ -39,6 +40,9 @@ OF_RESULTS = {
         deviation_by_layer,
         deviation_by_sparsity,
         final_table,
+        predicted_and_measured,
+        information_by_layer,
+        domain_expert_map,
     )
 }
 
@@ -55,9 +59,11 @@ __all__ = [
     "deviation_band",
     "deviation_by_layer",
     "deviation_by_sparsity",
+    "domain_expert_map",
     "experts_per_token",
     "final_rows",
     "final_table",
+    "information_by_layer",
     "layer0_deviation",
     "learning_curves",
     "load_and_probability",
@@ -66,6 +72,7 @@ __all__ = [
     "loss_against_balance",
     "losses",
     "optimisation",
+    "predicted_and_measured",
     "router_entropy",
     "share_and_probability",
     "static_svg",

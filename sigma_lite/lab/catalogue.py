@@ -219,7 +219,7 @@ EXPERIMENTS = {
                 without_attention(vocabulary(512), "no attention, vocabulary 512"),
                 without_attention(k_everywhere(4), "no attention, K = 4"),
             ),
-            ("predicted_and_measured", "deviation_by_layer", "final_table"),
+            ("predicted_and_measured", "information_by_layer", "deviation_by_layer", "final_table"),
             measure="layers",
         ),
         Experiment(

@@ -88,6 +88,7 @@ def test_twice_the_same_input_gives_the_same_bits(backend):
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.slow
 def test_compiled_in_one_graph_with_the_same_bits():
     ids, (x, *rest) = problem(33, 2, "zipf", torch.float32)
     compiled = torch.compile(grouped_swiglu, fullgraph=True, backend="aot_eager")  # a graph break would raise
@@ -97,6 +98,7 @@ def test_compiled_in_one_graph_with_the_same_bits():
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
+@pytest.mark.slow
 def test_the_operators_describe_themselves():
     """Schema, shapes without data, and dynamic shapes, as torch checks them."""
     ids, (x, gates, w13, w2) = problem(9, 2, "multinomial", torch.float32)
