@@ -10,10 +10,11 @@ from pathlib import Path
 
 from sigma_lite import figures
 from sigma_lite.balance.metrics import load_deviation
+from sigma_lite.lab.results import MIDDLE, Results, read_results
 from sigma_lite.record import read
 
 ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- results:begin (written by benchmarks/readme.py from results/) -->\n", "<!-- results:end -->"
+LAB = ("fig2", "fig3", "fig4", "table3", "better")  # whose arms the README's table lists
 
 
 def main() -> None:
@@ -23,11 +24,27 @@ def main() -> None:
         figures.compare({"96 experts, 1 active": toy, "dense, same active size": dense}), pictures / "toy.svg"
     )
     figures.static_svg(figures.deviation_band(toy, layer=0), pictures / "layer0.svg")
-    text = results(toy, dense)
+    figures.static_svg(figures.layer0_deviation(recorded("fig2")), pictures / "lab_fig2.svg")
     readme = ROOT / "README.md"
-    before, _, rest = readme.read_text().partition(BEGIN)
-    readme.write_text(before + BEGIN + text + END + rest.partition(END)[2])
-    print(text)
+    text = readme.read_text()
+    for name, part in parts(toy, dense).items():
+        before, _, rest = text.partition(begin(name))
+        text = before + begin(name) + part + end(name) + rest.partition(end(name))[2]
+        print(part)
+    readme.write_text(text)
+
+
+def parts(toy: list[dict], dense: list[dict]) -> dict[str, str]:
+    """What stands between the README's marks, by the marks' name."""
+    return {"results": results(toy, dense), "lab": lab()}
+
+
+def begin(name: str) -> str:
+    return f"<!-- {name}:begin (written by benchmarks/readme.py from results/) -->\n"
+
+
+def end(name: str) -> str:
+    return f"<!-- {name}:end -->"
 
 
 def results(toy: list[dict], dense: list[dict]) -> str:
@@ -62,6 +79,49 @@ that is the subject of what comes next:
 The training step of the same model in transformers takes {speed()}
 
 """
+
+
+def recorded(name: str) -> Results:
+    return read_results(ROOT / "results" / "lab" / f"{name}-cpu.json")
+
+
+def lab() -> str:
+    """One line an arm: layer 0 in the middle of the run, held-out score at its end; means over seeds."""
+    arms: dict[str, list[dict]] = {}
+    for name in LAB:
+        for run in recorded(name)["runs"]:
+            if all(run["seed"] != other["seed"] for other in arms.setdefault(run["arm"], [])):
+                arms[run["arm"]].append(run)
+    rows = "\n".join(f"| {name} | {' | '.join(_cells(runs))} |" for name, runs in arms.items())
+    one = recorded("fig2")["runs"][0]
+    net, steps = one["config"]["net"], one["config"]["trainer"]["max_steps"]
+    return f"""\
+![Layer 0: busiest and idlest expert over training](results/figures/lab_fig2.svg)
+
+| arm | layer 0: LBL | busiest | idlest | dead experts, all layers | held-out bits per byte | seeds |
+|---|---|---|---|---|---|---|
+{rows}
+
+{net["n_layers"]} layers, width {net["d_model"]}, {net["n_experts"]} experts where not said otherwise,
+{one["tokens"] / 1e6:.1f} M tokens in {steps} steps on {one["device"]}. Loads are those of the middle of the run
+({MIDDLE[0]:.0%} to {MIDDLE[1]:.0%} of its steps, {one["middle"]["tokens"] / 1e3:.0f}k tokens), relative to a fair share;
+dead experts and bits per byte those of held-out text at the end.
+
+"""
+
+
+def _cells(runs: list[dict]) -> list[str]:
+    def mean(values) -> float:
+        values = list(values)
+        return sum(values) / len(values)
+
+    return [
+        f"{mean(run['middle']['lbl'][0] for run in runs):.3f}",
+        *(f"{mean(run['middle'][side][0] for run in runs):+.0%}".replace("-", "\u2212") for side in ("max", "min")),
+        f"{mean(sum(run['heldout']['dead']) for run in runs):.0f}",
+        f"{mean(run['heldout']['bits_per_byte'] for run in runs):.4f}",
+        str(len(runs)),
+    ]
 
 
 def speed() -> str:
