@@ -57,7 +57,7 @@ def test_a_step_entry_is_the_mean_over_its_micro_batches(finished):
     entry = entries(finished / "run", "step")[0]
     for name, values in terms.items():
         assert entry["terms"][name] == pytest.approx(sum(values) / 2, rel=1e-6)
-    for name, weight in {"lm": 1.0, "balance": 1e-2, "z": 1e-3}.items():
+    for name, weight in {"lm": 1.0, "balance": 2 * 1e-2, "z": 2 * 1e-3}.items():  # terms are means over two layers
         assert entry["weighted"][name] == pytest.approx(weight * entry["terms"][name], rel=1e-12)
     assert entry["loss"] == pytest.approx(sum(entry["weighted"].values()), rel=1e-12)
 
