@@ -67,8 +67,9 @@ def write_results(path: Path, experiment: Experiment, scale: Scale, runs: Sequen
         "scale_says": scale.says,
         "command": command,
         "arms": {arm.name: {"says": arm.says, "branch": arm.branch} for arm in experiment.arms},
-        "runs": _kept(path, experiment, runs) + [run_facts(run, experiment.measure) for run in runs],
+        "runs": [run_facts(run, experiment.measure) for run in runs],
     }
+    facts["runs"] = _kept(path, facts["runs"], set(facts["arms"])) + facts["runs"]
     with atomic_write(path) as file:
         file.write(json.dumps(facts, separators=(",", ":")).replace('{"arm":', '\n{"arm":').encode() + b"\n")
 
@@ -87,13 +88,26 @@ def read_results(path: str | Path) -> Results:
         ) from error
 
 
-def _kept(path: Path, experiment: Experiment, runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Runs recorded earlier, perhaps elsewhere, of arms and seeds that are not among these: more seeds add to a file."""
+def _kept(path: Path, new: list[dict[str, Any]], arms: set[str]) -> list[dict[str, Any]]:
+    """Runs recorded earlier, perhaps elsewhere, of other seeds of these arms: more seeds add to a file.
+
+    One whose settings are not those of the arm's new runs was another experiment, and is dropped.
+    """
     if not path.is_file():
         return []
-    new, arms = {(run.arm, run.seed) for run in runs}, {arm.name for arm in experiment.arms}
-    old = read_results(path)["runs"]
-    return [facts for facts in old if facts["arm"] in arms and (facts["arm"], facts["seed"]) not in new]
+    latest, names = {facts["arm"]: facts for facts in new}, {(facts["arm"], facts["seed"]) for facts in new}
+    old = [facts for facts in read_results(path)["runs"] if facts["arm"] in arms]
+    old = [facts for facts in old if (facts["arm"], facts["seed"]) not in names]
+    return [facts for facts in old if _same_settings(facts, latest.get(facts["arm"], facts))]
+
+
+def _same_settings(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two runs differ in their seed only; a setting that one of them is too old to know counts as equal."""
+    for part in ("net", "sparsity", "balance", "optim", "rows", "trainer"):
+        a, b = one["config"][part], other["config"][part]
+        if any(a[key] != b[key] for key in (a.keys() & b.keys()) - {"seed"}):
+            return False
+    return one["config"]["custom_balance"] == other["config"]["custom_balance"]
 
 
 def run_facts(run: Run, measure: str = "") -> dict[str, Any]:

@@ -71,9 +71,12 @@ GPU = {
 SCALES = {
     scale.name: scale
     for scale in (
-        Scale("quick", "a first look on any laptop", _cpu(steps=240, window_tokens=100_000)),
+        Scale("quick", "a first look on any laptop: minutes for two arms", _cpu(steps=240, window_tokens=100_000)),
         Scale(
-            "cpu", "two CPU cores, an evening: the recorded runs", _cpu(steps=800, window_tokens=200_000), seeds=(0, 1, 2)
+            "cpu",
+            "the recorded runs: 4 to 8 minutes an arm",
+            _cpu(steps=800, window_tokens=200_000),
+            seeds=(0, 1, 2),
         ),
         Scale("gpu", "one GPU, a night; not run on a GPU yet", GPU, seeds=(0, 1, 2)),
     )

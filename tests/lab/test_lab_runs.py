@@ -65,6 +65,26 @@ def test_a_finished_experiment_is_not_trained_again(table3, tmp_path, monkeypatc
     assert (tmp_path / "results/table3-tiny.json").read_bytes() == before
 
 
+def test_more_seeds_add_to_a_results_file(table3, tmp_path):
+    """Runs of other seeds stay, perhaps from another machine; those of other settings or of no arm go."""
+    path = results_path(tmp_path, "table3", "tiny")
+    recorded = read_results(table3 / "results/table3-tiny.json")
+    (known,) = [run for run in recorded["runs"] if run["arm"] == "top-1"]
+
+    def elsewhere(number, part="net", **changes):
+        config = {**known["config"], part: {**known["config"][part], **changes}}
+        return {**known, "seed": number, "config": config}
+
+    older = elsewhere(2)
+    del older["config"]["net"]["router_score"]  # a setting that did not exist then
+    runs = [elsewhere(1, "rows", seed=1), older, elsewhere(3, d_model=64), {**known, "arm": "gone", "seed": 4}, elsewhere(0)]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({**recorded, "runs": runs}))
+    write_results(path, small.TABLE3, small.scale(), runs_of(small.TABLE3, small.scale(), table3 / "runs"), "again")
+    found = [(run["arm"], run["seed"]) for run in read_results(path)["runs"]]
+    assert found == [("top-1", 1), ("top-1", 2), ("top-1", 0), ("low 2", 0), ("converted", 0)]
+
+
 def test_a_results_file_is_whole_or_the_old_one(table3, tmp_path, monkeypatch):
     path = results_path(tmp_path, "table3", "tiny")
     runs = runs_of(small.TABLE3, small.scale(), table3 / "runs")
