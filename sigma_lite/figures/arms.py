@@ -75,5 +75,10 @@ def above(values: Sequence[float], least: float = 1.0) -> np.ndarray:
 LEGEND_BELOW = {"legend": {"yref": "container", "y": 0, "yanchor": "bottom"}, "margin_b": 84}  # panels have titles above
 
 
-def dress(fig: go.Figure, title: str, subtitle: str, caption: str, **layout: object) -> go.Figure:
-    return style.dress(fig, title, subtitle, meta={"caption": caption}, hovermode="closest", **layout)
+def dress(fig: go.Figure, title: str, subtitle: str, caption: str, *, height: int = 380, **layout: object) -> go.Figure:
+    """`style.dress` with a caption; a legend that does not fit in one line above the panels goes below them."""
+    named = sum(len(trace.name or "") for trace in fig.data if getattr(trace, "showlegend", False) is not False)
+    if named > 70 and "legend" not in layout:
+        layout |= {**LEGEND_BELOW, "margin_b": 100 + 20 * (named // 90)}
+        height += 60
+    return style.dress(fig, title, subtitle, meta={"caption": caption}, hovermode="closest", height=height, **layout)
