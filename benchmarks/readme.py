@@ -105,7 +105,8 @@ def lab() -> str:
 {net["n_layers"]} layers, width {net["d_model"]}, {net["n_experts"]} experts where not said otherwise,
 {one["tokens"] / 1e6:.1f} M tokens in {steps} steps on {one["device"]}. Loads are those of the middle of the run
 ({MIDDLE[0]:.0%} to {MIDDLE[1]:.0%} of its steps, {one["middle"]["tokens"] / 1e3:.0f}k tokens), relative to a fair share;
-dead experts and bits per byte those of held-out text at the end.
+dead experts and bits per byte those of held-out text at the end. Converted arms are another model in the middle than at
+the end, so their loads are left out.
 
 """
 
@@ -115,9 +116,13 @@ def _cells(runs: list[dict]) -> list[str]:
         values = list(values)
         return sum(values) / len(values)
 
-    return [
+    loads = [
         f"{mean(run['middle']['lbl'][0] for run in runs):.3f}",
         *(f"{mean(run['middle'][side][0] for run in runs):+.0%}".replace("-", "\u2212") for side in ("max", "min")),
+    ]
+    switched = runs[0]["k"][0] != runs[0]["k"][1]  # then the middle of the run is another model's
+    return [
+        *(["" if switched else cell for cell in loads]),
         f"{mean(sum(run['heldout']['dead']) for run in runs):.0f}",
         f"{mean(run['heldout']['bits_per_byte'] for run in runs):.4f}",
         str(len(runs)),
