@@ -133,9 +133,7 @@ def on_domains(name: str, says: str, per_micro: int, **model: object) -> Arm:
     return Arm(name, says, {"model": model, "data": {"corpus": DOMAINS, "rows": rows}}, seeds=(0,))
 
 
-OTHER_CORPUS = Arm(
-    "prose, code, tables", "the same vocabulary size on another corpus", {"data": {"corpus": DOMAINS}}, seeds=(0,)
-)
+OTHER_CORPUS = Arm("four domains", "the same vocabulary size on another corpus", {"data": {"corpus": DOMAINS}}, seeds=(0,))
 
 # --------------------------------------------------------------------------------------------------- the experiments
 

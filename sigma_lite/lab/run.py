@@ -77,9 +77,12 @@ def compare(
             code has no name by which to find it again; runs of settings are kept.
         name: of the results file, RESULTS/NAME-SCALE.json.
     """
+    from sigma_lite.balance.balancer import as_balancer
     from sigma_lite.lab.worker import train
 
     own = {arm: value for arm, value in arms.items() if not isinstance(value, Mapping)}
+    for value in own.values():
+        as_balancer(value)  # what is none is refused before the first arm has trained
     made = tuple(Arm(arm, "", {} if arm in own else value, own=arm if arm in own else "") for arm, value in arms.items())
     experiment = Experiment(name, "How do these arms compare?", made)
     wanted = runs_of(experiment, scale, Path(runs), seeds)

@@ -78,11 +78,11 @@ SCALES = {
         ),
         Scale(
             "cpu",
-            "the recorded runs: 4 to 8 minutes an arm",
+            "the recorded runs: 4 to 15 minutes an arm, beside other work",
             _cpu(steps=800, window_tokens=200_000),
             seeds=(0, 1, 2),
         ),
-        Scale("gpu", "one GPU, a night; not run on a GPU yet", GPU, seeds=(0, 1, 2)),
+        Scale("gpu", "one GPU; never run, so nobody knows how long it takes", GPU, seeds=(0, 1, 2)),
     )
 }
 

@@ -109,6 +109,8 @@ class SigmaLit(pl.LightningModule):
 
     @torch.no_grad()
     def _move_bias(self, step: int) -> None:
+        if self.pooled.counts_LE is None:
+            return  # the step was refused
         moved_LE = self.balancer.moved_bias(self.model.bias_LE, self.pooled.counts_LE, step)
         if moved_LE is not None:
             self.model.set_bias(moved_LE)

@@ -10,33 +10,32 @@ from torch import Tensor, nn
 from sigma_lite.config import OptimConfig
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict]:
     """Decay what multiplies activations; leave alone what sets their scale or names a token.
 
     Attention and expert matrices decay. Norm gains, the embedding and the router do not: decaying the router would
-    flatten its logits, which lowers the balancing loss without balancing anything.
+    flatten its logits, which lowers the balancing loss without balancing anything. A router with a rate of its own is
+    a group of its own.
     """
-    decayed, kept = {}, {}
+    decayed, kept, routers = [], [], []
     for name, parameter in model.named_parameters():
-        group = decayed if ("attention." in name or ".experts." in name) and parameter.dim() > 1 else kept
-        group[name] = parameter
-    return [
-        {"params": list(decayed.values()), "weight_decay": weight_decay},
-        {"params": list(kept.values()), "weight_decay": 0.0},
+        if name.endswith("router.weight") and optim.router_lr != 1:
+            routers.append(parameter)
+        elif ("attention." in name or ".experts." in name) and parameter.dim() > 1:
+            decayed.append(parameter)
+        else:
+            kept.append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": optim.weight_decay},
+        {"params": kept, "weight_decay": 0.0},
+        {"params": routers, "weight_decay": 0.0, "lr": optim.lr * optim.router_lr},
     ]
+    return [group for group in groups if group["params"]]
 
 
 def adamw(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
     """Fused: one pass over memory. On a CPU that is 5 times faster than torch's default loop over parameters."""
-    groups = parameter_groups(model, optim.weight_decay)
-    if optim.router_lr != 1:
-        routers = {id(p) for name, p in model.named_parameters() if name.endswith("router.weight")}
-        slow = [p for group in groups for p in group["params"] if id(p) in routers]
-        for group in groups:
-            group["params"] = [p for p in group["params"] if id(p) not in routers]
-        groups.append({"params": slow, "weight_decay": 0.0, "lr": optim.lr * optim.router_lr})
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+    return torch.optim.AdamW(parameter_groups(model, optim), lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, limit: float) -> None:

@@ -232,7 +232,8 @@ def equal(a, b) -> bool:
 def test_spike_guard_skips_and_goes_on(place, watched):
     states, factors = watched
     factors |= {1: math.nan, 5: math.inf, 9: 1e6}  # the switch at step 6 makes the guard learn anew in steps 7 and 8
-    cli.main(["fit", "-c", "tiny.yaml", "--spike_guard.memory=2", "--spike_guard.threshold=60"])
+    guard = ["--spike_guard.memory=2", "--spike_guard.threshold=60"]
+    cli.main(["fit", "-c", "tiny.yaml", *guard, "--model.balance.bias=sign"])  # a bias is state too
     for step in (5, 9):
         for was, now in zip(states[step - 1], states[step], strict=True):
             assert equal(was, now), f"step {step} changed something"
@@ -273,6 +274,18 @@ def test_spike_guard_judges():
     other.load_state_dict(state)
     assert other.judge(100.0) == guard.judge(100.0)
     assert not guard.judge(1.3) and not guard.judge(0.01)  # small is never a spike
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.1])
+def test_every_parameter_is_in_one_group_and_routers_keep_their_rate(factor):
+    model, optim = Transformer(NET), OptimConfig(lr=1e-3, router_lr=factor)
+    groups = adamw(model, optim).param_groups
+    rates = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(rates) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        decays = ("attention." in name or ".experts." in name) and parameter.dim() > 1
+        rate = 1e-3 * factor if name.endswith("router.weight") else 1e-3
+        assert rates[id(parameter)] == (pytest.approx(rate), optim.weight_decay if decays else 0.0), name
 
 
 def test_a_switch_of_sparsity_is_no_spike(place, watched):

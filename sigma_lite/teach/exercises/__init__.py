@@ -3,34 +3,12 @@
 from __future__ import annotations
 
 import difflib
+from importlib import import_module
 
 from sigma_lite.config import ConfigError
-from sigma_lite.teach.exercises import (
-    chapter_01,
-    chapter_02,
-    chapter_03,
-    chapter_04,
-    chapter_05,
-    chapter_06,
-    chapter_07,
-    chapter_08,
-    chapter_09,
-    chapter_10,
-)
 from sigma_lite.teach.exercises.exercise import Exercise
 
-CHAPTERS = (
-    chapter_01,
-    chapter_02,
-    chapter_03,
-    chapter_04,
-    chapter_05,
-    chapter_06,
-    chapter_07,
-    chapter_08,
-    chapter_09,
-    chapter_10,
-)
+CHAPTERS = tuple(import_module(f"{__name__}.chapter_{number:02}") for number in range(1, 11))
 ALL: dict[str, Exercise] = {e.name: e for chapter in CHAPTERS for e in chapter.EXERCISES}
 
 

@@ -47,6 +47,7 @@ class SpikeGuard(pl.Callback):
                 " the data; the last checkpoint is whole"
             )
         optimizer.zero_grad(set_to_none=True)  # AdamW passes over parameters without a gradient
+        module.pooled.reset()  # and a balancer's bias over steps without loads
 
     def judge(self, norm: float) -> str:
         """Why this norm is refused, or "" after taking it into the statistics."""
