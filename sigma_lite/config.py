@@ -281,9 +281,10 @@ class RowsConfig:
     per_micro: int = 32  # rows per forward pass and rank; accumulation = per_step / (per_micro * ranks)
     seed: int = 0  # of the order
     domain_run: int = 1  # rows in a stretch of one domain; with n * per_micro, each micro-batch holds a single domain
+    split_above: float = 1.0  # inputs: tokens with a larger share of the text get several ids; 1 = none (data/copies.py)
 
     def __post_init__(self) -> None:
-        _positive(self, "length", "per_step", "per_micro", "domain_run")
+        _positive(self, "length", "per_step", "per_micro", "domain_run", "split_above")
         self.accumulation(1)
         require(
             self.per_step % self.domain_run == 0,

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from sigma_lite.config import CorpusConfig, RowsConfig, require
 from sigma_lite.data.rows import Rows, heldout_loader, train_loader
 from sigma_lite.data.shards import Prepared, load, prepare
+from sigma_lite.data.stream import TokenStream
 
 
 class TokenDataModule(pl.LightningDataModule):
@@ -43,7 +44,7 @@ class TokenDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
-        rows = Rows(self.prepared.train, self.prepared.token_bytes, self.rows.length)
+        rows = self._rows(self.prepared.train)
         require(
             trainer.max_steps > 0,
             f"trainer.max_steps={trainer.max_steps}: a run is measured in optimizer steps; one pass over this corpus is"
@@ -61,11 +62,14 @@ class TokenDataModule(pl.LightningDataModule):
         return train_loader(rows, self.rows, rank, world, steps, first_step, cls=_Resumable, **self._options())
 
     def val_dataloader(self) -> DataLoader:
-        rows = Rows(self.prepared.heldout, self.prepared.token_bytes, self.rows.length, padded=True)
-        return heldout_loader(rows, self.rows, *self._place(), **self._options())
+        return heldout_loader(self._rows(self.prepared.heldout, padded=True), self.rows, *self._place(), **self._options())
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
+
+    def _rows(self, stream: TokenStream, padded: bool = False) -> Rows:
+        copies = self.prepared.copies(self.rows.split_above)
+        return Rows(stream, self.prepared.token_bytes, self.rows.length, padded, copies)
 
     def _place(self) -> tuple[int, int]:
         """(rank, world) among the processes that see different rows."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sigma_lite.config import RowsConfig, require
+from sigma_lite.data.copies import Copies
 from sigma_lite.data.domains import NO_DOMAIN, Stretches, stretches_for
 from sigma_lite.data.kinds import SPECIAL
 from sigma_lite.data.stream import TokenStream
@@ -126,11 +127,20 @@ class Rows(Dataset):
     """Row k of a token stream: inputs are tokens [k*S, k*S + S), targets the same window moved on by one.
 
     `padded=False` (training) leaves out the last tokens, fewer than a row. `padded=True` (validation) has a last row
-    that is filled up, so that each token but the first of the stream is a target exactly once.
+    that is filled up, so that each token but the first of the stream is a target exactly once. With `copies`, frequent
+    tokens are rewritten in the inputs; see copies.py.
     """
 
-    def __init__(self, stream: TokenStream, token_bytes_V: np.ndarray, length: int, padded: bool = False):
+    def __init__(
+        self,
+        stream: TokenStream,
+        token_bytes_V: np.ndarray,
+        length: int,
+        padded: bool = False,
+        copies: Copies | None = None,
+    ):
         self.stream, self.token_bytes_V, self.length, self.padded = stream, token_bytes_V, length, padded
+        self.copies = copies
         targets = max(len(stream) - 1, 0)
         self.n_rows = -(-targets // length) if padded else targets // length
 
@@ -150,9 +160,11 @@ class Rows(Dataset):
             row_ids, row_kinds = self.stream.read(row * S, row * S + S + 1)
             ids[place, : len(row_ids)], kinds[place, : len(row_kinds)] = row_ids, row_kinds
             scored[place, : max(len(row_ids) - 1, 0)] = True
-        targets = ids[:, 1:]
+        targets, inputs = ids[:, 1:], ids[:, :-1].copy()
+        if self.copies:
+            inputs = self.copies.rewritten(inputs, np.array(rows)[:, None] * S + np.arange(S))
         return Batch(
-            ids_BS=torch.from_numpy(ids[:, :-1].copy()),
+            ids_BS=torch.from_numpy(inputs),
             targets_BS=torch.from_numpy(np.where(scored, targets, IGNORED)),
             documents_BS=torch.from_numpy(np.cumsum(ids[:, :-1] == END_OF_TEXT_ID, axis=1)),
             kinds_BS=torch.from_numpy(kinds[:, 1:].copy()),

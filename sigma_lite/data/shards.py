@@ -27,12 +27,14 @@ from tokenizers import Tokenizer
 
 from sigma_lite.config import CorpusConfig, require
 from sigma_lite.data import baselines, corpora, stages, tokenizer
+from sigma_lite.data.copies import Copies, copies
 from sigma_lite.data.domains import Domains
 from sigma_lite.data.stream import TokenStream, check_file, token_dtype
 from sigma_lite.storage import StorageError, alone, sha256_of, write_json
 
 FORMAT = 1
 SHARD_TOKENS = 64_000_000  # 192 MB of memory and disk
+COUNTED_AT_A_TIME = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,19 @@ class Prepared:
     @property
     def vocab_size(self) -> int:
         return self.manifest["corpus"]["vocab_size"]
+
+    def copies(self, limit: float) -> Copies | None:
+        """The ids under which tokens are spread so that none exceeds a share `limit` of the training text; None at 1."""
+        if limit >= 1:
+            return None
+        train_V, heldout_V = (self._counts(stream) for stream in (self.train, self.heldout))
+        return copies(train_V, limit, train_V + heldout_V > 0)
+
+    def _counts(self, stream: TokenStream) -> np.ndarray:
+        counts_V = np.zeros(self.vocab_size, np.int64)
+        for start in range(0, len(stream), COUNTED_AT_A_TIME):
+            counts_V += np.bincount(stream.read(start, start + COUNTED_AT_A_TIME)[0], minlength=self.vocab_size)
+        return counts_V
 
     def domain_tokens(self) -> dict[str, dict[str, int]]:
         """{domain: {"train": tokens, "heldout": tokens}}; {} when the corpus has none, or they were not recorded."""

@@ -120,6 +120,17 @@ def vocabulary(size: int) -> Arm:
     return Arm(f"vocabulary {size}", f"the conventional loss at K = 1, {size} tokens", patch, seeds=(0,))
 
 
+def split_frequent(arm: Arm, name: str) -> Arm:
+    """The arm with its frequent tokens split until each fills at most half an expert: no lump is left to be balanced."""
+    patch = overlay(dict(arm.patch), {"data": {"rows": {"split_above": 1 / 192}}})
+    return Arm(name, "tokens of more than 0.5 % of the text enter under several ids", patch, seeds=(0,))
+
+
+def weight(value: float) -> Arm:
+    """Another weight of the balance loss: does the language model's gradient pull against it?"""
+    return Arm(f"weight {value:g}", f"the conventional loss at K = 1, weighed {value:g}", balance(weight=value), seeds=(0,))
+
+
 def k_everywhere(K: int) -> Arm:
     return Arm(f"K = {K} of 96", f"{K} of 96 experts per token in every layer", net(top_k=K), seeds=(0,))
 
@@ -216,6 +227,10 @@ EXPERIMENTS = {
                 without_attention(TOP1, "no attention, K = 1"),
                 without_attention(vocabulary(512), "no attention, vocabulary 512"),
                 without_attention(k_everywhere(4), "no attention, K = 4"),
+                split_frequent(TOP1, "frequent tokens split"),
+                split_frequent(without_attention(TOP1, ""), "no attention, frequent tokens split"),
+                weight(0.2),
+                weight(0.002),
             ),
             ("predicted_and_measured", "information_by_layer", "deviation_by_layer", "final_table"),
             measure="layers",

@@ -80,7 +80,8 @@ def measured(run: str | Path, what: str) -> Any:
 def _routed(run: Path) -> tuple[Trained, Routed]:
     trained, settings = Trained(run), read_settings(newest_checkpoint(run))
     prepared = load(settings["corpus"]["dir"])
-    rows = Rows(prepared.heldout, prepared.token_bytes, settings["rows"]["length"])
+    copies = prepared.copies(settings["rows"].get("split_above", 1.0))  # runs older than the setting split nothing
+    rows = Rows(prepared.heldout, prepared.token_bytes, settings["rows"]["length"], copies=copies)
     parts = [_batch(trained, rows, first) for first in range(0, len(rows) - ROWS + 1, ROWS)]
     columns = [torch.cat(column) for column in list(zip(*parts, strict=True))[:-1]]
     experts = [torch.cat(layer) for layer in zip(*(part.experts for part in parts), strict=True)]
