@@ -14,6 +14,9 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 # one. On a quiet machine: make toy OMP_NUM_THREADS=4
 export OMP_NUM_THREADS ?= 1
 
+# Test files run side by side in so many processes.
+WORKERS ?= 2
+
 .DEFAULT_GOAL := help
 .PHONY: help toy dense test lab book bench clean
 
@@ -43,7 +46,7 @@ test: $(VENV)/.full
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
-	@$(BIN)/python -m pytest $(TESTS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
 lab: $(VENV)/.full
 	@$(BIN)/jupyter lab notebooks

@@ -19,6 +19,8 @@ from sphinx.errors import ExtensionError
 from sphinx.util.display import progress_message
 from tqdm import tqdm
 
+from sigma_lite.storage import alone
+
 ROOT = Path(__file__).resolve().parents[2]
 STORE = ROOT / "book" / "_build" / "executed"
 CELL_SECONDS = 600
@@ -40,6 +42,11 @@ def execute(notebook: Path, *, fast: bool | None = None) -> Executed:
     """
     fast = os.environ.get("SIGMA_FAST", "0") not in ("", "0") if fast is None else fast
     store = STORE / ("fast" if fast else "full")
+    with alone(store / f"{notebook.stem}.lock"):  # tests run side by side, and two of them want the same chapters
+        return _executed(notebook, fast, store)
+
+
+def _executed(notebook: Path, fast: bool, store: Path) -> Executed:
     target, facts = store / notebook.name, store / (notebook.stem + ".json")
     if target.exists() and facts.exists():
         known = json.loads(facts.read_text("utf-8"))
@@ -49,7 +56,6 @@ def execute(notebook: Path, *, fast: bool | None = None) -> Executed:
     start = time.perf_counter()
     files = _run(content, fast, notebook)
     seconds = time.perf_counter() - start
-    store.mkdir(parents=True, exist_ok=True)
     nbformat.write(content, target)
     facts.write_text(json.dumps({"inputs": digest(notebook, files), "files": files, "seconds": seconds}), "utf-8")
     return Executed(target, seconds, fresh=True)
