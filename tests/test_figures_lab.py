@@ -12,7 +12,12 @@ from synthetic_results import TOKENS_PER_STEP
 from sigma_lite import figures
 from sigma_lite.figures import style
 
-MEASURED = {"predicted_and_measured", "information_by_layer", "domain_expert_map"}  # tests/test_figures_measured.py
+MEASURED = {
+    "predicted_and_measured",
+    "lumps_and_load",
+    "information_by_layer",
+    "domain_expert_map",
+}  # tests/test_figures_measured.py
 ALL = {name: draw for name, draw in figures.OF_RESULTS.items() if name not in MEASURED}
 OF_EVERY_RUN = [name for name, draw in ALL.items() if not draw.__module__.endswith("lab_measured")]  # needs no extra study
 ONE, THREE = synthetic_results.results(), synthetic_results.results(seeds=(0, 1, 2))

@@ -11,6 +11,7 @@ def with_layers(results: dict) -> dict:
         facts = {
             "max_deviation": 0.5 + place,
             "floor": {"bound": 1.5},
+            "variance": {"max_at_random": 2.0 + place},
             "information": {"token": {"share": 0.7 - 0.1 * place}},
         }
         run["measured"] = [facts, {**facts, "max_deviation": 9.0}]
@@ -29,6 +30,18 @@ def test_measured_against_the_floor():
     points = [trace for trace in figures.predicted_and_measured(results).data if trace.mode == "markers"]
     assert [float(t.y[0]) for t in points] == [100 * r["measured"][0]["max_deviation"] for r in results["runs"]]
     assert {float(t.x[0]) for t in points} == {150.0}
+
+
+def test_measured_against_lumps_at_random_has_a_point_for_every_layer_and_seed():
+    results = with_layers(synthetic_results.results(seeds=(0, 1)))
+    points = [trace for trace in figures.lumps_and_load(results).data if trace.mode == "markers"]
+    measured = [f for run in results["runs"] for f in run["measured"]]
+    np.testing.assert_allclose(
+        np.concatenate([t.x for t in points]), [100 * f["variance"]["max_at_random"] for f in measured]
+    )
+    np.testing.assert_allclose(np.concatenate([t.y for t in points]), [100 * f["max_deviation"] for f in measured])
+    assert [list(t.customdata) for t in points] == [[0, 1, 0, 1]] * len(points)
+    assert all(list(t.marker.symbol) == ["diamond", "circle"] * 2 for t in points)
 
 
 def test_information_is_the_mean_over_seeds():
@@ -51,6 +64,6 @@ def test_a_domain_map_shows_every_load_once_in_units_of_the_uniform_share():
 
 def test_without_the_measurement_they_say_so():
     results = synthetic_results.results()
-    for name in ("predicted_and_measured", "information_by_layer", "domain_expert_map"):
+    for name in ("predicted_and_measured", "lumps_and_load", "information_by_layer", "domain_expert_map"):
         fig = figures.OF_RESULTS[name](results)
         assert not fig.data and "measurement" in fig.layout.annotations[0].text

@@ -113,13 +113,25 @@ def smallest_k(counts_V: ArrayLike, n_experts: int, limit: float = 0.25, purity_
     return k
 
 
-def k_list(counts_V: ArrayLike, purities_LV: Sequence[ArrayLike], n_experts: int, limit: float = 0.25) -> tuple[int, ...]:
-    """Experts per token of each layer from the purity measured there, after a run at K = 1: our formula.
+def k_list(lumps_L: Sequence[float], budget: int) -> tuple[int, ...]:
+    """Experts per token of each layer, `budget` in all and at least 1 each, that make lumps / K as equal as can be.
 
-    Each layer gets the smallest K that lets a router with that purity stay within +limit. It takes for granted that a
-    token stays as bound to its K homes as it was to its one; and it says what is possible, not what training finds.
+    Our formula. A layer's load varies about as much as its lumps would if thrown at random (`load_variance`), and K
+    experts per token break each lump into K smaller ones, which divides that variance by about K. Equal variance in all
+    layers for a given compute so asks for K in proportion to the lumps.
+
+    Args:
+        lumps_L: variance of E f_e that each layer's lumps alone give at K = 1: own * std^2 of `load_variance`.
+
+    Raises: ValueError for a budget below one expert a layer.
     """
-    return tuple(smallest_k(counts_V, n_experts, limit, purity_V) for purity_V in purities_LV)
+    lumps_L = np.asarray(lumps_L, np.float64)
+    if budget < len(lumps_L):
+        raise ValueError(f"budget={budget}: {len(lumps_L)} layers need at least one expert each")
+    k_L = np.ones(len(lumps_L), int)
+    for _ in range(budget - len(lumps_L)):
+        k_L[(lumps_L / k_L).argmax()] += 1  # one more where the lumps are largest
+    return tuple(k_L.tolist())
 
 
 # -------------------------------------------------------------------------------------------- what a layer really did

@@ -24,7 +24,12 @@ from sigma_lite.figures.lab_final import (
     final_table,
     loss_against_balance,
 )
-from sigma_lite.figures.lab_measured import domain_expert_map, information_by_layer, predicted_and_measured
+from sigma_lite.figures.lab_measured import (
+    domain_expert_map,
+    information_by_layer,
+    lumps_and_load,
+    predicted_and_measured,
+)
 from sigma_lite.figures.learning import bits_per_byte, losses, optimisation, throughput, weighted_losses
 from sigma_lite.figures.sparsity import active_parameters, experts_per_token
 from sigma_lite.figures.static import static_svg
@@ -40,6 +45,7 @@ OF_RESULTS = {
         deviation_by_layer,
         deviation_by_sparsity,
         final_table,
+        lumps_and_load,
         predicted_and_measured,
         information_by_layer,
         domain_expert_map,
@@ -71,6 +77,7 @@ __all__ = [
     "load_heatmap",
     "loss_against_balance",
     "losses",
+    "lumps_and_load",
     "optimisation",
     "predicted_and_measured",
     "router_entropy",

@@ -38,6 +38,36 @@ def predicted_and_measured(results: Results) -> go.Figure:
     return dress(fig, title, "below the line: the router does better than token identity allows", caption, height=480)
 
 
+def lumps_and_load(results: Results) -> go.Figure:
+    """Every layer's measured deviation against that of its lumps thrown at random, one point a layer (log, %)."""
+    title, fig = "Loads fall like lumps at random", go.Figure()
+    for place, name, runs in arms(results):
+        layers = [(layer, facts) for run in runs for layer, facts in enumerate(run.get("measured", []))]
+        if layers:
+            lowest = [layer == 0 for layer, _ in layers]
+            fig.add_scatter(
+                x=above([facts["variance"]["max_at_random"] for _, facts in layers]),
+                y=above([facts["max_deviation"] for _, facts in layers]),
+                name=name,
+                mode="markers",
+                marker={
+                    "color": style.line_of(place)["color"],
+                    "size": np.where(lowest, 11, 7),
+                    "symbol": np.where(lowest, "diamond", "circle"),
+                },
+                customdata=[layer for layer, _ in layers],
+                hovertemplate=f"{name}, layer %{{customdata}}: at random %{{x:+.0f}} %, measured %{{y:+.0f}} %",
+            )
+    if not fig.data:
+        return style.note(title, NOT_MEASURED)
+    ends = [min(t.x.min() for t in fig.data), max(t.x.max() for t in fig.data)]
+    fig.add_scatter(x=ends, y=ends, mode="lines", line={"dash": "dash", "color": style.GREY}, name="as at random")
+    percent_axis(fig, "its lumps thrown at experts at random: fullest expert", axis="xaxis")
+    percent_axis(fig, "measured: most loaded expert, held-out text")
+    caption = "Each token keeps how it spreads over experts; which experts is drawn. Diamonds: layer 0."
+    return dress(fig, title, "on the line: the router packs no better than chance", caption, height=480)
+
+
 def domain_expert_map(results: Results) -> go.Figure:
     """Domain x expert load in units of the uniform share, layer 0 (left) and the last layer, a row of panels an arm.
 

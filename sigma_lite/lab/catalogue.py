@@ -131,6 +131,13 @@ def weight(value: float) -> Arm:
     return Arm(f"weight {value:g}", f"the conventional loss at K = 1, weighed {value:g}", balance(weight=value), seeds=(0,))
 
 
+# `balance.zipf.k_list` of the lumps that "LBL, K = 1" shows at the cpu scale, with LOW8's budget of 24 experts a token
+BY_LUMPS = [5, 5, 4, 4, 3, 3]
+K_BY_LUMPS = Arm(
+    "K by lumps", f"{BY_LUMPS} experts per token: as many in all as the K = 8 arm", sparsity(NEVER, BY_LUMPS), seeds=(0,)
+)
+
+
 def k_everywhere(K: int) -> Arm:
     return Arm(f"K = {K} of 96", f"{K} of 96 experts per token in every layer", net(top_k=K), seeds=(0,))
 
@@ -229,10 +236,11 @@ EXPERIMENTS = {
                 without_attention(k_everywhere(4), "no attention, K = 4"),
                 split_frequent(TOP1, "frequent tokens split"),
                 split_frequent(without_attention(TOP1, ""), "no attention, frequent tokens split"),
+                K_BY_LUMPS,
                 weight(0.2),
                 weight(0.002),
             ),
-            ("predicted_and_measured", "information_by_layer", "deviation_by_layer", "final_table"),
+            ("predicted_and_measured", "lumps_and_load", "information_by_layer", "deviation_by_layer", "final_table"),
             measure="layers",
         ),
         Experiment(

@@ -98,11 +98,15 @@ def test_smallest_k_counts_what_cannot_be_packed():
     assert smallest_k([5, 5, 5, 5], 3, limit=0.5) == 1
 
 
-def test_k_list_falls_with_purity():
-    counts = 10_000 // np.arange(1, 2000)
-    purities = [np.full(1999, p) for p in (1.0, 0.5, 0.25, 0.01)]
-    ks = k_list(counts, purities, 96)
-    assert ks[0] == smallest_k(counts, 96) and list(ks) == sorted(ks, reverse=True) and ks[-1] == 1
+def test_k_list_spends_its_budget_where_lumps_are_largest():
+    assert k_list([3, 1, 1, 1], 6) == (3, 1, 1, 1) and k_list([1, 1, 1], 9) == (3, 3, 3)
+    lumps = np.array([0.9, 0.5, 0.4, 0.1])
+    ks = np.array(k_list(lumps, 40))
+    assert ks.sum() == 40 and (np.abs(ks - 40 * lumps / lumps.sum()) < 1).all()
+    worst = max(lumps / ks)  # no exchange of one expert makes the worst layer better
+    assert all(max(lumps / (ks + np.eye(4)[i] - np.eye(4)[j])) >= worst for i in range(4) for j in range(4) if ks[j] > 1)
+    with pytest.raises(ValueError, match="at least one expert each"):
+        k_list([1, 1, 1], 2)
 
 
 # -------------------------------------------------------------------------------------------------------- information

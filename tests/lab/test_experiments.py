@@ -11,7 +11,9 @@ import small
 import tiny
 
 from sigma_lite import cli, figures, lab
+from sigma_lite.balance.zipf import k_list
 from sigma_lite.config import ConfigError
+from sigma_lite.lab.catalogue import BY_LUMPS, HEAD, TOP1
 from sigma_lite.lab.experiment import runs_of, settings_of
 from sigma_lite.lab.run import written_yaml
 from sigma_lite.runfile import load_run
@@ -71,6 +73,14 @@ def test_every_experiment_can_run_at_every_scale(tmp_path):
 @pytest.mark.parametrize("name", lab.EXPERIMENTS)
 def test_every_experiment_asks_for_figures_that_exist(name):
     assert set(lab.EXPERIMENTS[name].figures) <= set(figures.OF_RESULTS)
+
+
+def test_the_list_by_lumps_is_what_the_recorded_run_gives():
+    """As long as the same arm is recorded: another recording may ask for another list, and this says so."""
+    runs = json.loads((Path(__file__).parents[2] / "results" / "lab" / "layer0-cpu.json").read_bytes())["runs"]
+    layers = next(run for run in runs if run["arm"] == TOP1.name)["measured"]
+    lumps_L = [layer["variance"]["own"] * layer["variance"]["std"] ** 2 for layer in layers]
+    assert list(k_list(lumps_L, sum(HEAD) + 2)) == BY_LUMPS  # the layers behind HEAD have one expert each
 
 
 def test_wrong_experiments_are_refused():
