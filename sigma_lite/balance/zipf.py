@@ -47,7 +47,7 @@ def token_floor(counts_V: ArrayLike, n_experts: int, k: int = 1, purity_V: Array
     """
     pieces_V, free = _pieces(counts_V, n_experts, k, purity_V)
     mean = (k * pieces_V.sum() + free) / n_experts
-    loads_E = _filled(_longest_first(pieces_V, n_experts, k), free)
+    loads_E = _filled(longest_first(pieces_V, n_experts, k), free)
     single, bound = pieces_V[0] / mean - 1, _pigeonhole(pieces_V, n_experts, k) / mean - 1
     highest_min = min(0.0, _most_for_the_poorest(pieces_V, free, n_experts, k) / mean - 1)
     deviations = max(0.0, single), max(0.0, bound), loads_E.max() / mean - 1, highest_min, loads_E.min() / mean - 1
@@ -83,9 +83,9 @@ def _most_for_the_poorest(pieces_V: np.ndarray, free: float, E: int, k: int) -> 
     return float(((k * (before_V[-1] - before_V[j]) + free) / (E - j * k)).min())
 
 
-def _longest_first(pieces_V: np.ndarray, E: int, k: int) -> np.ndarray:
-    """Loads [E] after giving each token, largest first, to the K least loaded experts (LPT; Graham 1969)."""
-    heap = [(0.0, e) for e in range(E)]
+def longest_first(pieces_V: ArrayLike, n_experts: int, k: int = 1) -> np.ndarray:
+    """Loads [E], ascending, after giving each token, largest first, to the K least loaded experts (LPT; Graham 1969)."""
+    heap, pieces_V = [(0.0, e) for e in range(n_experts)], -np.sort(-np.asarray(pieces_V, np.float64))
     for piece in pieces_V[pieces_V > 0].tolist():
         for load, e in [heapq.heappop(heap) for _ in range(k)]:
             heapq.heappush(heap, (load + piece, e))
@@ -98,6 +98,26 @@ def _filled(loads_E: np.ndarray, free: float) -> np.ndarray:
     level_E = (np.cumsum(loads_E) + free) / np.arange(1, E + 1)  # of the first n experts, if they share it
     n = int((loads_E < level_E).sum())  # true for the experts under water, which come first
     return np.maximum(loads_E, level_E[n - 1]) if n else loads_E
+
+
+# ---------------------------------------------------------------------------------------------------- lumps at random
+
+
+def thrown(pieces_V: ArrayLike, n_experts: int, k: int = 1, seed: int = 0) -> np.ndarray:
+    """Loads [E] after giving each token to K different experts drawn at random: packing left to chance."""
+    pieces_V, loads_E = np.asarray(pieces_V, np.float64), np.zeros(n_experts)
+    homes_VK = np.random.default_rng(seed).random((len(pieces_V), n_experts)).argpartition(k - 1, axis=1)[:, :k]
+    np.add.at(loads_E, homes_VK, pieces_V[:, None])
+    return loads_E
+
+
+def lump_variance(counts_V: ArrayLike, n_experts: int, k: int = 1) -> float:
+    """Variance over experts of E f_e when each token goes to K experts drawn at random: (E / K - 1) sum_v p(v)^2, >= 0.
+
+    Known from the text alone, before any training. K experts per token divide it by about K.
+    """
+    p_V = np.asarray(counts_V, np.float64) / np.sum(counts_V)
+    return float((n_experts / k - 1) * (p_V**2).sum())
 
 
 # ----------------------------------------------------------------------------------------------------------- K lists

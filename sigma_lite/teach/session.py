@@ -33,6 +33,7 @@ CHAPTERS = {
     8: Chapter("the Top-1 loss", 2),
     9: Chapter("loss-free balance", 2),
     10: Chapter("progressive sparsification", 2),
+    11: Chapter("why layer 0", 2),
 }
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sigma_lite.balance import information as info
-from sigma_lite.balance.zipf import k_list, layer_facts, load_variance, smallest_k, token_floor
+from sigma_lite.balance.zipf import k_list, layer_facts, load_variance, lump_variance, smallest_k, thrown, token_floor
 
 # ---------------------------------------------------------------------------------------------------------- the floor
 
@@ -96,6 +96,27 @@ def test_smallest_k_counts_what_cannot_be_packed():
     """No token of four is above the mean of three experts, yet one expert gets two of them; with two homes 3, 3, 2."""
     assert smallest_k([5, 5, 5, 5], 3) == 2 and token_floor([5, 5, 5, 5], 3, 2).packed == pytest.approx(1 / 8)
     assert smallest_k([5, 5, 5, 5], 3, limit=0.5) == 1
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_lumps_at_random_vary_as_the_formula_says(k):
+    counts = 10_000 // np.arange(1, 200)
+    loads = np.array([thrown(counts, 24, k, seed) for seed in range(400)])
+    assert loads.sum(1) == pytest.approx(k * counts.sum())
+    assert (24 * loads / loads.sum(1, keepdims=True)).var(1).mean() == pytest.approx(lump_variance(counts, 24, k), rel=0.05)
+
+
+def test_as_many_experts_per_token_as_there_are_leave_nothing_to_chance():
+    assert lump_variance([5, 3, 1], 4, 4) == 0 and thrown([5, 3, 1], 4, 4).tolist() == [9, 9, 9, 9]
+
+
+def test_the_lumps_of_a_pure_router_are_those_of_the_text():
+    """`load_variance` of a table in which each token has one home, homes drawn at random: all of it is the lumps' own."""
+    counts, rng = 10_000 // np.arange(1, 200), np.random.default_rng(0)
+    table = np.zeros((199, 24))
+    table[np.arange(199), rng.integers(0, 24, 199)] = counts
+    facts = load_variance(table)
+    assert facts["own"] * facts["std"] ** 2 == pytest.approx(lump_variance(counts, 24))
 
 
 def test_k_list_spends_its_budget_where_lumps_are_largest():
