@@ -116,8 +116,8 @@ def lump_variance(counts_V: ArrayLike, n_experts: int, k: int = 1) -> float:
 
     Known from the text alone, before any training. K experts per token divide it by about K.
     """
-    p_V = np.asarray(counts_V, np.float64) / np.sum(counts_V)
-    return float((n_experts / k - 1) * (p_V**2).sum())
+    counts_V = np.asarray(counts_V, np.float64)
+    return float((n_experts / k - 1) * ((counts_V / counts_V.sum()) ** 2).sum())
 
 
 # ----------------------------------------------------------------------------------------------------------- K lists

@@ -33,6 +33,12 @@ LOW8 = Arm(
     f"{HEAD} experts per token in the low layers, one in the others, to the end",
     {**sparsity(NEVER), "save": {"milestones": [Share(share) for share in SWITCHES]}},
 )
+MILD_HEAD = [3, 2]
+LOW3 = Arm(
+    "K = 3 low",
+    f"{MILD_HEAD}: giving it up costs a third of the active experts, as in the report; giving up {HEAD} three quarters",
+    {**sparsity(NEVER, MILD_HEAD), "save": {"milestones": [Share(0.7)]}},
+)
 LOSS_FREE = Arm(
     "loss-free, K = 1 of 96",
     "no loss; a bias on sigmoid scores, moved by 0.001 a step against the load",
@@ -60,9 +66,10 @@ def top1_lbl(temperature: float) -> Arm:
     return Arm(f"Top-1 LBL, temperature {temperature:g}", says, balance(loss="top1", temperature=temperature))
 
 
-def converted(share: float) -> Arm:
-    says = "the K = 8 arm's own checkpoint, switched to one expert per token everywhere"
-    return Arm(f"converted at {share:.0%}", says, sparsity(Share(share)), branch=(LOW8.name, share))
+def converted(share: float, parent: Arm = LOW8, head: list[int] = HEAD) -> Arm:
+    says = f"the checkpoint of {parent.name!r} at that share of the run, switched to one expert per token everywhere"
+    name = f"converted at {share:.0%}" + ("" if parent is LOW8 else f", from {parent.name}")
+    return Arm(name, says, sparsity(Share(share), head), branch=(parent.name, share))
 
 
 def one_seed(arm: Arm) -> Arm:
@@ -179,7 +186,7 @@ EXPERIMENTS = {
         Experiment(
             "table3",
             "What does it cost to convert a model to its target sparsity late in training?",
-            (TOP1, LOW8, *(converted(share) for share in SWITCHES)),
+            (TOP1, LOW8, *(converted(share) for share in SWITCHES), LOW3, converted(0.7, LOW3, MILD_HEAD)),
             ("learning_curves", "layer0_deviation", "final_table"),
         ),
         Experiment(
