@@ -133,11 +133,6 @@ def split_frequent(arm: Arm, name: str) -> Arm:
     return Arm(name, "tokens of more than 0.5 % of the text enter under several ids", patch, seeds=(0,))
 
 
-def weight(value: float) -> Arm:
-    """Another weight of the balance loss: does the language model's gradient pull against it?"""
-    return Arm(f"weight {value:g}", f"the conventional loss at K = 1, weighed {value:g}", balance(weight=value), seeds=(0,))
-
-
 # `balance.zipf.k_list` of the lumps that "LBL, K = 1" shows at the cpu scale, with LOW8's budget of 24 experts a token
 BY_LUMPS = [5, 5, 4, 4, 3, 3]
 K_BY_LUMPS = Arm(
@@ -244,8 +239,6 @@ EXPERIMENTS = {
                 split_frequent(TOP1, "frequent tokens split"),
                 split_frequent(without_attention(TOP1, ""), "no attention, frequent tokens split"),
                 K_BY_LUMPS,
-                weight(0.2),
-                weight(0.002),
             ),
             ("predicted_and_measured", "lumps_and_load", "information_by_layer", "deviation_by_layer", "final_table"),
             measure="layers",
