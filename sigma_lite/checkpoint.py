@@ -2,15 +2,20 @@
 
 A pickle can execute anything when it is opened, and a training run opens files that others made. The file is written
 whole or not at all, and carries a checksum of its tensors, so a cut or altered file is refused with its name.
+
+Several ranks write a folder instead, of the same name and of such files: `rest` with all that is not sharded, and files
+with pieces of tensors. Whoever reads it may cut the tensors another way: see scale/sharded_checkpoint.py.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load, save
@@ -19,6 +24,17 @@ from torch import Tensor
 from sigma_lite.storage import StorageError, atomic_write
 
 SUFFIX = ".safetensors"
+REST = f"rest{SUFFIX}"  # in the folder of a sharded checkpoint
+Box = tuple[tuple[int, ...], tuple[int, ...]]
+"""(first index, extent) along each dimension: a piece of a tensor."""
+
+
+class Sharded(NamedTuple):
+    """In a checkpoint's tree: a tensor of which other files hold the pieces."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # such as "float32"
 
 
 def write_checkpoint(path: str | Path, checkpoint: dict[str, Any]) -> None:
@@ -30,8 +46,13 @@ def write_checkpoint(path: str | Path, checkpoint: dict[str, Any]) -> None:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """What `write_checkpoint` was given, on the CPU. Raises StorageError for a missing, cut or altered file."""
+    """What `write_checkpoint` was given, or all ranks together, on the CPU; tensors in one piece.
+
+    Raises StorageError for a missing, cut or altered file.
+    """
     path = Path(path)
+    if path.is_dir():
+        return read_pieces(path, lambda leaf: ((0,) * len(leaf.shape), leaf.shape))
     header = _header(path)
     try:
         tensors = load(path.read_bytes())
@@ -42,12 +63,63 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return _tree(path, header, tensors)
 
 
+def read_pieces(folder: Path, wanted: Callable[[Sharded], Box | None]) -> dict[str, Any]:
+    """A sharded checkpoint with one box of each sharded tensor; where `wanted` says None, its `Sharded` stays.
+
+    Opens only the files that hold something of these boxes. Raises StorageError when one is missing, cut or altered.
+    """
+    rest = read_checkpoint(folder / REST)
+    boxes = {leaf.name: wanted(leaf) for leaf in leaves(rest["tree"])}
+    dtypes = {leaf.name: getattr(torch, leaf.dtype) for leaf in leaves(rest["tree"])}
+    targets = {name: torch.empty(box[1], dtype=dtypes[name]) for name, box in boxes.items() if box}
+    missing = {name: target.numel() for name, target in targets.items()}
+    for file, places in rest["files"].items():
+        overlaps = {name: _overlap(places[name], boxes[name]) for name in places.keys() & targets.keys()}
+        overlaps = {name: both for name, both in overlaps.items() if both}
+        pieces = read_checkpoint(folder / file) if overlaps else {}
+        for name, (from_piece, into_box) in overlaps.items():
+            targets[name][into_box] = pieces[name][from_piece]
+            missing[name] -= targets[name][into_box].numel()
+    if any(missing.values()):
+        raise _damaged(folder)
+    return fill(rest["tree"], targets)
+
+
+def _overlap(piece: Box, box: Box) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
+    """The common part, as indices into the piece and into the box; None where there is none."""
+    (p, p_extent), (b, b_extent) = piece, box
+    first = tuple(map(max, p, b))
+    last = tuple(min(i + n, j + m) for i, n, j, m in zip(p, p_extent, b, b_extent, strict=True))
+    if any(i >= j for i, j in zip(first, last, strict=True)):
+        return None
+    return tuple(tuple(slice(i - o, j - o) for i, j, o in zip(first, last, origin, strict=True)) for origin in (p, b))
+
+
+def leaves(node: Any) -> Iterator[Sharded]:
+    """All tensors of a tree that lie in pieces."""
+    if isinstance(node, Sharded):
+        yield node
+    elif isinstance(node, (dict, list, tuple)):
+        for child in node.values() if isinstance(node, dict) else node:
+            yield from leaves(child)
+
+
+def fill(node: Any, tensors: dict[str, Tensor]) -> Any:
+    """The tree with tensors, by name, in the place of `Sharded` leaves."""
+    if isinstance(node, Sharded):
+        return tensors.get(node.name, node)
+    if isinstance(node, dict):
+        return {key: fill(child, tensors) for key, child in node.items()}
+    return type(node)(fill(child, tensors) for child in node) if isinstance(node, (list, tuple)) else node
+
+
 def read_settings(path: str | Path) -> dict[str, Any]:
     """The settings of the run that wrote a checkpoint: net, sparsity, balance, optim, corpus, rows, trainer."""
     path = Path(path)
-    checkpoint = _tree(path, _header(path), {})
+    file = path / REST if path.is_dir() else path
+    checkpoint = _tree(file, _header(file), {})
     try:
-        return json.loads(checkpoint["settings"])
+        return json.loads((checkpoint["tree"] if path.is_dir() else checkpoint)["settings"])
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(path) from error
 
@@ -70,6 +142,15 @@ def checkpoints(run_dir: str | Path) -> list[Path]:
 
 def checkpoint_path(run_dir: str | Path, step: int) -> Path:
     return Path(run_dir, "checkpoints", f"step={step:06d}{SUFFIX}")
+
+
+def remove(path: str | Path) -> None:
+    """Delete a checkpoint, if there is one."""
+    path = Path(path)
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def step_of(path: Path) -> int:
@@ -112,6 +193,8 @@ def _digest(tensors: dict[str, Tensor], tree: str) -> str:
 
 def _pack(node: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     """Plain JSON, with tagged lists for what JSON lacks: tensors, tuples, and dictionaries whose keys are not text."""
+    if isinstance(node, Sharded):
+        return {"sharded": list(node)}
     if isinstance(node, Tensor):
         tensors[where] = node.detach().cpu().contiguous().clone()  # clone: tied weights must not share storage
         return {"tensor": where}
@@ -131,6 +214,9 @@ def _unpack(node: Any, tensors: dict[str, Tensor]) -> Any:
     ((tag, value),) = node.items()
     if tag == "tensor":
         return tensors.get(value, value)
+    if tag == "sharded":
+        name, shape, dtype = value
+        return Sharded(name, tuple(shape), dtype)
     if tag == "dict":
         return {_unpack(k, tensors): _unpack(v, tensors) for k, v in value}
     return (tuple if tag == "tuple" else list)(_unpack(v, tensors) for v in value)

@@ -3,7 +3,7 @@
     sigma-lite prepare  -c FILE            text to tokens on disk
     sigma-lite fit      -c FILE            train, or continue what was cut off; then measure, sample and report
     sigma-lite validate|test|predict -c FILE
-    sigma-lite plan     -c FILE [--json]   count parameters before anything runs
+    sigma-lite plan     -c FILE [--cluster NAME] [--json]   weight, speed and price of a config, before anything runs
     sigma-lite report   RUN                one self-contained HTML page
     sigma-lite generate RUN --prompt TEXT
     sigma-lite lab      list | run NAME | show NAME   experiments on balance, side by side
@@ -83,11 +83,19 @@ def _parser() -> argparse.ArgumentParser:
             _prepare,
             "Turn the corpus of a config into a tokenizer and token files; continues where it was cut off.",
         ),
-        ("plan", _plan, "Count the parameters that a config describes."),
+        (
+            "plan",
+            _plan,
+            "Say what a config weighs, moves, takes and costs on a machine, and whether it fits, before anything runs.",
+        ),
     ):
         sub = command(name, run, text)
         sub.add_argument("-c", "--config", action="append", required=True, metavar="FILE", help="yaml; several are overlaid")
     sub.add_argument("--json", action="store_true", help="one JSON object")
+    sub.add_argument(
+        "--cluster", metavar="NAME|FILE", help="a built-in machine or your own yaml (default: by trainer.accelerator)"
+    )
+    sub.add_argument("--nodes", type=int, metavar="N", help="so many nodes of it (default: trainer.num_nodes)")
 
     sub = command("report", _report, "Draw a run as one HTML page that opens without a network.")
     sub.add_argument("RUN", type=Path, help="folder of the run, such as runs/toy")
@@ -121,9 +129,10 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from sigma_lite.scale.plan import as_table, plan
+    from sigma_lite.scale.forecast import forecast
+    from sigma_lite.scale.table import as_table
 
-    facts = plan(load_run(options.config, options.over))
+    facts = forecast(load_run(options.config, options.over), options.cluster, options.nodes)
     print(json.dumps(facts) if options.json else as_table(facts))
 
 

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from sigma_lite.kernels.cuda import grouped_swiglu_cuda
+from sigma_lite.kernels.cuda import obstacle as cuda_obstacle
 from sigma_lite.kernels.loop import grouped_swiglu_loop
 from sigma_lite.kernels.naive import grouped_swiglu_naive
 from sigma_lite.kernels.padded import grouped_swiglu_padded
 from sigma_lite.kernels.torch_grouped import grouped_swiglu_torch
+from sigma_lite.kernels.triton_check import triton_obstacle
+
+
+def _triton(*tensors: Tensor) -> Tensor:
+    from sigma_lite.kernels.triton_grouped import grouped_swiglu_triton  # here, because importing triton takes seconds
+
+    return grouped_swiglu_triton(*tensors)
+
 
 BACKENDS = {
     "loop": grouped_swiglu_loop,  # the specification
     "naive": grouped_swiglu_naive,  # to be measured: its backward work grows with E squared
     "padded": grouped_swiglu_padded,  # boxes as large as the fullest expert; with a capacity it drops, see padded.py
     "grouped": grouped_swiglu_torch,
+    "triton": _triton,  # GPUs from compute capability 8.0 on
+    "cuda": grouped_swiglu_cuda,  # CUDA C++, compiled at first use; asked for by name, to be read and measured
 }
 OVERRIDE = "SIGMA_LITE_BACKEND"  # environment variable that wins over "auto"
 
@@ -36,21 +49,28 @@ def grouped_swiglu(x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor, w13: Tensor, 
     Raises: ValueError for shapes that do not fit, an unknown backend, or one that cannot run these tensors.
     """
     _check_shapes(x_TD, ids_TK, gates_TK, w13, w2)
-    name, _ = choose_backend(x_TD, w13, backend)
+    name, _ = choose_backend(x_TD, w13, backend, choices=ids_TK.shape[1])
     return BACKENDS[name](x_TD, ids_TK, gates_TK, w13, w2)
 
 
-def choose_backend(x_TD: Tensor, w13: Tensor, backend: str = "auto") -> tuple[str, str]:
-    """(name, reason) for tensors like these."""
+def choose_backend(x_TD: Tensor, w13: Tensor, backend: str = "auto", choices: int = 1) -> tuple[str, str]:
+    """(name, reason) for tensors like these and K = `choices`."""
     wanted = os.environ.get(OVERRIDE, "auto") if backend == "auto" else backend
     if wanted not in ("auto", *BACKENDS):
         raise ValueError(f"backend {wanted!r} does not exist: choose auto, {', '.join(BACKENDS)}")
-    obstacle = _grouped_obstacle(x_TD, w13)
-    if wanted == "grouped" and obstacle:
-        raise ValueError(f"backend 'grouped' cannot run this: {obstacle}; use 'loop' or 'auto'")
+    triton = partial(triton_obstacle, choices=choices)
+    obstacles = {"grouped": _grouped_obstacle, "triton": triton, "cuda": cuda_obstacle}
     if wanted != "auto":
+        if wanted in obstacles and (obstacle := obstacles[wanted](x_TD, w13)):
+            raise ValueError(f"backend {wanted!r} cannot run this: {obstacle}; use 'loop' or 'auto'")
         return wanted, f"asked for by {'argument' if backend == wanted else OVERRIDE}"
-    return ("loop", obstacle) if obstacle else ("grouped", "grouped_mm is the fastest torch path for this dtype and shape")
+    reason = "grouped_mm is the fastest torch path for this dtype and shape"
+    if x_TD.device.type == "cuda":
+        if not (obstacle := triton(x_TD, w13)):
+            return "triton", "gather, SwiGLU and scatter are part of its matmuls: fewest bytes moved, fewest launches"
+        reason += f" where Triton cannot run ({obstacle})"
+    obstacle = _grouped_obstacle(x_TD, w13)
+    return ("loop", obstacle) if obstacle else ("grouped", reason)
 
 
 def explain_backend(x_TD: Tensor, w13: Tensor, backend: str = "auto") -> str:

@@ -5,14 +5,14 @@ the pre-activations), rebuilds the rest, and hands grouped_mm contiguous gradien
 by `index_select` and brought back, weighted and summed in one pass, by `embedding_bag`: on a CPU those two are seven to
 eleven times as fast as indexing and `index_copy`.
 
-While `torch.compile` traces, forward and backward are custom operators: opaque calls, so that the graph neither breaks
-there nor looks into grouped_mm, whose shape rules refuse fp32 although its kernel computes it.
+To `torch.compile` it is opaque (kernels/node.py): grouped_mm's shape rules refuse fp32 although its kernel computes it.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sigma_lite.kernels.node import one_node
 from sigma_lite.kernels.plan import Plan, combine, routing_plan
 
 Tensors4 = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -21,7 +21,7 @@ Tensors6 = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 def grouped_swiglu_torch(x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
     """Same value as kernels/loop.py. Every stride must be a multiple of 16 bytes: D and F % 4 in fp32, % 8 in bf16."""
-    return _GroupedSwiGLU.apply(x_TD, ids_TK, gates_TK.to(x_TD.dtype), w13, w2)
+    return _apply(x_TD, ids_TK, gates_TK.to(x_TD.dtype), w13, w2)
 
 
 def _forward(x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor, w13: Tensor, w2: Tensor) -> Tensors6:
@@ -68,32 +68,16 @@ def _backward(
     return combine(dx_ND, plan), dgates_N.index_select(0, row_TK.flatten()).view_as(gates_TK), dw13, dw2
 
 
-_forward_op = torch.library.custom_op("sigma_lite::grouped_swiglu", _forward, mutates_args=())
-_backward_op = torch.library.custom_op("sigma_lite::grouped_swiglu_backward", _backward, mutates_args=())
-
-
-@_forward_op.register_fake
-def _(x_TD, ids_TK, gates_TK, w13, w2):
+def _forward_fake(x_TD, ids_TK, gates_TK, w13, w2):
     N, (E, F2, D) = ids_TK.numel(), w13.shape
     plan = ids_TK.new_empty(N), torch.empty_like(ids_TK), ids_TK.new_empty(E, dtype=torch.int32)
     return x_TD.new_empty(x_TD.shape), x_TD.new_empty(N, D), x_TD.new_empty(N, F2), *plan
 
 
-@_backward_op.register_fake
-def _(dy_TD, x_ND, z_NF2, slot_N, row_TK, ends_E, gates_TK, w13, w2):
+def _backward_fake(dy_TD, x_ND, z_NF2, slot_N, row_TK, ends_E, gates_TK, w13, w2):
     return tuple(t.new_empty(t.shape) for t in (dy_TD, gates_TK, w13, w2))
 
 
-class _GroupedSwiGLU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x_TD, ids_TK, gates_TK, w13, w2):
-        run = _forward_op if torch.compiler.is_compiling() else _forward
-        y_TD, *kept = run(x_TD, ids_TK, gates_TK, w13, w2)
-        ctx.save_for_backward(*kept, gates_TK, w13, w2)
-        return y_TD
-
-    @staticmethod
-    def backward(ctx, dy_TD):
-        run = _backward_op if torch.compiler.is_compiling() else _backward
-        dx_TD, dgates_TK, dw13, dw2 = run(dy_TD, *ctx.saved_tensors)
-        return dx_TD, None, dgates_TK, dw13, dw2
+_apply, _forward_op, _backward_op = one_node(
+    "grouped_swiglu", _forward, _backward, _forward_fake, _backward_fake, keep_x=False
+)

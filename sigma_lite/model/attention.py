@@ -17,7 +17,6 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.head_dim = config.head_dim
-        self.grouped = config.n_heads != config.n_kv_heads
         self.query = nn.Linear(config.d_model, config.n_heads * config.head_dim, bias=False)
         self.key = nn.Linear(config.d_model, config.n_kv_heads * config.head_dim, bias=False)
         self.value = nn.Linear(config.d_model, config.n_kv_heads * config.head_dim, bias=False)
@@ -36,9 +35,18 @@ class Attention(nn.Module):
         q, k, v = (t.transpose(1, 2) for t in (q_BSHC, k_BSGC, v_BSGC))
         if cache is not None:
             k, v = cache.append(k, v)
-        mask = None if mask_BSS is None else mask_BSS[:, None]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.grouped)
-        return self.out(y.transpose(1, 2).flatten(2))
+        return self.out(attend(q, k, v, mask_BSS).transpose(1, 2).flatten(2))
+
+
+def attend(q_BHSC: Tensor, k_BGSC: Tensor, v_BGSC: Tensor, mask_BSS: Tensor | None) -> Tensor:
+    """torch's attention on the kernel that keeps no [S, S] scores: [B, H, S, C], H a multiple of G."""
+    groups = q_BHSC.shape[1] // k_BGSC.shape[1]
+    if mask_BSS is None:
+        return F.scaled_dot_product_attention(q_BHSC, k_BGSC, v_BGSC, is_causal=True, enable_gqa=groups > 1)
+    if q_BHSC.is_cuda and groups > 1:  # flash attention takes no mask, the memory-efficient kernel no groups: repeat heads
+        k_BGSC, v_BGSC = (t.repeat_interleave(groups, dim=1) for t in (k_BGSC, v_BGSC))
+        groups = 1
+    return F.scaled_dot_product_attention(q_BHSC, k_BGSC, v_BGSC, attn_mask=mask_BSS[:, None], enable_gqa=groups > 1)
 
 
 class KeyValueCache:

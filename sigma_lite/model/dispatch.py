@@ -1,7 +1,7 @@
 """The seam between routing and experts: how tokens reach the experts they chose, and how results come back.
 
 A dispatch is any function (x_TD, routing, experts) -> y_TD. Here all experts are local and the kernel sorts and un-sorts
-the tokens itself; an expert-parallel dispatch exchanges tokens between ranks around the same call.
+the tokens itself; scale/expert_parallel.py exchanges tokens between ranks around the same call.
 """
 
 from __future__ import annotations

@@ -21,5 +21,10 @@ class Experts(nn.Module):
 
     def forward(self, x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor) -> Tensor:
         dtype = torch.get_autocast_dtype(x_TD.device.type) if torch.is_autocast_enabled(x_TD.device.type) else x_TD.dtype
-        w13, w2 = self.w13.to(dtype), self.w2.to(dtype)  # grouped_mm does not follow autocast by itself
+        w13, w2 = (_on_this_rank(w).to(dtype) for w in (self.w13, self.w2))  # grouped_mm does not follow autocast by itself
         return grouped_swiglu(x_TD.to(dtype), ids_TK, gates_TK, w13, w2, backend=self.backend)
+
+
+def _on_this_rank(weight: Tensor) -> Tensor:
+    """Of experts that are shared out over ranks (DTensor), those that live here."""
+    return weight.to_local() if hasattr(weight, "to_local") else weight

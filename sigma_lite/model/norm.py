@@ -27,7 +27,8 @@ class _RMSNormOnCPU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, eps):
-        scale = (torch.linalg.vecdot(x, x)[..., None] / x.shape[-1] + eps).rsqrt_()
+        with torch.autocast("cpu", enabled=False):  # which would take the mean in 16 bits
+            scale = (torch.linalg.vecdot(x, x)[..., None] / x.shape[-1] + eps).rsqrt_()
         normed = x * scale
         ctx.save_for_backward(normed, scale, weight)
         return normed * weight

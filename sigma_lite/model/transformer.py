@@ -67,6 +67,14 @@ class Transformer(nn.Module):
         x_BSD, routings = self.backbone(ids_BS, documents_BS=documents_BS)
         return cross_entropy(x_BSD.flatten(0, 1), self.head.weight, targets_BS.flatten()), routings
 
+    def nats(
+        self, ids_BS: Tensor, targets_BS: Tensor, *, documents_BS: Tensor | None = None
+    ) -> tuple[Tensor, list[Routing]]:
+        """-log p of every target, [B, S], 0 where the target is -100; and the routings."""
+        x_BSD, routings = self.backbone(ids_BS, documents_BS=documents_BS)
+        nats_T = cross_entropy(x_BSD.flatten(0, 1), self.head.weight, targets_BS.flatten(), "none")
+        return nats_T.view_as(ids_BS), routings
+
     def backbone(
         self, ids_BS: Tensor, *, documents_BS: Tensor | None = None, cache: Sequence[KeyValueCache] | None = None
     ) -> tuple[Tensor, list[Routing]]:
@@ -102,23 +110,29 @@ class Transformer(nn.Module):
         for block, bias_E in zip(self.blocks, bias_LE, strict=True):
             block.moe.router.bias.copy_(bias_E)
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Normal weights with variance 1 / fan-in, so that every layer passes on the variance it gets.
+        for name, parameter in self.named_parameters():
+            if not parameter.is_meta:
+                self.initialise(name, parameter)
 
-        What is added to the residual stream is scaled by 1 / sqrt(2 L), because 2 L such terms add up (GPT-2). Experts'
-        outputs are multiplied by a gate that starts near 1 / E for pre-softmax routing; `expert_gain` makes up for it.
+    @torch.no_grad()
+    def initialise(self, name: str, weight: Tensor) -> None:
+        """Fill a tensor of parameter `name`'s full shape with what it begins as.
+
+        Normal weights with variance 1 / fan-in, so that every layer passes on the variance it gets. What is added to the
+        residual stream is scaled by 1 / sqrt(2 L), because 2 L such terms add up (GPT-2). Experts' outputs are multiplied
+        by a gate that starts near 1 / E for pre-softmax routing; `expert_gain` makes up for it. Norm gains are 1.
         """
         config, into_stream = self.config, 1 / math.sqrt(2 * self.config.n_layers)
-        for name, parameter in self.named_parameters():
-            if parameter.is_meta or parameter.dim() == 1:
-                continue  # norm gains stay 1
-            std = {"embedding.weight": config.init_std, "router.weight": config.router_init_std}.get(
-                ".".join(name.split(".")[-2:]), 1 / math.sqrt(parameter.shape[-1])
-            )
-            std *= into_stream if name.endswith("out.weight") else 1
-            std *= into_stream * config.expert_gain if name.endswith("experts.w2") else 1
-            parameter.normal_(0, std, generator=_generator(name, parameter.device))
+        if weight.dim() == 1:
+            weight.fill_(1)
+            return
+        std = {"embedding.weight": config.init_std, "router.weight": config.router_init_std}.get(
+            ".".join(name.split(".")[-2:]), 1 / math.sqrt(weight.shape[-1])
+        )
+        std *= into_stream if name.endswith("out.weight") else 1
+        std *= into_stream * config.expert_gain if name.endswith("experts.w2") else 1
+        weight.normal_(0, std, generator=_generator(name, weight.device))
 
 
 def _generator(name: str, device: torch.device) -> torch.Generator:

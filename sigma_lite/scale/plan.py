@@ -6,18 +6,19 @@ from typing import Any
 
 from sigma_lite.balance.schedule import k_per_layer
 from sigma_lite.runfile import RunConfig
+from sigma_lite.scale.traffic import flops_per_token
 
 
 def plan(run: RunConfig) -> dict[str, Any]:
     """Counts of parameters, and FLOPs per token of one forward pass (2 per active matrix parameter, attention excluded).
 
-    `active_*` leave embeddings out, as the report's "0.5B activated" does; `initial` is before the switch.
+    `active_*` leave embeddings out, as the report's "0.5B activated" does; `initial` is before the switch. `attention` FLOPs
+    are scores and sums over the positions seen so far, `training` FLOPs everything, forward and backward.
     """
-    net, sparsity = run.net, run.sparsity
-    k_initial = k_per_layer(
-        0, switch_step=max(sparsity.switch_step, 1), n_layers=net.n_layers, head=sparsity.head, target=net.top_k
-    )
-    first, last = net.ledger(k_initial), net.ledger()
+    net, length = run.net, run.rows.length
+    k_initial, k_target = k_before_and_after(run)
+    first, last = net.ledger(k_initial), net.ledger(k_target)
+    flops_first, flops_last = (flops_per_token(net, k, length) for k in (k_initial, k_target))
     return {
         "total_params": last.total,
         "non_embedding_params": last.non_embedding,
@@ -29,20 +30,21 @@ def plan(run: RunConfig) -> dict[str, Any]:
         "active_params_initial": first.active,
         "active_params_target": last.active,
         "k_initial": list(k_initial),
-        "k_target": [net.top_k] * net.n_layers,
+        "k_target": list(k_target),
         "sparsity": last.non_embedding / last.active,
-        "forward_flops_per_token_initial": 2 * (first.active - first.norms + net.vocab_size * net.d_model),
-        "forward_flops_per_token_target": 2 * (last.active - last.norms + net.vocab_size * net.d_model),
+        "forward_flops_per_token_initial": flops_first.matrices + flops_first.head,
+        "forward_flops_per_token_target": flops_last.matrices + flops_last.head,
+        "head_flops_per_token": flops_last.head,
+        "attention_flops_per_token": flops_last.attention,
+        "training_flops_per_token_initial": flops_first.training,
+        "training_flops_per_token_target": flops_last.training,
     }
 
 
-def as_table(facts: dict[str, Any]) -> str:
-    """The same for people."""
-    lines = []
-    for name, value in facts.items():
-        if isinstance(value, list):
-            text = " ".join(map(str, value[:12])) + (f" ... ({len(value)} layers)" if len(value) > 12 else "")
-        else:
-            text = f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
-        lines.append(f"{name.replace('_', ' '):32s} {text}")
-    return "\n".join(lines)
+def k_before_and_after(run: RunConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Experts per token in each layer before the switch of sparsity, and after it."""
+    net, sparsity = run.net, run.sparsity
+    first = k_per_layer(
+        0, switch_step=max(sparsity.switch_step, 1), n_layers=net.n_layers, head=sparsity.head, target=net.top_k
+    )
+    return first, (net.top_k,) * net.n_layers

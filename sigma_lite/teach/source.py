@@ -43,6 +43,8 @@ class _BothThemes(Style):
 class Source:
     """Source with its true line numbers; `repr` is plain text, a notebook shows it coloured."""
 
+    lexer = PythonLexer()
+
     def __init__(self, name: str):
         self.name, self.object = name, find(name)
         if isinstance(self.object, ModuleType):
@@ -70,7 +72,7 @@ class Source:
             cssstyles="max-height:34em;overflow:auto", prestyles="margin:0;line-height:1.35",
         )  # fmt: skip
         # pygments writes the line numbers black on white, whatever the style says
-        return highlight(self.text, PythonLexer(), formatter).replace(
+        return highlight(self.text, self.lexer, formatter).replace(
             "color: inherit; background-color: transparent", f"color: {INK}"
         )
 

@@ -1,1 +1,1 @@
-"""Losses become steps, steps become checkpoints: the only rooms, with data/datamodule.py and cli.py, that know Lightning."""
+"""Losses become steps, steps become checkpoints. Lightning is known here, in data/datamodule.py and in scale/strategy.py."""

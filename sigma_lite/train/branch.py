@@ -23,7 +23,7 @@ def branch(parent: str | Path, step: int, run: str | Path, sparsity: SparsityCon
     if newest_checkpoint(run) is not None:
         return
     source = checkpoint_path(parent, step)
-    require(source.is_file(), f"{source} does not exist: train {parent} with save.milestones=[{step}]")
+    require(source.exists(), f"{source} does not exist: train {parent} with save.milestones=[{step}]")
     checkpoint = read_checkpoint(source)
     settings = json.loads(checkpoint["settings"])
     settings["sparsity"] = dataclasses.asdict(sparsity)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.types import _PATH
 
-from sigma_lite.checkpoint import read_checkpoint, write_checkpoint
+from sigma_lite.checkpoint import read_checkpoint, remove, write_checkpoint
 
 
 class SafeCheckpointIO(CheckpointIO):
@@ -19,4 +18,4 @@ class SafeCheckpointIO(CheckpointIO):
         return read_checkpoint(path)
 
     def remove_checkpoint(self, path: _PATH) -> None:
-        Path(path).unlink(missing_ok=True)
+        remove(path)

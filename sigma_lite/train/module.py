@@ -18,10 +18,9 @@ from sigma_lite.balance.pooled import PooledCounts
 from sigma_lite.balance.schedule import k_per_layer
 from sigma_lite.config import BalanceConfig, ModelConfig, OptimConfig, SparsityConfig, check_schedule
 from sigma_lite.model import Routing, Transformer
-from sigma_lite.model.transformer import cross_entropy
 from sigma_lite.train.bits import BitsPerByte
 from sigma_lite.train.callbacks.sparsity_schedule import SparsitySchedule
-from sigma_lite.train.optim import adamw, clip_gradients, warmup_stable_decay
+from sigma_lite.train.optim import adamw, clip_gradients, total_norm, warmup_stable_decay
 
 if TYPE_CHECKING:
     from sigma_lite.data.rows import Batch
@@ -118,8 +117,7 @@ class SigmaLit(pl.LightningModule):
     def gradient_norm(self) -> Tensor:
         """Total norm of this step's gradient before clipping, computed once a step."""
         if self._norm is None:
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            self._norm = torch.nn.utils.get_total_norm(gradients)
+            self._norm = total_norm(p.grad for p in self.model.parameters() if p.grad is not None)
         return self._norm
 
     def configure_gradient_clipping(
@@ -171,10 +169,7 @@ class SigmaLit(pl.LightningModule):
         return {"ids": batch.ids_BS, "nats": nats_BS, "experts": experts_LBS.transpose(0, 1), "kinds": batch.kinds_BS}
 
     def nats(self, batch: Batch) -> tuple[Tensor, list[Routing]]:
-        """-log p of every target, [B, S], 0 where the target is -100; and the routings."""
-        x_BSD, routings = self.model.backbone(batch.ids_BS, documents_BS=batch.documents_BS)
-        nats_T = cross_entropy(x_BSD.flatten(0, 1), self.model.head.weight, batch.targets_BS.flatten(), "none")
-        return nats_T.view_as(batch.ids_BS), routings
+        return self.model.nats(batch.ids_BS, batch.targets_BS, documents_BS=batch.documents_BS)
 
     # ------------------------------------------------------------------------------------------------- checkpoints
 

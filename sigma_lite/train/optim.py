@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sigma_lite.balance.pooled import sum_over_ranks
 from sigma_lite.config import OptimConfig
 
 
@@ -38,10 +40,23 @@ def adamw(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(parameter_groups(model, optim), lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
 
+def total_norm(gradients: Iterable[Tensor]) -> Tensor:
+    """Norm of all gradients together, a scalar; of sharded ones (DTensor) over all ranks, of which each holds a part."""
+    gradients = list(gradients)
+    pieces = [g.to_local() if hasattr(g, "to_local") else g for g in gradients]
+    norm = torch.nn.utils.get_total_norm(pieces)
+    sharded = any(g is not piece for g, piece in zip(gradients, pieces, strict=True))
+    return sum_over_ranks(norm.square()).sqrt() if sharded else norm
+
+
 def clip_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, limit: float) -> None:
     """Scale gradients to total norm `limit` where `norm` exceeds it; most steps need no second pass over them."""
     if norm > limit:
-        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        by_mesh: dict[Any, list[nn.Parameter]] = {}  # torch's operators on sharded tensors take one mesh at a time
+        for parameter in parameters:
+            by_mesh.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
+        for group in by_mesh.values():
+            torch.nn.utils.clip_grads_with_norm_(group, limit, norm)
 
 
 def warmup_stable_decay(step: int, *, total_steps: int, optim: OptimConfig) -> float:

@@ -9,6 +9,7 @@ import logging
 import platform
 import re
 import shlex
+import signal
 import warnings
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -27,6 +28,7 @@ from sigma_lite.checkpoint import newest_checkpoint, read_settings, step_of
 from sigma_lite.config import ConfigError, nearest, require
 from sigma_lite.data.datamodule import TokenDataModule
 from sigma_lite.runfile import SECTIONS, RunConfig, load_run, overrides, read_yaml
+from sigma_lite.scale.lost import lost_rank
 from sigma_lite.scale.plan import plan
 from sigma_lite.storage import atomic_write
 from sigma_lite.train.callbacks.diary import Diary, heldout_facts
@@ -34,6 +36,7 @@ from sigma_lite.train.callbacks.load_recorder import LoadRecorder
 from sigma_lite.train.callbacks.progress import StepProgress
 from sigma_lite.train.callbacks.save import Save
 from sigma_lite.train.callbacks.spike_guard import SpikeGuard
+from sigma_lite.train.callbacks.stop import Stopped, StopWhenAsked, requeue
 from sigma_lite.train.callbacks.throughput import Throughput
 from sigma_lite.train.checkpoint import SafeCheckpointIO
 from sigma_lite.train.module import SigmaLit
@@ -74,7 +77,8 @@ class RunCLI(LightningCLI):
             SigmaLit,
             TokenDataModule,
             parser_class=StrictParser,
-            trainer_defaults=TRAINER_DEFAULTS | {"callbacks": [Throughput(), Diary(), LoadRecorder(), StepProgress()]},
+            trainer_defaults=TRAINER_DEFAULTS
+            | {"callbacks": [Throughput(), Diary(), LoadRecorder(), StepProgress(), StopWhenAsked()]},
             seed_everything_default=0,
             save_config_callback=None,
             auto_configure_optimizers=False,
@@ -125,8 +129,15 @@ class RunCLI(LightningCLI):
         model.run_settings = self.settings()
         try:
             trainer.fit(model, datamodule=datamodule, ckpt_path=newest, weights_only=True)
-        except SystemExit:  # what Lightning makes of Ctrl-C and of a polite kill
+        except Stopped as stop:
+            if stop.number == signal.SIGUSR1 and trainer.is_global_zero:
+                requeue()
             raise KeyboardInterrupt from None
+        except SystemExit:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from None
+        except RuntimeError as error:
+            require(not lost_rank(error), f"{lost_rank(error)}; the same command continues from the last checkpoint")
+            raise
 
     def validate(self, model: SigmaLit, datamodule: TokenDataModule, ckpt_path: str | None = None, **options: Any) -> Any:
         return self.trainer.validate(model, datamodule=datamodule, ckpt_path=self.trained(ckpt_path), **options)

@@ -9,10 +9,11 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
-from sigma_lite.checkpoint import checkpoint_path, checkpoints, step_of
+from sigma_lite.checkpoint import checkpoint_path, checkpoints, remove, step_of
 from sigma_lite.config import require
 from sigma_lite.storage import StorageError
 from sigma_lite.train.callbacks.diary import completes_step
+from sigma_lite.train.callbacks.stop import Stopped, asked_to_stop
 
 
 class Save(Checkpoint):
@@ -61,15 +62,18 @@ class Save(Checkpoint):
             self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Write this step's checkpoint if it is due, then remove the oldest."""
+        """Write this step's checkpoint if it is due, then remove the oldest. Raises Stopped if a signal asked for it."""
         run_dir, step = trainer.default_root_dir, trainer.global_step
-        if step == 0 or (step % self.every and step not in self.milestones):
+        asked = asked_to_stop(trainer)
+        if not asked and (step == 0 or (step % self.every and step not in self.milestones)):
             return
         trainer.save_checkpoint(checkpoint_path(run_dir, step))
         if trainer.is_global_zero:
             for old in checkpoints(run_dir)[: -self.keep]:
                 if step_of(old) not in self.milestones:
-                    old.unlink(missing_ok=True)
+                    remove(old)
+        if asked:
+            raise Stopped(asked)
 
 
 def validation_follows(trainer: pl.Trainer, batch_idx: int) -> bool:

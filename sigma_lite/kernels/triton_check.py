@@ -1,0 +1,98 @@
+"""May the Triton kernels run here? The rules, and a trial on the device itself before anything relies on them.
+
+A kernel is compiled for each GPU by a compiler that this code does not choose: one version gave silently wrong input
+gradients on one GPU (linkedin/Liger-Kernel, pull request 1294). So the first use on a device, of a dtype and a shape,
+runs the very kernels that training would run on a small problem, and compares them with the float64 loop.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import warnings
+
+import torch
+from torch import Tensor
+
+from sigma_lite.kernels.loop import grouped_swiglu_loop
+from sigma_lite.kernels.node import asked_once
+from sigma_lite.kernels.triton_tiles import rows_per_tile
+
+INSTALLED = importlib.util.find_spec("triton") is not None
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}  # of ||ours - exact|| / ||exact||
+TOKENS = {16: 9, 32: 20, 64: 45, 128: 150}  # tokens per expert for which a tile has that many rows
+
+
+def triton_obstacle(x_TD: Tensor, w13: Tensor, choices: int = 1) -> str:
+    """Why the Triton kernels cannot run tensors like these with K = `choices`: rule, value and fix; "" if they can."""
+    E, F2, D = w13.shape
+    if not INSTALLED:
+        return "triton is not installed: pip install 'sigma-lite[kernels]'"
+    if x_TD.dtype not in TOLERANCE:
+        return f"{str(x_TD.dtype).removeprefix('torch.')}, and its kernels take float32, float16 and bfloat16"
+    for letter, size in (("D", D), ("F", F2 // 2)):
+        if size % 16:
+            return f"{letter}={size} is not a multiple of 16, the least width of a tile"
+    if x_TD.device.type != "cuda":
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        return (
+            ""
+            if interpreted
+            else f"x is on {x_TD.device.type}: move it to a GPU, or set TRITON_INTERPRET=1 before Python starts"
+        )
+    rows = rows_per_tile(x_TD.shape[0] * choices, E, x_TD.dtype)
+    return _device_obstacle(x_TD.device.index, x_TD.dtype, D, F2 // 2, rows)
+
+
+@asked_once
+def _device_obstacle(index: int, dtype: torch.dtype, D: int, F: int, rows: int) -> str:
+    capability = torch.cuda.get_device_capability(index)
+    if capability < (8, 0):
+        return f"compute capability {capability[0]}.{capability[1]}, and its kernels need 8.0 or more"
+    if torch.cuda.is_current_stream_capturing():
+        return ""  # no trial inside a CUDA graph; whoever captures one has run the same call before
+    return trial(torch.device("cuda", index), dtype, D, F, rows)
+
+
+@functools.cache
+def trial(device: torch.device, dtype: torch.dtype, D: int, F: int, rows: int) -> str:
+    """Forward and backward with tiles of `rows` rows against the float64 loop; what is wrong, or "". Warns if so."""
+    try:
+        errors = trial_errors(device, dtype, D, F, rows)
+    except Exception as error:  # compiler, assembler, driver: whatever it is, there is another backend
+        problem = f"they do not run, {type(error).__name__}: {error}"
+    else:
+        wrong = [f"{name} by {error:.1e}" for name, error in errors.items() if not error <= TOLERANCE[dtype]]
+        if not wrong:
+            return ""
+        problem = "they differ from the float64 loop in " + ", ".join(wrong)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    message = f"the Triton kernels fail their trial on {name} in {dtype} at D={D}, F={F}: {problem}"
+    warnings.warn(f"{message}. backend='auto' uses grouped_mm there", stacklevel=2)
+    return message
+
+
+def trial_errors(
+    device: torch.device, dtype: torch.dtype, D: int, F: int, rows: int, E: int = 4, K: int = 2
+) -> dict[str, float]:
+    """Relative error of the output and of each gradient. Uneven loads, and one expert without tokens."""
+    from sigma_lite.kernels.triton_grouped import _backward, _forward
+
+    T, random = TOKENS[rows] * E // K, torch.Generator().manual_seed(0)
+    new = lambda *shape: torch.randn(shape, generator=random)  # noqa: E731
+    ids = torch.multinomial(torch.arange(E).float().expand(T, E), K, generator=random)  # expert 0 is never drawn
+    tensors = (new(T, D), new(T, K), new(E, 2 * F, D) / D**0.5, new(E, D, F) / F**0.5)
+    x, gates, w13, w2 = (t.to(device, dtype) for t in tensors)
+    ids, dy = ids.to(device), new(T, D).to(device, dtype)
+    y, *kept = _forward(x, ids, gates, w13, w2)
+    ours = [y, *_backward(dy, *kept, x, gates, w13, w2)]
+    with torch.inference_mode(False), torch.enable_grad():
+        x, gates, w13, w2 = leaves = [t.double().requires_grad_() for t in (x, gates, w13, w2)]
+        y = grouped_swiglu_loop(x, ids, gates, w13, w2)
+        exact = [y, *torch.autograd.grad(y, leaves, dy.double())]
+    names = ("y", "dx", "dgates", "dw13", "dw2")
+    return {
+        name: float((a.double() - b.detach()).norm() / b.detach().norm())
+        for name, a, b in zip(names, ours, exact, strict=True)
+    }

@@ -1,0 +1,140 @@
+"""A config on a cluster: does it fit, what travels, how long does it take, what does it cost, and which mesh is best."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from sigma_lite.config import require
+from sigma_lite.runfile import RunConfig
+from sigma_lite.scale import cost
+from sigma_lite.scale.cluster import Cluster, load_cluster
+from sigma_lite.scale.layout import Layout, choices, layout_of, obstacle, place, precision_of
+from sigma_lite.scale.memory import dispatch_per_layer, fits, kept_per_layer, memory, peak, usable
+from sigma_lite.scale.plan import k_before_and_after, plan
+from sigma_lite.scale.traffic import wire
+
+MOST_NODES = 256  # tried when a run does not fit
+
+
+def forecast(run: RunConfig, cluster_name: str | None = None, nodes: int | None = None) -> dict[str, Any]:
+    """Everything `sigma-lite plan` says, as plain values: bytes, seconds, and [fast, slow] where a range is meant.
+
+    Args:
+        cluster_name: a built-in description or a yaml file; None: a laptop or H100, by trainer.accelerator.
+        nodes: instead of trainer.num_nodes or the description's own number.
+
+    Raises ConfigError for a cluster that cannot be read, and for rows that no layout of its devices can share out.
+    """
+    require(nodes is None or nodes > 0, f"--nodes {nodes}: must be at least 1")
+    cluster = place(run, load_cluster(cluster_name or _usual(run, nodes)), nodes)
+    given = layout_of(run, cluster)
+    problem = obstacle(run.net, run.rows.per_step, given)
+    if not problem and cluster.devices > 1 and not given.sharded:
+        problem = f"several devices need trainer.strategy: see scaled_configs/overlays; this plan is for {cluster.size()}"
+    best = suggestion(run, cluster)
+    require(bool(best) or not problem, f"no layout of {cluster.size()} can run this: {problem}")
+    layout = given if not problem or best is None else best
+    stages = {
+        "initial": _stage(run, layout, cluster, k_before_and_after(run)[0]),
+        "target": _stage(run, layout, cluster, k_before_and_after(run)[1]),
+    }
+    return {
+        **plan(run),
+        "cluster": _described(cluster, cluster_name is None),
+        "precision": precision_of(run).name,
+        "layout": _laid_out(run, layout) | {"problem": problem, "from": "config" if layout is given else "planner"},
+        "usable_bytes": usable(cluster),
+        "fits": all(stage["fits"] for stage in stages.values()),
+        **stages,
+        "run": _whole(run, cluster, stages),
+        "suggested": None if best is None else _laid_out(run, best) | _speed(run, best, cluster),
+        "fits_from_nodes": None if best else _enough_nodes(run, cluster),
+    }
+
+
+def _usual(run: RunConfig, nodes: int | None) -> str:
+    if run.trainer.get("accelerator") == "cpu":
+        return "laptop"
+    several = [n for n in (nodes, run.trainer.get("num_nodes"), run.trainer.get("devices")) if isinstance(n, int) and n > 1]
+    return "h100-node" if several else "h100"
+
+
+def suggestion(run: RunConfig, cluster: Cluster) -> Layout | None:
+    """The layout that fits before and after the switch and is fastest at its worst; None where nothing fits."""
+    ks = k_before_and_after(run)
+    plain = cost.CRAFT[cluster.kind][1]
+    able = [lay for lay in choices(run, cluster) if all(fits(memory(run, lay, cluster, k), cluster) for k in ks)]
+
+    def rank(layout: Layout) -> tuple:
+        seconds = cost.step(run, layout, cluster, ks[0], plain).seconds
+        other = layout.per_micro != run.rows.per_micro  # what makes no difference stays as it is
+        return (float(f"{seconds:.2g}"), layout.recompute, other, layout.expert_parallel, layout.per_micro)
+
+    return min(able, key=rank, default=None)
+
+
+def _enough_nodes(run: RunConfig, cluster: Cluster) -> int | None:
+    """The smallest power of two of such nodes on which a layout fits; None for a machine that has no network."""
+    nodes = cluster.nodes
+    while cluster.inter_node_gbps and nodes < MOST_NODES:
+        nodes *= 2
+        if suggestion(run, cluster.resized(nodes)):
+            return nodes
+    return None
+
+
+def _stage(run: RunConfig, layout: Layout, cluster: Cluster, k_per_layer: Sequence[int]) -> dict[str, Any]:
+    """Memory, bytes on the wire and speed at these K."""
+    items = memory(run, layout, cluster, k_per_layer)
+    parts = wire(run, layout, cluster, k_per_layer)
+    return {
+        "memory": items,
+        "peak_bytes": peak(items),
+        "fits": fits(items, cluster),
+        "activation_bytes_per_layer": kept_per_layer(run, layout, cluster.kind == "gpu", k_per_layer),
+        "dispatch_bytes_per_layer": dispatch_per_layer(run, layout, k_per_layer),
+        "wire_bytes_per_step": {name: {"intra_node": w.intra, "inter_node": w.inter} for name, w in parts.items()},
+        **_speed(run, layout, cluster, k_per_layer),
+    }
+
+
+def _speed(run: RunConfig, layout: Layout, cluster: Cluster, k_per_layer: Sequence[int] | None = None) -> dict[str, Any]:
+    k_per_layer = k_per_layer or k_before_and_after(run)[0]
+    steps = [cost.step(run, layout, cluster, k_per_layer, craft) for craft in cost.CRAFT[cluster.kind]]
+    return {
+        "step_seconds": [s.seconds for s in steps],
+        "bound_by": [s.bound_by for s in steps],
+        "parts_seconds": [{n: v for n, v in s._asdict().items() if n != "seconds"} for s in steps],
+        "mfu": [cost.mfu(run, layout, cluster, k_per_layer, s.seconds) for s in steps],
+        "tokens_per_second": [run.rows.per_step * run.rows.length / s.seconds for s in steps],
+    }
+
+
+def _whole(run: RunConfig, cluster: Cluster, stages: dict[str, Any]) -> dict[str, Any] | None:
+    """Time and price of trainer.max_steps; None where the config names no end."""
+    total = run.trainer.get("max_steps")
+    if not isinstance(total, int) or total < 1:
+        return None
+    before = min(run.sparsity.switch_step, total)
+    pairs = zip(stages["initial"]["step_seconds"], stages["target"]["step_seconds"], strict=True)
+    hours = [(before * first + (total - before) * last) / 3600 for first, last in pairs]
+    return {
+        "steps": total,
+        "tokens": total * run.rows.per_step * run.rows.length,
+        "hours": hours,
+        "days": [h / 24 for h in hours],
+        "cost": [h * cluster.devices * cluster.price_per_hour for h in hours],
+    }
+
+
+def _laid_out(run: RunConfig, layout: Layout) -> dict[str, Any]:
+    micros = run.rows.per_step // (layout.devices * layout.per_micro)
+    return dataclasses.asdict(layout) | {"data_parallel": layout.data, "accumulation": micros}
+
+
+def _described(cluster: Cluster, by_default: bool) -> dict[str, Any]:
+    given = dataclasses.asdict(cluster)
+    figures = [name for name in given if name not in ("name", "kind", "sources")]
+    return given | {"by_default": by_default, "sources": {name: cluster.source(name) for name in figures}}

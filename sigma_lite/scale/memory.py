@@ -1,0 +1,113 @@
+"""Memory of one device at the fullest moment of a training step, item by item, in bytes.
+
+Two moments compete. At the end of a forward pass all layers' activations are there, the loss has just made its gradients
+from a chunk of logits, and the weights' gradients of the step before still stand: Lightning clears them between forward
+and backward. Then the backward pass of a layer needs room of its own, while the layers above it have given theirs back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sigma_lite.config import ModelConfig
+from sigma_lite.runfile import RunConfig
+from sigma_lite.scale.activations import FP32, INDEX, kept_by_layer, kept_of_recomputed
+from sigma_lite.scale.cluster import Cluster
+from sigma_lite.scale.layout import Layout, Precision, precision_of
+
+GIB = 2**30
+CHUNK = 512  # tokens whose logits exist at one time: model/transformer.py
+USABLE = {"gpu": 0.92, "cpu": 0.85}  # assumed: the rest is the driver's, the allocator's and the operating system's
+
+
+def memory(run: RunConfig, layout: Layout, cluster: Cluster, k_per_layer: Sequence[int]) -> dict[str, int]:
+    """Bytes by item; the peak is their sum.
+
+    `activations` are what the layers keep, `loss` the gradients that the cross entropy makes at once, `working` the room
+    that the fullest moment needs besides: a chunk of logits, or the backward pass of one layer.
+    """
+    number, gpu = precision_of(run), cluster.kind == "gpu"
+    D, T = run.net.d_model, layout.per_micro * run.rows.length
+    own = parameters_of_device(run, layout) * number.weight
+    kept = kept_per_layer(run, layout, gpu, k_per_layer)
+    items = {
+        "weights": own,
+        "gradients": own,
+        "adamw_moments": 2 * own,
+        "gathered": _gathered(run, layout, number),
+        "activations": sum(kept) + T * (number.stream * D + FP32),  # and the last norm
+        "loss": (run.net.vocab_size + T) * D * number.weight,
+        "rows": 3 * T * INDEX + T * run.rows.length,  # ids, targets, documents, and who may look at whom
+    }
+    logits = min(CHUNK, T) * run.net.vocab_size * (FP32 if number.weight == FP32 else FP32 + number.weight)
+    return items | {"working": max(logits, _backward(run, layout, gpu, k_per_layer, kept, items))}
+
+
+def kept_per_layer(run: RunConfig, layout: Layout, gpu: bool, k_per_layer: Sequence[int]) -> list[int]:
+    """Bytes that each layer keeps for the backward pass."""
+    number, net = precision_of(run), run.net
+    if layout.recompute:
+        return [kept_of_recomputed(net, k, run.rows.length, layout, number) for k in k_per_layer]
+    return [sum(kept_by_layer(net, n, k, run.rows.length, layout, number, gpu).values()) for n, k in enumerate(k_per_layer)]
+
+
+def dispatch_per_layer(run: RunConfig, layout: Layout, k_per_layer: Sequence[int]) -> list[int]:
+    """Bytes of the sorted rows, and with an exchange of those that come back, of each layer: they grow with its K."""
+    number, T = precision_of(run), layout.per_micro * run.rows.length
+    copies = 3 if layout.expert_parallel > 1 else 1  # sorted; received and sorted again; returned
+    return [copies * T * k * run.net.d_model * number.compute for k in k_per_layer]
+
+
+def parameters_of_device(run: RunConfig, layout: Layout) -> int:
+    """Parameters whose gradient and moments a device holds."""
+    return -(-run.net.ledger().total // layout.devices) if layout.sharded else run.net.ledger().total
+
+
+def peak(items: dict[str, int]) -> int:
+    return sum(items.values())
+
+
+def fits(items: dict[str, int], cluster: Cluster) -> bool:
+    return peak(items) <= usable(cluster)
+
+
+def usable(cluster: Cluster) -> int:
+    """Bytes of one device that a run can count on."""
+    return int(cluster.memory_gib * GIB * USABLE[cluster.kind])
+
+
+def _gathered(run: RunConfig, layout: Layout, number: Precision) -> int:
+    """Whole tensors on a device that stores pieces: embedding and head always; of the layers one in use and the next on its
+    way; and the experts' gradients, of one layer as they come and of two in fp32, the earlier of them still being summed.
+    """
+    if not layout.sharded:
+        return 0
+    net, counts = run.net, run.net.ledger()
+    root = (counts.embedding + net.d_model) * number.weight
+    dense = (counts.attention + counts.router + counts.norms) // net.n_layers * number.weight
+    experts = counts.experts // net.n_layers // layout.expert_parallel
+    return root + 2 * (dense + experts * number.compute) + experts * (number.compute + 2 * FP32)
+
+
+def _of_a_slot(net: ModelConfig, gpu: bool) -> int:
+    """Numbers that the experts' backward pass needs for each chosen expert of a token: see _backward in the kernels."""
+    return net.d_model + 3 * net.d_expert if gpu else 2 * net.d_model + 5 * net.d_expert
+
+
+def _backward(run: RunConfig, layout: Layout, gpu: bool, k_per_layer: Sequence[int], kept: list[int], items: dict) -> int:
+    """Bytes above the end of the forward pass at the fullest moment of the backward pass; negative if it stays below."""
+    number, net, L = precision_of(run), run.net, run.net.n_layers
+    accumulating = run.rows.per_step > layout.devices * layout.per_micro
+    T, head = layout.per_micro * run.rows.length, net.vocab_size * net.d_model * number.weight
+    most = -sum(items.values())
+    for n, k in enumerate(k_per_layer):
+        given_back = sum(kept[n + 1 :]) + T * net.d_model * (number.stream + number.weight)
+        # The head's gradient joins the one that is there, or becomes it; those of lower layers are not there yet.
+        given_back += head if accumulating else items["gradients"] * (n + 1) // L
+        room = T * k * _of_a_slot(net, gpu) * number.compute + T * net.d_model * number.stream
+        if accumulating and not layout.sharded:
+            room += 3 * net.n_experts * net.d_model * net.d_expert * number.weight
+        if layout.recompute:
+            room += sum(kept_by_layer(net, n, k, run.rows.length, layout, number, gpu).values())
+        most = max(most, room - given_back)
+    return most

@@ -1,0 +1,152 @@
+"""Checkpoints of many ranks: each writes the pieces that it holds, and any number of ranks may read them.
+
+    step=000100.safetensors/
+        rest.safetensors             everything that is not sharded, and which file holds which box of which tensor
+        rank-0003-0001.safetensors   the pieces of rank 3, at most PART bytes a file
+
+All files are of the format of sigma_lite/checkpoint.py: no pickle, a checksum in each. The folder is made under another
+name and moved into place when it is whole, so a rank that is killed while it writes leaves the checkpoint before as the
+newest. Whoever reads says which box of each tensor he wants, so the layout that wrote does not matter.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+
+from sigma_lite.checkpoint import REST, SUFFIX, Box, Sharded, read_checkpoint, read_pieces, remove, write_checkpoint
+from sigma_lite.scale.shard import as_sharded_like
+from sigma_lite.storage import StorageError, cannot_write
+
+PART = 2 << 30  # bytes: a rank needs this much host memory besides, three times over, while it saves
+
+
+def save_sharded(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
+    """Write nested dictionaries and lists with DTensors in them. Every rank calls this, on a disk that all ranks see.
+
+    What is not a DTensor is written by the first rank. Raises StorageError, on all ranks, when one of them cannot write.
+    """
+    path, rank = Path(path), dist.get_rank()
+    partial = path.with_name(path.name + ".partial")
+    _together(lambda: _clear(partial) if rank == 0 else None)
+    tensors: dict[str, DTensor] = {}
+    tree = _without_shards(checkpoint, "", tensors)
+    files: dict[str, Any] = {}
+    for written in _together(lambda: _write_pieces(partial, rank, tensors)):
+        files |= written
+    _together(lambda: _finish(partial, path, {"tree": tree, "files": files}) if rank == 0 else None)
+
+
+def load_sharded(path: str | Path, like: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A checkpoint, of one file or of many, with the tensors named in `like` laid out as those are.
+
+    Sharded tensors that `like` does not name stay `Sharded`, and can be filled in later: see `as_laid_out`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        tree = read_pieces(path, lambda leaf: box_of(like[leaf.name]) if leaf.name in like else None)
+    else:
+        tree = read_checkpoint(path)
+    return as_laid_out(tree, "", like)
+
+
+def as_laid_out(node: Any, where: str, like: Mapping[str, Tensor]) -> Any:
+    """A tree whose tensors at the paths in `like`, whole or pieces, become DTensors as those are."""
+    if isinstance(node, Tensor) and isinstance(like.get(where), DTensor):
+        template, node = like[where], node.to(like[where].device)
+        if node.shape != template.to_local().shape:
+            return as_sharded_like(template, node)
+        mesh, placements = template.device_mesh, template.placements
+        return DTensor.from_local(node, mesh, placements, shape=template.shape, stride=template.stride())
+    if isinstance(node, dict):
+        return {key: as_laid_out(child, f"{where}/{key}", like) for key, child in node.items()}
+    if isinstance(node, (list, tuple)) and not isinstance(node, Sharded):
+        return type(node)(as_laid_out(child, f"{where}/{i}", like) for i, child in enumerate(node))
+    return node
+
+
+def box_of(tensor: Tensor) -> Box:
+    """Which part of the whole tensor lies on this rank. Each dimension is cut at most once, as torch.chunk would."""
+    first, extent = [0] * tensor.dim(), tuple(tensor.shape)
+    if isinstance(tensor, DTensor):
+        extent = tuple(tensor.to_local().shape)
+        for axis, placement in enumerate(tensor.placements):
+            if isinstance(placement, Shard):
+                size, ranks = tensor.shape[placement.dim], tensor.device_mesh.size(axis)
+                piece = -(-size // ranks)
+                first[placement.dim] = min(piece * tensor.device_mesh.get_local_rank(axis), size)
+    return tuple(first), extent
+
+
+# ------------------------------------------------------------------------------------------------------------ saving
+
+
+def _without_shards(node: Any, where: str, tensors: dict[str, DTensor]) -> Any:
+    """The tree with a `Sharded` in the place of each DTensor, which is put into `tensors` under its path."""
+    if isinstance(node, DTensor):
+        tensors[where] = node
+        return Sharded(where, tuple(node.shape), str(node.dtype).removeprefix("torch."))
+    if isinstance(node, dict):
+        return {key: _without_shards(child, f"{where}/{key}", tensors) for key, child in node.items()}
+    if isinstance(node, (list, tuple)):
+        return type(node)(_without_shards(child, f"{where}/{i}", tensors) for i, child in enumerate(node))
+    return node
+
+
+def _write_pieces(folder: Path, rank: int, tensors: dict[str, DTensor]) -> dict[str, dict[str, Box]]:
+    """Write this rank's pieces; returns the boxes in each file."""
+    files = {}
+    for part, names in enumerate(_parts(tensors)):
+        file = f"rank-{rank:04d}-{part:04d}{SUFFIX}"
+        write_checkpoint(folder / file, {name: tensors[name].to_local() for name in names})
+        files[file] = {name: box_of(tensors[name]) for name in names}
+    return files
+
+
+def _parts(tensors: dict[str, DTensor]) -> Iterator[list[str]]:
+    names, size = [], 0
+    for name, tensor in tensors.items():
+        local = tensor.to_local()
+        if names and size + local.nbytes > PART:
+            yield names
+            names, size = [], 0
+        names, size = [*names, name], size + local.nbytes
+    yield names
+
+
+def _clear(partial: Path) -> None:
+    try:
+        shutil.rmtree(partial, ignore_errors=True)  # what a kill may have left
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise cannot_write(partial, error) from error
+
+
+def _finish(partial: Path, path: Path, rest: dict[str, Any]) -> None:
+    write_checkpoint(partial / REST, rest)
+    try:
+        remove(path)
+        os.replace(partial, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _together(work: Callable[[], Any]) -> list[Any]:
+    """What `work` returns on every rank, once all have done it; raises StorageError on all when it did on one."""
+    try:
+        mine = (work(), None)
+    except StorageError as error:
+        mine = (None, str(error))
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, mine)
+    for _, error in every:
+        if error:
+            raise StorageError(error)
+    return [found for found, _ in every]

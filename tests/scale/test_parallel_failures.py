@@ -1,0 +1,160 @@
+"""What may happen to one of several ranks: each time all of them end, say why, and lose nothing."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import signal
+import stat
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from launch import curve, die, done, endings, fit, furthest, start, weights
+
+from sigma_lite import record
+from sigma_lite.checkpoint import REST, checkpoints, newest_checkpoint, step_of
+from sigma_lite.scale import sharded_checkpoint
+from sigma_lite.storage import StorageError
+from sigma_lite.train.callbacks.diary import Diary
+from sigma_lite.train.module import SigmaLit
+
+pytestmark = pytest.mark.slow
+KILLS = int(os.environ.get("SIGMA_LITE_KILLS", "2"))  # random moments at which a rank is killed
+
+
+def before(owner, name: str, on_rank: int, times: int = 1, when=lambda *args: True):
+    """A trap: kill one rank at the `times`-th call of owner.name for which `when` holds, before it runs."""
+
+    def trap(rank: int) -> None:
+        original, seen = getattr(owner, name), []
+
+        def trapped(*args, **kwargs):
+            seen.extend([1] * when(*args))
+            if rank == on_rank and len(seen) == times:
+                die()
+            return original(*args, **kwargs)
+
+        setattr(owner, name, trapped)
+
+    return trap
+
+
+KILLED = {  # where: (trap, step of the newest checkpoint afterwards)
+    "one rank while it writes its pieces of the second checkpoint": (
+        before(sharded_checkpoint, "write_checkpoint", on_rank=1, times=2),
+        2,
+    ),
+    "the first rank before the checkpoint is moved into place": (
+        before(sharded_checkpoint.os, "replace", on_rank=0, times=2, when=lambda old, new: Path(old).is_dir()),
+        4,
+    ),
+    "one rank between two steps": (before(Diary, "on_train_batch_end", on_rank=1, times=3), 6),
+}
+
+
+def test_killed_ranks_lose_nothing(place):
+    """A rank is killed at chosen and at random moments: the others say so and end, and the same command goes on."""
+    settings = {"trainer__val_check_interval": 6}
+    done(fit(2, 2, trainer__default_root_dir="whole", **settings))
+    for where, (trap, step) in KILLED.items():
+        codes = fit(2, 2, trap, **settings)
+        assert sorted(codes) == [-signal.SIGKILL, 2], (where, codes, Path("child.log").read_text())
+        assert "another rank has ended or does not answer" in Path("child.log").read_text(), where
+        assert step_of(newest_checkpoint("run")) == step, where
+    chance = random.Random(time.time_ns())
+    for _ in range(KILLS):
+        pids = start(2, 2, **settings)
+        time.sleep(chance.uniform(0.5, 8))
+        os.kill(chance.choice(pids), signal.SIGKILL)
+        endings(pids)
+    done(fit(2, 2, **settings))
+    assert furthest(newest_checkpoint("run"), newest_checkpoint("whole")) == 0
+    assert curve(Path("run")) == curve(Path("whole"))
+    assert [step_of(path) for path in checkpoints("run")] == [10, 12], "the last two are kept"
+    assert not [path for path in Path("run/checkpoints").iterdir() if "partial" in path.name]
+
+
+def test_one_rank_sees_nan(place):
+    """Its gradient reaches every rank, so all refuse the step together, and the run goes on."""
+
+    def trap(rank: int) -> None:
+        original = SigmaLit.training_step
+
+        def training_step(self, batch, batch_idx):
+            found = original(self, batch, batch_idx)
+            bad = rank == 1 and self.trainer.global_step == 3
+            return {**found, "loss": found["loss"] * (math.nan if bad else 1)}
+
+        SigmaLit.training_step = training_step
+
+    done(fit(2, 2, trap, trainer__val_check_interval=12))
+    events = [e for e in record.read("run/record.jsonl", "event") if e["what"] == "step skipped"]
+    assert [(e["step"], e["why"]) for e in events] == [(3, "gradient norm is nan")]
+    assert all(torch.isfinite(value).all() for value in weights(newest_checkpoint("run")).values())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_polite_kill_of_one_rank_stops_all_with_a_checkpoint(place, monkeypatch, number):
+    """In the middle of step 5 rank 1 is asked to stop: all save step 5 and end; SIGUSR1 under SLURM queues the job again."""
+    command = Path("bin/scontrol")
+    command.parent.mkdir()
+    command.write_text('#!/bin/sh\necho "$@" >> scontrol.log\n')
+    command.chmod(command.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("PATH", f"{command.parent.absolute()}:{os.environ['PATH']}")
+
+    def trap(rank: int) -> None:
+        os.environ["SLURM_JOB_ID"] = "77"
+        original = SigmaLit.training_step
+
+        def training_step(self, batch, batch_idx):
+            if rank == 1 and self.trainer.global_step == 4:
+                os.kill(os.getpid(), number)
+            return original(self, batch, batch_idx)
+
+        SigmaLit.training_step = training_step
+
+    assert fit(2, 2, trap) == [130, 130], Path("child.log").read_text()
+    assert "stopped; the same command continues" in Path("child.log").read_text()
+    assert step_of(newest_checkpoint("run")) == 5
+    asked = Path("scontrol.log").read_text() if Path("scontrol.log").exists() else ""
+    assert asked == ("requeue 77\n" if number == signal.SIGUSR1 else "")
+
+
+def test_a_rank_that_never_comes(place):
+    pids = start(2, 2, timeout_s=2)
+    os.kill(pids[1], signal.SIGKILL)
+    assert endings(pids) == [2, -signal.SIGKILL]
+    said = Path("child.log").read_text().strip().splitlines()[-1]
+    assert said.startswith("sigma-lite: rank 0 of 2 did not meet the others at 127.0.0.1:") and "within 2 s" in said
+
+
+def test_a_full_disk_on_one_rank_ends_all(place):
+    """All ranks give up with the same sentence; the checkpoint before stays the newest."""
+
+    def trap(rank: int) -> None:
+        original, seen = sharded_checkpoint.write_checkpoint, []
+
+        def write(path, checkpoint):
+            seen.append(path)
+            if rank == 1 and len(seen) == 2:
+                raise StorageError(f"no room to write {path}")
+            original(path, checkpoint)
+
+        sharded_checkpoint.write_checkpoint = write
+
+    assert fit(2, 2, trap) == [2, 2], Path("child.log").read_text()
+    lines = [line for line in Path("child.log").read_text().splitlines() if line.startswith("sigma-lite:")]
+    assert len(lines) == 2 and all("no room to write" in line for line in lines)
+    assert step_of(newest_checkpoint("run")) == 2 and (newest_checkpoint("run") / REST).is_file()
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"strategy": {"expert_parallel": 3}}, "expert_parallel=3 does not divide the 2 rank(s)"),
+    ({"trainer__precision": "bf16-true"}, "choose 32-true or bf16-mixed"),
+])  # fmt: skip
+def test_settings_that_cannot_work(place, changes, said):
+    assert fit(2, 2, **changes) == [2, 2]
+    assert said in Path("child.log").read_text()
