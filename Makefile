@@ -1,6 +1,6 @@
 # Everything a newcomer types. Needs Python 3.10 or newer, git and make; each target makes the environment that it needs.
 #   make toy    text to a trained 96-expert model and its report         make lab    the chapters in JupyterLab
-#   make test   all tests                                                make book   the book as an offline site + workshop zip
+#   make test   every law in minutes; make test-slow the rest              make book   the book as an offline site + workshop zip
 #   make bench  side-by-side benchmarks on this machine                  make clean  remove what these commands made
 #   make bench-gpu  every backend of the expert matmul on this GPU, checked and timed in under ten minutes
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; do \
@@ -17,9 +17,10 @@ export OMP_NUM_THREADS ?= 1
 
 # Test files run side by side in so many processes.
 WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help toy dense test lab book bench bench-gpu clean
+.PHONY: help toy dense test test-slow lab book bench bench-gpu clean
 
 help:
 	@sed -n '2,5s/^# *//p' Makefile
@@ -47,7 +48,10 @@ test: $(VENV)/.full
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
+	@$(PYTEST) -m "not slow" $(TESTS)
+
+test-slow: $(VENV)/.full
+	@$(PYTEST) -m slow $(TESTS)
 
 lab: $(VENV)/.full
 	@$(BIN)/jupyter lab notebooks

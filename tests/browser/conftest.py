@@ -14,6 +14,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+
+
+def pytest_collection_modifyitems(items):
+    """All of them wait for the book to be built."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.slow)
+
+
 FLAGS = [
     "--no-sandbox",  # containers run as root
     *("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
