@@ -11,7 +11,7 @@ CHAPTERS = sorted(path.stem for path in (Path(__file__).parents[2] / "notebooks"
 
 SHOWN = """Array.from(document.querySelectorAll('.sigma-figure')).map(figure => ({
   drawn: figure.querySelectorAll('.main-svg').length > 0,
-  marks: figure.querySelectorAll('.mlayer path, .mlayer image').length,
+  marks: figure.querySelectorAll('.mlayer path, .mlayer image, .cell-text').length, // the last: of a table
 }))"""
 TRACES = "figure => JSON.stringify(figure._fullData.map(trace => [trace.visible, trace.name]))"
 
