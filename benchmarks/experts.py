@@ -1,7 +1,7 @@
 """The grouped expert matmul, forward and backward, against transformers' expert implementations, on one CPU thread.
 
 Same routing, weights, input and upstream gradient for all. A variant whose output or gradients differ from the float64
-loop by more than 1e-5 is refused, not timed. The router is left out; sorting, gathering and combining are in. Three
+loop by more than 1e-5 is refused, not timed. The router is left out; sorting, gathering and combining are in. Four
 inputs in turn, random and never zero. Writes results/bench/experts-MACHINE.json.
 
     python benchmarks/experts.py [--rounds 15] [--out FILE]
@@ -15,30 +15,19 @@ import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import transformers
+from expert_cases import NAMES, TOLERANCE, Problem, Shape, transformers_experts
 from interleaved import interleave, summary
 from torch import Tensor
-from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 from sigma_lite.kernels import choose_backend, explain_backend, grouped_swiglu
 from sigma_lite.storage import write_json
 from sigma_lite.train.provenance import device_name
 
 ROOT = Path(__file__).parents[1]
-TOLERANCE, INPUTS = 1e-5, 3
 OTHERS = ("scattermoe", "megablocks", "sonicmoe")  # need a GPU: named in the record, so that nobody takes them for beaten
-
-
-class Shape(NamedTuple):
-    E: int  # experts
-    T: int  # tokens
-    D: int  # width
-    F: int  # expert width
-    K: int = 1
-    routing: str = "multinomial"
 
 
 MAIN = Shape(96, 4096, 128, 128)
@@ -52,75 +41,31 @@ CASES = (
 GROWTH = tuple(MAIN._replace(E=E) for E in (8, 32, 96, 192))
 
 
-class Problem:
-    """Random weights, INPUTS inputs and the leaves whose gradients are compared."""
-
-    def __init__(self, shape: Shape):
-        E, T, D, F, K, _ = shape
-        torch.manual_seed(0)
-        self.shape = shape
-        self.w13, self.w2 = torch.randn(E, 2 * F, D) / D**0.5, torch.randn(E, D, F) / F**0.5
-        self.inputs = [(torch.randn(T, D), route(shape), torch.rand(T, K), torch.randn(T, D)) for _ in range(INPUTS)]
-
-    def results(self, run: Callable, number: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-        """Output and gradients of x, gates, w13 and w2."""
-        x, ids, gates, dy = self.inputs[number % INPUTS]
-        leaves = [t.to(dtype).requires_grad_() for t in (x.detach(), gates.detach(), self.w13.detach(), self.w2.detach())]
-        y = run(leaves[0], ids, *leaves[1:])
-        return y, *torch.autograd.grad(y, leaves, dy.to(dtype))
-
-
-def route(shape: Shape) -> Tensor:
-    """ids [T, K], distinct within a token."""
-    E, T, _, _, K, routing = shape
-    if routing == "balanced":
-        return (torch.randperm(T)[:, None] * K + torch.arange(K)) % E
-    weights = torch.ones(E) if routing == "multinomial" else 1 / torch.arange(1.0, E + 1)
-    return torch.multinomial(weights.expand(T, E), K)
-
-
 def ours(backend: str) -> Callable:
     return lambda x, ids, gates, w13, w2: grouped_swiglu(x, ids, gates, w13, w2, backend=backend)
 
 
-def theirs(shape: Shape, implementation: str) -> Callable:
-    """transformers' module, with our tensors in place of its parameters."""
-    config = transformers.Qwen3MoeConfig(
-        hidden_size=shape.D, moe_intermediate_size=shape.F, num_experts=shape.E, num_experts_per_tok=shape.K
-    )
-    config._experts_implementation = implementation
-    module = Qwen3MoeExperts(config)
-
-    def run(x, ids, gates, w13, w2):
-        weights = {"gate_up_proj": w13, "down_proj": w2}
-        return torch.func.functional_call(module, weights, (x, ids, gates))
-
-    return run
-
-
 def compare(shape: Shape, rounds: int, baselines: tuple[str, ...]) -> dict:
-    problem = Problem(shape)
+    cpu = torch.device("cpu")
+    problem = Problem(shape, cpu, torch.float32)
     runs = {
         "ours": ours("auto"),
         **{f"ours, {name}": ours(name) for name in baselines if name in ("loop", "naive", "padded")},
     }
-    runs |= {f"transformers {name}": theirs(shape, name) for name in baselines if name in ("eager", "grouped_mm")}
-    exact = problem.results(ours("loop"), dtype=torch.float64)
+    others = [f"transformers {name}" for name in baselines if name in ("eager", "grouped_mm")]
+    runs |= {name: transformers_experts(shape, name, cpu) for name in others}
+    exact = problem.both(ours("loop"), 0, torch.float64)
     for name, run in runs.items():
-        check(name, problem.results(run), exact)
-    seconds = interleave({name: lambda n, run=run: problem.results(run, n) for name, run in runs.items()}, rounds)
+        check(name, problem.both(run, 0), exact)
+    seconds = interleave({name: lambda n, run=run: problem.both(run, n) for name, run in runs.items()}, rounds)
     return {name: summary(spent, seconds["ours"]) for name, spent in seconds.items()}
 
 
 def check(name: str, results: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> None:
-    for what, a, b in zip(("y", "dx", "dgates", "dw13", "dw2"), results, exact, strict=True):
+    for what, a, b in zip(NAMES, results, exact, strict=True):
         error = ((a.detach().double() - b).norm() / b.norm()).item()
-        if not error <= TOLERANCE:  # NaN fails too
+        if not error <= TOLERANCE[torch.float32]:  # NaN fails too
             raise SystemExit(f"{name}: {what} differs from the float64 loop by {error:.1e}; nothing was timed")
-
-
-def label(shape: Shape) -> str:
-    return " ".join(f"{name}={value}" for name, value in shape._asdict().items() if name != "routing") + f", {shape.routing}"
 
 
 def main() -> None:
@@ -132,12 +77,12 @@ def main() -> None:
     results = {}
     for shape in CASES:
         show(
-            label(shape),
-            results.setdefault(label(shape), compare(shape, options.rounds, ("loop", "padded", "grouped_mm", "eager"))),
+            str(shape),
+            results.setdefault(str(shape), compare(shape, options.rounds, ("loop", "padded", "grouped_mm", "eager"))),
         )
     growth = {}
     for shape in GROWTH:
-        show(label(shape), growth.setdefault(str(shape.E), compare(shape, max(3, options.rounds // 3), ("naive", "eager"))))
+        show(str(shape), growth.setdefault(str(shape.E), compare(shape, max(3, options.rounds // 3), ("naive", "eager"))))
     x, w13 = torch.empty(1, MAIN.D), torch.empty(MAIN.E, 2 * MAIN.F, MAIN.D)
     facts = {
         "what": "grouped_swiglu forward + backward, fp32; median_s is CPU seconds of the process, wall_ is by the clock",

@@ -21,11 +21,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import gpu_cases as cases
+import expert_cases as cases
 import gpu_facts
 import gpu_measure as measure
 import torch
-from gpu_cases import NAMES, TOLERANCE, Problem, Shape
+from expert_cases import NAMES, TOLERANCE, Problem, Shape
 
 from sigma_lite.kernels.loop import grouped_swiglu_loop
 from sigma_lite.storage import write_json

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from gpu_cases import DRY, NAMES, OURS, TOY, Problem, variants
+from expert_cases import DRY, NAMES, OURS, TOY, Problem, variants
 
 from sigma_lite.config import ModelConfig
 from sigma_lite.model import Transformer

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 
 import torch
-from interleaved import _interval
+from interleaved import interval
 
 
 class Clock:
@@ -74,7 +74,7 @@ def summary(spent: list[float], baseline: list[float], floor_ms: float | None) -
     }
     if baseline:
         result["speed_over_grouped"] = round(statistics.median(baseline) / median, 3)
-        result["speed_over_grouped_95"] = [round(ratio, 3) for ratio in _interval(baseline, spent)]
+        result["speed_over_grouped_95"] = [round(ratio, 3) for ratio in interval(baseline, spent)]
     if floor_ms:
         result["percent_of_floor"] = round(100 * floor_ms / median, 1)
     return result

@@ -38,13 +38,13 @@ def summary(theirs: list[Seconds], ours: list[Seconds]) -> dict:
         "median_s": round(statistics.median(cpu), 5),
         "min_s": round(min(cpu), 5),
         "times_ours": round(statistics.median(cpu) / statistics.median(our_cpu), 3),
-        "times_ours_95": [round(ratio, 3) for ratio in _interval(cpu, our_cpu)],
+        "times_ours_95": [round(ratio, 3) for ratio in interval(cpu, our_cpu)],
         "wall_median_s": round(wall, 5),
         "wall_times_ours": round(wall / our_wall, 3),
     }
 
 
-def _interval(theirs: list[float], ours: list[float], draws: int = 2000) -> tuple[float, float]:
+def interval(theirs: list[float], ours: list[float], draws: int = 2000) -> tuple[float, float]:
     pick = random.Random(0)
     pairs = list(zip(theirs, ours, strict=True))
     ratios = sorted(

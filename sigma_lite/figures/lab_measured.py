@@ -27,7 +27,7 @@ def predicted_and_measured(results: Results) -> go.Figure:
             y=above([facts["max_deviation"]]),
             name=name,
             mode="markers",
-            marker={"color": style.line_of(place)["color"], "size": 11},
+            marker=_marker(place, "circle") | {"size": 11},
             hovertemplate=f"{name}, seed {run['seed']}: floor %{{x:+.0f}} %, measured %{{y:+.0f}} %",
         )
     ends = above([0, max(max(p[3]["max_deviation"], p[3]["floor"]["bound"]) for p in points)])
@@ -36,6 +36,13 @@ def predicted_and_measured(results: Results) -> go.Figure:
     percent_axis(fig, "layer 0: most loaded expert, held-out text")
     caption = "Were the floor the limit, no point could lie below the dashed line; those below split frequent tokens."
     return dress(fig, title, "below the line: the router does better than token identity allows", caption, height=480)
+
+
+def _marker(place: int, symbol: str | np.ndarray) -> dict:
+    """Of the n-th arm: filled while colours last, then open, then open with a dot; `style.line_of` does it with dashes."""
+    look = style.line_of(place)
+    suffix = {"solid": "", "dash": "-open"}.get(look["dash"], "-open-dot")
+    return {"color": look["color"], "symbol": np.char.add(symbol, suffix).tolist()}
 
 
 def lumps_and_load(results: Results) -> go.Figure:
@@ -50,11 +57,7 @@ def lumps_and_load(results: Results) -> go.Figure:
                 y=above([facts["max_deviation"] for _, facts in layers]),
                 name=name,
                 mode="markers",
-                marker={
-                    "color": style.line_of(place)["color"],
-                    "size": np.where(lowest, 11, 7),
-                    "symbol": np.where(lowest, "diamond", "circle"),
-                },
+                marker=_marker(place, np.where(lowest, "diamond", "circle")) | {"size": np.where(lowest, 11, 7)},
                 customdata=[layer for layer, _ in layers],
                 hovertemplate=f"{name}, layer %{{customdata}}: at random %{{x:+.0f}} %, measured %{{y:+.0f}} %",
             )

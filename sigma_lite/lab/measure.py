@@ -16,7 +16,6 @@ from sigma_lite.balance.zipf import layer_facts
 from sigma_lite.checkpoint import newest_checkpoint, read_settings
 from sigma_lite.data.rows import IGNORED, Rows
 from sigma_lite.data.shards import load
-from sigma_lite.model.transformer import cross_entropy
 from sigma_lite.serve.trained import Trained
 from sigma_lite.storage import atomic_write
 from sigma_lite.train.callbacks.diary import rounded
@@ -90,9 +89,7 @@ def _routed(run: Path) -> tuple[Trained, Routed]:
 
 def _batch(trained: Trained, rows: Rows, first: int) -> Routed:
     batch = rows.__getitems__(list(range(first, first + ROWS)))
-    x_BSD, routings = trained.model.backbone(batch.ids_BS, documents_BS=batch.documents_BS)
-    targets_T = batch.targets_BS.flatten()
-    nats_T = cross_entropy(x_BSD.flatten(0, 1), trained.model.head.weight, targets_T, "none")
+    nats_BS, routings = trained.model.nats(batch.ids_BS, batch.targets_BS, documents_BS=batch.documents_BS)
     previous_BS = torch.full_like(batch.ids_BS, -1)
     same_document = batch.documents_BS[:, 1:] == batch.documents_BS[:, :-1]
     previous_BS[:, 1:] = torch.where(same_document, batch.ids_BS[:, :-1], -1)
@@ -102,7 +99,7 @@ def _batch(trained: Trained, rows: Rows, first: int) -> Routed:
         previous=previous_BS.flatten(),
         positions=torch.arange(S).repeat(ROWS),
         domains=batch.domains_B.repeat_interleave(S),
-        nats=nats_T,
-        scored=targets_T != IGNORED,
+        nats=nats_BS.flatten(),
+        scored=batch.targets_BS.flatten() != IGNORED,
         experts=[r.ids for r in routings],
     )

@@ -73,12 +73,12 @@ SCALES = {
     for scale in (
         Scale(
             "quick",
-            "a first look on any laptop: fig2 took 3 minutes on two cores, text preparation included",
+            "a first look on any laptop: fig2 took 3 to 4 minutes on two cores, text preparation included",
             _cpu(steps=240, window_tokens=100_000),
         ),
         Scale(
             "cpu",
-            "the recorded runs: 4 to 15 minutes an arm, beside other work",
+            "the recorded runs: 4 to 17 minutes an arm, beside other work",
             _cpu(steps=800, window_tokens=200_000),
             seeds=(0, 1, 2),
         ),

@@ -14,8 +14,8 @@ from sigma_lite.kernels.loop import grouped_swiglu_loop
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import expert_cases as cases  # noqa: E402
 import gpu  # noqa: E402  (a script beside the package)
-import gpu_cases as cases  # noqa: E402
 import gpu_measure as measure  # noqa: E402
 
 

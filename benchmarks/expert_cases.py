@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.py times: shapes and routings, the variants, and the least time a GPU could need for each."""
+"""What experts.py and gpu.py time: shapes and routings, the variants, and the least time a GPU could need for each."""
 
 from __future__ import annotations
 
@@ -126,11 +126,15 @@ def variants(problem: Problem, device: torch.device, slow: bool) -> tuple[dict[s
             runs[name] = lambda x, ids, gates, w13, w2, name=name: grouped_swiglu(x, ids, gates, w13, w2, backend=name)
         except ValueError as error:
             reasons[name] = str(error)
-    others = {"transformers grouped_mm": _transformers, "scattermoe, one copy of w13 included": _scattermoe, "liger": _liger}
-    others |= {"transformers eager": _transformers} if slow else {}
+    others = {
+        "transformers grouped_mm": transformers_experts,
+        "scattermoe, one copy of w13 included": _scattermoe,
+        "liger": _liger,
+    }
+    others |= {"transformers eager": transformers_experts} if slow else {}
     for name, make in others.items():
         try:
-            if device.type != "cuda" and make is not _transformers:
+            if device.type != "cuda" and make is not transformers_experts:
                 raise ImportError("needs a GPU")
             runs[name] = make(problem.shape, name, device)
         except Exception as error:
@@ -141,8 +145,8 @@ def variants(problem: Problem, device: torch.device, slow: bool) -> tuple[dict[s
     return runs, reasons
 
 
-def _transformers(shape: Shape, name: str, device: torch.device) -> Callable:
-    """Their module with our tensors as its parameters; it is built on `meta`, so that it takes no memory."""
+def transformers_experts(shape: Shape, name: str, device: torch.device) -> Callable:
+    """Their module ("transformers eager", ...) with our tensors as its parameters; built on `meta`, it takes no memory."""
     import transformers
     from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
