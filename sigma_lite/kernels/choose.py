@@ -8,6 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from sigma_lite.kernels.cpu import grouped_swiglu_cpu
+from sigma_lite.kernels.cpu import obstacle as cpu_obstacle
 from sigma_lite.kernels.cuda import grouped_swiglu_cuda
 from sigma_lite.kernels.cuda import obstacle as cuda_obstacle
 from sigma_lite.kernels.loop import grouped_swiglu_loop
@@ -28,6 +30,7 @@ BACKENDS = {
     "naive": grouped_swiglu_naive,  # to be measured: its backward work grows with E squared
     "padded": grouped_swiglu_padded,  # boxes as large as the fullest expert; with a capacity it drops, see padded.py
     "grouped": grouped_swiglu_torch,
+    "cpu": grouped_swiglu_cpu,  # C++ for vector registers, compiled at first use
     "triton": _triton,  # GPUs from compute capability 8.0 on
     "cuda": grouped_swiglu_cuda,  # CUDA C++, compiled at first use; asked for by name, to be read and measured
 }
@@ -59,7 +62,7 @@ def choose_backend(x_TD: Tensor, w13: Tensor, backend: str = "auto", choices: in
     if wanted not in ("auto", *BACKENDS):
         raise ValueError(f"backend {wanted!r} does not exist: choose auto, {', '.join(BACKENDS)}")
     triton = partial(triton_obstacle, choices=choices)
-    obstacles = {"grouped": _grouped_obstacle, "triton": triton, "cuda": cuda_obstacle}
+    obstacles = {"grouped": _grouped_obstacle, "cpu": cpu_obstacle, "triton": triton, "cuda": cuda_obstacle}
     if wanted != "auto":
         if wanted in obstacles and (obstacle := obstacles[wanted](x_TD, w13)):
             raise ValueError(f"backend {wanted!r} cannot run this: {obstacle}; use 'loop' or 'auto'")
@@ -69,6 +72,8 @@ def choose_backend(x_TD: Tensor, w13: Tensor, backend: str = "auto", choices: in
         if not (obstacle := triton(x_TD, w13)):
             return "triton", "gather, SwiGLU and scatter are part of its matmuls: fewest bytes moved, fewest launches"
         reason += f" where Triton cannot run ({obstacle})"
+    elif not (obstacle := cpu_obstacle(x_TD, w13)):
+        return "cpu", "its vectors hold one feature of many tokens, so that weights are read where they lie"
     obstacle = _grouped_obstacle(x_TD, w13)
     return ("loop", obstacle) if obstacle else ("grouped", reason)
 

@@ -1,8 +1,7 @@
 """May the Triton kernels run here? The rules, and a trial on the device itself before anything relies on them.
 
-A kernel is compiled for each GPU by a compiler that this code does not choose: one version gave silently wrong input
-gradients on one GPU (linkedin/Liger-Kernel, pull request 1294). So the first use on a device, of a dtype and a shape,
-runs the very kernels that training would run on a small problem, and compares them with the float64 loop.
+The first use on a device, of a dtype and a shape, runs the very kernels that training would run on a small problem, and
+compares them with the float64 loop (kernels/trial.py).
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ import warnings
 import torch
 from torch import Tensor
 
-from sigma_lite.kernels.loop import grouped_swiglu_loop
 from sigma_lite.kernels.node import asked_once
+from sigma_lite.kernels.trial import TOLERANCE, wrong_results
 from sigma_lite.kernels.triton_tiles import rows_per_tile
 
 INSTALLED = importlib.util.find_spec("triton") is not None
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}  # of ||ours - exact|| / ||exact||
+EXPERTS, CHOICES = 4, 2  # of the trial
 TOKENS = {16: 9, 32: 20, 64: 45, 128: 150}  # tokens per expert for which a tile has that many rows
 
 
@@ -59,40 +58,21 @@ def _device_obstacle(index: int, dtype: torch.dtype, D: int, F: int, rows: int) 
 def trial(device: torch.device, dtype: torch.dtype, D: int, F: int, rows: int) -> str:
     """Forward and backward with tiles of `rows` rows against the float64 loop; what is wrong, or "". Warns if so."""
     try:
-        errors = trial_errors(device, dtype, D, F, rows)
+        wrong = wrong_results(_once, device, dtype, T=TOKENS[rows] * EXPERTS // CHOICES, D=D, F=F, E=EXPERTS, K=CHOICES)
     except Exception as error:  # compiler, assembler, driver: whatever it is, there is another backend
         problem = f"they do not run, {type(error).__name__}: {error}"
     else:
-        wrong = [f"{name} by {error:.1e}" for name, error in errors.items() if not error <= TOLERANCE[dtype]]
         if not wrong:
             return ""
-        problem = "they differ from the float64 loop in " + ", ".join(wrong)
+        problem = f"they differ from the float64 loop in {wrong}"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     message = f"the Triton kernels fail their trial on {name} in {dtype} at D={D}, F={F}: {problem}"
     warnings.warn(f"{message}. backend='auto' uses grouped_mm there", stacklevel=2)
     return message
 
 
-def trial_errors(
-    device: torch.device, dtype: torch.dtype, D: int, F: int, rows: int, E: int = 4, K: int = 2
-) -> dict[str, float]:
-    """Relative error of the output and of each gradient. Uneven loads, and one expert without tokens."""
+def _once(x_TD, ids_TK, gates_TK, w13, w2, dy_TD):
     from sigma_lite.kernels.triton_grouped import _backward, _forward
 
-    T, random = TOKENS[rows] * E // K, torch.Generator().manual_seed(0)
-    new = lambda *shape: torch.randn(shape, generator=random)  # noqa: E731
-    ids = torch.multinomial(torch.arange(E).float().expand(T, E), K, generator=random)  # expert 0 is never drawn
-    tensors = (new(T, D), new(T, K), new(E, 2 * F, D) / D**0.5, new(E, D, F) / F**0.5)
-    x, gates, w13, w2 = (t.to(device, dtype) for t in tensors)
-    ids, dy = ids.to(device), new(T, D).to(device, dtype)
-    y, *kept = _forward(x, ids, gates, w13, w2)
-    ours = [y, *_backward(dy, *kept, x, gates, w13, w2)]
-    with torch.inference_mode(False), torch.enable_grad():
-        x, gates, w13, w2 = leaves = [t.double().requires_grad_() for t in (x, gates, w13, w2)]
-        y = grouped_swiglu_loop(x, ids, gates, w13, w2)
-        exact = [y, *torch.autograd.grad(y, leaves, dy.double())]
-    names = ("y", "dx", "dgates", "dw13", "dw2")
-    return {
-        name: float((a.double() - b.detach()).norm() / b.detach().norm())
-        for name, a, b in zip(names, ours, exact, strict=True)
-    }
+    y_TD, *kept = _forward(x_TD, ids_TK, gates_TK, w13, w2)
+    return [y_TD, *_backward(dy_TD, *kept, x_TD, gates_TK, w13, w2)]

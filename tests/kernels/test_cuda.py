@@ -230,5 +230,5 @@ def test_the_first_use_finds_a_kernel_that_computes_something_else(monkeypatch):
             tensors["dw2"].mul_(1.1)
 
     monkeypatch.setattr("sigma_lite.kernels.cuda.op.call", wrong)
-    with pytest.raises(RuntimeError, match="computes a wrong dw2 on cpu: off by 1.0e-01"):
+    with pytest.raises(RuntimeError, match="differs from the float64 loop on cpu in dw2 by 1.0e-01"):
         check_once.__wrapped__(torch.device("cpu"), torch.bfloat16)

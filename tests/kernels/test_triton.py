@@ -116,7 +116,7 @@ def test_the_rules_are_named(monkeypatch):
         grouped_swiglu(x, torch.zeros(3, 1, dtype=torch.int64), torch.ones(3, 1), w13, torch.zeros(4, 16, 16), "triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert explain_backend(x, w13, "triton") == "triton: asked for by argument"
-    assert choose_backend(x, w13)[0] == "grouped"
+    assert choose_backend(x, w13)[0] != "triton"  # interpreted it is slow
     monkeypatch.setattr(triton_check, "INSTALLED", False)
     assert triton_obstacle(x, w13) == "triton is not installed: pip install 'sigma-lite[kernels]'"
 
@@ -124,16 +124,16 @@ def test_the_rules_are_named(monkeypatch):
 def test_kernels_that_fail_their_trial_are_not_used(monkeypatch):
     """One wrong gradient, one NaN, or a compiler that gives up: the device is named, once, and the answer is no."""
     wrong = {"y": 1e-7, "dx": 0.3, "dw2": float("nan")}
-    monkeypatch.setattr(triton_check, "trial_errors", lambda *_: wrong)
+    monkeypatch.setattr("sigma_lite.kernels.trial.trial_errors", lambda *_, **__: wrong)
     with pytest.warns(
         UserWarning, match="fail their trial on cpu in torch.float32 at D=16, F=16: .* in dx by 3.0e-01, dw2 by nan"
     ):
         assert "differ" in trial(torch.device("cpu"), torch.float32, 16, 16, 16)
 
-    def no_compiler(*_):
+    def no_compiler(*_, **__):
         raise RuntimeError("no C compiler")
 
-    monkeypatch.setattr(triton_check, "trial_errors", no_compiler)
+    monkeypatch.setattr("sigma_lite.kernels.trial.trial_errors", no_compiler)
     with pytest.warns(UserWarning, match="they do not run, RuntimeError: no C compiler"):
         assert trial(torch.device("cpu"), torch.float16, 16, 16, 16)
     trial.cache_clear()

@@ -11,7 +11,8 @@ os.environ["TRITON_INTERPRET"] = "1"
 import torch
 
 from sigma_lite.kernels import grouped_swiglu
-from sigma_lite.kernels.triton_check import trial_errors
+from sigma_lite.kernels.trial import trial_errors
+from sigma_lite.kernels.triton_check import TOKENS, _once
 from sigma_lite.kernels.triton_grouped import _backward_op, _forward_op
 from sigma_lite.kernels.triton_plan import max_tiles, tile_plan
 from sigma_lite.kernels.triton_tiles import Launcher
@@ -97,7 +98,8 @@ def main() -> None:
     cases += [("multinomial", 19, 1, "bfloat16"), ("zipf", 19, 2, "bfloat16"), ("zipf", 19, 1, "float16")]
     facts = {"errors": {" ".join(map(str, case)): errors(*case) for case in cases}}
     for rows, dtype in ((32, torch.float32), (128, torch.bfloat16)):
-        facts["errors"][f"tiles of {rows} rows, {str(dtype)[6:]}"] = trial_errors(CPU, dtype, 48, 80, rows, E=3)
+        layer = {"T": TOKENS[rows] * 3 // 2, "D": 48, "F": 80, "E": 3}
+        facts["errors"][f"tiles of {rows} rows, {str(dtype)[6:]}"] = trial_errors(_once, CPU, dtype, **layer)
 
     nothing = run("triton", *problem("zipf", 0, 2, torch.float32))
     facts["no tokens"] = [list(nothing[0].shape), float(nothing[3].abs().max()), float(nothing[4].abs().max())]

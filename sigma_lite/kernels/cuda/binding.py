@@ -9,7 +9,8 @@ import os
 import torch
 from torch import Tensor
 
-from sigma_lite.kernels.cuda.build import OLDEST, build, emulator_command, gpu_command
+from sigma_lite.kernels.compiler import build
+from sigma_lite.kernels.cuda.build import OLDEST, SOURCES, emulator_command, gpu_command
 
 EMULATE = (
     "SIGMA_LITE_CUDA_EMULATE"  # environment variable: run the kernel on CPU tensors, thread by thread, to test or study
@@ -78,7 +79,7 @@ def emulator_library() -> ctypes.CDLL:
 
 @functools.cache
 def load(command: tuple[str, ...]) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(build(command)))
+    library = ctypes.CDLL(str(build(command, SOURCES)))
     library.sigma_error.restype = ctypes.c_char_p
     size = library.sigma_size_of_layer()
     if size != ctypes.sizeof(Layer):

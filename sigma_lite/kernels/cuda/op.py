@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sigma_lite.kernels.cuda.binding import DTYPES, call
-from sigma_lite.kernels.loop import grouped_swiglu_loop
 from sigma_lite.kernels.node import asked_once
+from sigma_lite.kernels.trial import wrong_results
 
 TILE = "SIGMA_LITE_CUDA_TILE"  # environment variable: rows of a tile, 32, 64 or 128, instead of the rule below
 CHUNKS = 256  # most pieces in which slots are counted
@@ -148,23 +148,13 @@ def _check(kind: str, index: int | None, dtype: torch.dtype) -> None:
 def check_once(device: torch.device, dtype: torch.dtype) -> None:
     """Run a tiny layer forward and backward against the float64 loop, before the first result is believed.
 
-    A compiler can be wrong on one kind of GPU only, and silently. Raises RuntimeError with the numbers.
+    Raises RuntimeError with the numbers.
     """
-    random = torch.Generator().manual_seed(0)
-    E, T, D, F = 3, 70, 72, 40
-    shapes = ((T, D), (T, 2), (E, 2 * F, D), (E, D, F), (T, D))
-    x, gates, w13, w2, dy = (torch.randn(shape, generator=random).to(dtype) for shape in shapes)
-    ids = torch.rand(T, E, generator=random).topk(2).indices
-    exact, ours = [], []
-    for results, to in ((exact, {"dtype": torch.float64}), (ours, {"device": device})):
-        leaves = [t.to(**to).requires_grad_() for t in (x, gates, w13, w2)]
-        place = leaves[0].device
-        layer = grouped_swiglu_loop if results is exact else _GroupedSwiGLU.apply
-        more = () if results is exact else (64,)
-        with torch.enable_grad():
-            y = layer(leaves[0], ids.to(place), leaves[1] if results is exact else leaves[1].float(), *leaves[2:], *more)
-            results += [y, *torch.autograd.grad(y, leaves, dy.to(y))]
-    for name, a, b in zip(("y", "dx", "dgates", "dw13", "dw2"), ours, exact, strict=True):
-        error = ((a.detach().cpu().double() - b).norm() / b.norm()).item()
-        if not error <= 1e-2:  # NaN fails too
-            raise RuntimeError(f"backend 'cuda' computes a wrong {name} on {device}: off by {error:.1e}; use 'grouped'")
+    if wrong := wrong_results(_autograd, device, dtype, T=70, D=72, F=40, E=3):
+        raise RuntimeError(f"backend 'cuda' differs from the float64 loop on {device} in {wrong}; use 'grouped'")
+
+
+def _autograd(x_TD, ids_TK, gates_TK, w13, w2, dy_TD):
+    x_TD, gates_TK, w13, w2 = leaves = [t.detach().requires_grad_() for t in (x_TD, gates_TK.float(), w13, w2)]
+    y_TD = _GroupedSwiGLU.apply(x_TD, ids_TK, gates_TK, w13, w2, 64)
+    return [y_TD, *torch.autograd.grad(y_TD, leaves, dy_TD)]
