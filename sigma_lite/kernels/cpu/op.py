@@ -33,10 +33,14 @@ def obstacle(x_TD: Tensor, w13: Tensor) -> str:
     for letter, size in (("D", w13.shape[2]), ("F", w13.shape[1] // 2)):
         if size % 16:
             return f"{letter}={size} is not a multiple of 16, the floats in the longest vector register"
-    return trial()
+    return _obstacle_here()
 
 
 @asked_once
+def _obstacle_here() -> str:
+    return trial()
+
+
 @functools.cache
 def trial() -> str:
     """Compile it, compare a small layer with the float64 loop: what is wrong, or "". Warns unless there is no compiler."""
