@@ -60,7 +60,8 @@ book: $(VENV)/.full
 	@$(BIN)/python book/build.py
 
 bench: $(VENV)/.full
-	@$(BIN)/python benchmarks/train_step.py
+	@$(BIN)/python benchmarks/train_step.py --theirs grouped_mm eager
+	@$(BIN)/python benchmarks/experts.py
 
 bench-gpu: $(VENV)/.full
 	@$(BIN)/python benchmarks/gpu.py

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import transformers
 from expert_cases import NAMES, TOLERANCE, Problem, Shape, transformers_experts
-from interleaved import interleave, summary
+from interleaved import interleave, summary, timed
 from torch import Tensor
 
 from sigma_lite.kernels import choose_backend, explain_backend, grouped_swiglu
@@ -57,7 +57,9 @@ def compare(shape: Shape, rounds: int, baselines: tuple[str, ...]) -> dict:
     exact = problem.both(ours("loop"), 0, torch.float64)
     for name, run in runs.items():
         check(name, problem.both(run, 0), exact)
-    seconds = interleave({name: lambda n, run=run: problem.both(run, n) for name, run in runs.items()}, rounds)
+    seconds = interleave(
+        {name: lambda n, run=run: timed(lambda number: problem.both(run, number), n) for name, run in runs.items()}, rounds
+    )
     return {name: summary(spent, seconds["ours"]) for name, spent in seconds.items()}
 
 

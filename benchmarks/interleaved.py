@@ -6,10 +6,12 @@ On one thread the two agree on a quiet machine.
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 
@@ -18,14 +20,52 @@ class Seconds(NamedTuple):
     wall: float
 
 
-def interleave(variants: Mapping[str, Callable[[int], object]], rounds: int) -> dict[str, list[Seconds]]:
+class Elsewhere:
+    """A variant in a process of its own: `make(*arguments)` is called there, and what it returns is run and timed there.
+
+    Variants that share a process share its heap: one that frees large blocks moves malloc's thresholds, and with them the
+    page faults, for all. The process ends with the object.
+    """
+
+    def __init__(self, make: Callable[..., Callable[[int], object]], *arguments: object):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def __call__(self, number: int) -> tuple[Seconds, object]:
+        """Seconds of run `number`, and what it returned. Raises EOFError when the process has failed; it has said why."""
+        self._pipe.send(number)
+        return self._pipe.recv()
+
+    def close(self) -> None:
+        self._pipe.close()
+        self._process.join()
+
+
+def _serve(pipe: Connection, make: Callable[..., Callable[[int], object]], arguments: tuple) -> None:
+    run = make(*arguments)
+    while True:
+        try:
+            number = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(timed(run, number))
+
+
+def timed(run: Callable[[int], object], number: int) -> tuple[Seconds, object]:
+    cpu, wall = time.process_time(), time.perf_counter()
+    result = run(number)
+    return Seconds(time.process_time() - cpu, time.perf_counter() - wall), result
+
+
+def interleave(variants: Mapping[str, Callable[[int], tuple[Seconds, object]]], rounds: int) -> dict[str, list[Seconds]]:
     """Seconds of each variant in each round. A variant is given the round's number, to take its inputs by; 0 warms up."""
     seconds: dict[str, list[Seconds]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         for name in random.sample(list(variants), len(variants)):
-            cpu, wall = time.process_time(), time.perf_counter()
-            variants[name](number)
-            spent = Seconds(time.process_time() - cpu, time.perf_counter() - wall)
+            spent, _ = variants[name](number)
             seconds[name] += [spent] * (number > 0)
     return seconds
 

@@ -1,12 +1,13 @@
 """The toy's whole training step against the same model built with transformers, on this machine.
 
 Forward, language-model and balance loss, backward, gradient clipping and fused AdamW, on the same weights, rows and
-threads; every variant is timed in each round, in random order, so a drifting machine drifts for all. Each of their expert
-implementations runs twice: with their own losses (`labels=`, `output_router_logits=True`), as their users train, and
-"+ our balance loss", with a plain cross entropy and our balance loss on their router logits, which isolates the model. A
-variant whose language-model loss, or gradient norm where the losses are the same, differs from ours is refused, not
-timed. Their format has one K for all layers, so the schedule's list is timed in the second form only.
-Writes results/bench/train_step-MACHINE.json.
+threads, each variant in a process of its own; all are timed in each round, in random order, so a drifting machine drifts
+for all. Each of their expert implementations runs twice: with their own losses (`labels=`, `output_router_logits=True`),
+as their users train, and "+ our balance loss", with a plain cross entropy and our balance loss on their router logits,
+which isolates the model. A variant whose language-model loss, or gradient norm where the losses are the same, differs
+from ours is refused, not timed. Their format has one K for all layers, so the schedule's list is timed in the second form
+only. Ours runs with a malloc that keeps freed memory, as `sigma-lite fit` sets it; two more rows, ours without and theirs
+with it, show what part of the ratio that is. Writes results/bench/train_step-MACHINE.json.
 
     python benchmarks/train_step.py [--rounds 12] [--theirs grouped_mm ...] [--out FILE]
 """
@@ -22,19 +23,22 @@ from pathlib import Path
 
 import torch
 import transformers
-from interleaved import interleave, summary
+from interleaved import Elsewhere, interleave, summary
 
 from sigma_lite.balance.losses import load_balancing_loss
+from sigma_lite.kernels import explain_backend
 from sigma_lite.model import Transformer
 from sigma_lite.runfile import load_run
 from sigma_lite.serve.hf import to_qwen3_moe
 from sigma_lite.storage import write_json
+from sigma_lite.train.memory import keep_freed_memory
 from sigma_lite.train.optim import clip_gradients
 from sigma_lite.train.provenance import device_name
 
 ROOT = Path(__file__).parents[1]
 THEIRS = ("grouped_mm", "batched_mm", "eager")
 CLIP = 1.0
+OUR_LOSS, KEPT, NOT_KEPT = " + our balance loss", ", freed memory kept", ", freed memory given back"
 
 
 def main() -> None:
@@ -43,12 +47,12 @@ def main() -> None:
     parser.add_argument("--theirs", nargs="+", choices=THEIRS, default=THEIRS, help="expert implementations to time")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     run = load_run([ROOT / "scaled_configs" / "toy.yaml"])
     cases = {"K=1": (1,) * run.net.n_layers, f"K={list(run.sparsity.head)}": run.sparsity.head}
     results = {name: compare(run, k_per_layer, options.rounds, options.theirs) for name, k_per_layer in cases.items()}
     facts = {
         "what": "one optimizer step of scaled_configs/toy.yaml, plain causal attention; CPU seconds, wall_ by the clock",
+        "backend": explain_backend(torch.empty(1, run.net.d_model), torch.empty(1, 2 * run.net.d_expert, run.net.d_model)),
         "tokens_per_step": run.rows.per_step * run.rows.length,
         "machine": device_name(torch.device("cpu")),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
@@ -63,19 +67,36 @@ def main() -> None:
 
 def compare(run, k_per_layer: tuple[int, ...], rounds: int, implementations: Sequence[str] = THEIRS) -> dict:
     """CPU and wall seconds per variant, and their ratio to ours with a 95 % bootstrap interval."""
+    names = ["sigma_lite", f"sigma_lite{NOT_KEPT}"]
+    for name in implementations:
+        names += [f"transformers {name}{OUR_LOSS}"]
+        names += [f"transformers {name}"] * (len(set(k_per_layer)) == 1)
+    names += [f"transformers {implementations[0]}{OUR_LOSS}{KEPT}"]
+    steps = {name: Elsewhere(variant, name, run, k_per_layer) for name in names}
+    check_agreement({name: step(0)[1] for name, step in steps.items()})
+    seconds = interleave(steps, rounds)
+    for step in steps.values():
+        step.close()
+    return {name: summary(spent, seconds["sigma_lite"]) for name, spent in seconds.items()}
+
+
+def variant(name: str, run, k_per_layer: tuple[int, ...]) -> Callable[[int], tuple[float, float]]:
+    """One optimizer step by number, in this process; returns language-model loss and gradient norm before the update."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    if name.endswith(KEPT) or name == "sigma_lite":  # as `sigma-lite fit` does
+        keep_freed_memory()
     torch.manual_seed(0)
     ours = Transformer(run.net)
     rows = torch.randint(0, run.net.vocab_size, (4, run.rows.per_step, run.rows.length + 1))
-    steps: dict[str, Callable[..., tuple[float, float]]] = {}
-    for name in implementations:
-        steps[f"transformers {name} + our balance loss"] = lean_step(ours, name, k_per_layer, run)
-        if len(set(k_per_layer)) == 1:
-            steps[f"transformers {name}"] = their_step(ours, name, run)
-    ours.set_k(k_per_layer)
-    steps["sigma_lite"] = our_step(ours, run)
-    check_agreement(steps, rows[0])
-    seconds = interleave({name: lambda n, run=run: run(rows[n % len(rows)]) for name, run in steps.items()}, rounds)
-    return {name: summary(spent, seconds["sigma_lite"]) for name, spent in seconds.items()}
+    who, _, implementation = name.removesuffix(KEPT).removesuffix(NOT_KEPT).removesuffix(OUR_LOSS).partition(" ")
+    if who.startswith("sigma_lite"):
+        ours.set_k(k_per_layer)
+        step = our_step(ours, run)
+    elif OUR_LOSS in name:
+        step = lean_step(ours, implementation, k_per_layer, run)
+    else:
+        step = their_step(ours, implementation, run)
+    return lambda number: step(rows[number % len(rows)])
 
 
 def our_step(model: Transformer, run) -> Callable:
@@ -135,23 +156,22 @@ def our_clip(parameters) -> torch.Tensor:
 def step(model: torch.nn.Module, losses: Callable, lr: float, clip: Callable = their_clip) -> Callable:
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, fused=True)
 
-    def run_once(rows: torch.Tensor, update: bool = True) -> tuple[float, float]:
+    def run_once(rows: torch.Tensor) -> tuple[float, float]:
         lm, balance = losses(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
         (lm + balance).backward()
         norm = clip(model.parameters())
-        if update:
-            optimizer.step()
+        optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return lm.item(), norm.item()
 
     return run_once
 
 
-def check_agreement(steps: dict[str, Callable], rows: torch.Tensor) -> None:
-    our_lm, our_norm = steps["sigma_lite"](rows, update=False)
-    for name, run_once in steps.items():
-        lm, norm = run_once(rows, update=False)
-        same_losses = name == "sigma_lite" or name.endswith("our balance loss")
+def check_agreement(first: dict[str, tuple[float, float]]) -> None:
+    """First steps from the same weights on the same rows: the same loss, and gradient norm where the losses are the same."""
+    our_lm, our_norm = first["sigma_lite"]
+    for name, (lm, norm) in first.items():
+        same_losses = name.startswith("sigma_lite") or OUR_LOSS in name
         if abs(lm - our_lm) > 1e-4 * our_lm or (same_losses and abs(norm - our_norm) > 1e-3 * our_norm):
             raise SystemExit(f"{name}: loss {lm}, gradient norm {norm}; ours are {our_lm}, {our_norm}; nothing was timed")
 
