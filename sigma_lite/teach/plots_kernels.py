@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
@@ -91,7 +93,7 @@ def walls_figure(k: int, gpus: int, link: str) -> go.Figure:
 def growth(milliseconds: Mapping[str, Mapping[int, float]]) -> go.Figure:
     """Time over the number of experts on log axes, one curve a backend; the title tells by what factor each one grew."""
     figure = go.Figure()
-    for (name, times), color in zip(milliseconds.items(), (ORANGE, GREEN, BLUE), strict=False):
+    for (name, times), color in zip(milliseconds.items(), (ORANGE, GREEN, BLUE, PINK), strict=False):
         figure.add_scatter(x=list(times), y=list(times.values()), name=name, mode="lines+markers", line={"color": color})
     experts = list(next(iter(milliseconds.values())))
     figure.update_xaxes(
@@ -100,6 +102,26 @@ def growth(milliseconds: Mapping[str, Mapping[int, float]]) -> go.Figure:
     figure.update_yaxes(type="log", title="ms of CPU time", dtick=1)
     grew = ", ".join(f"{name} {times[experts[-1]] / times[experts[0]]:.1f}x" for name, times in milliseconds.items())
     return figure.update_layout(title=f"{experts[0]} to {experts[-1]} experts: {grew}", height=400)
+
+
+def recorded_experts(path: Path) -> go.Figure:
+    """`make bench`, recorded: how many times as long as ours each variant takes, with its 95 % interval, layer by layer."""
+    facts = json.loads(path.read_text("utf-8"))
+    figure = go.Figure()
+    others = [name for name in next(iter(facts["results"].values())) if name != "ours"]
+    for name, color in zip(others, (GREEN, GREY, BLUE, ORANGE), strict=False):
+        rows = [result[name] for result in facts["results"].values()]
+        ratios = [row["times_ours"] for row in rows]
+        high = [row["times_ours_95"][1] - ratio for row, ratio in zip(rows, ratios, strict=True)]
+        low = [ratio - row["times_ours_95"][0] for row, ratio in zip(rows, ratios, strict=True)]
+        spread = {"array": high, "arrayminus": low, "color": color}
+        marker = {"color": color, "size": 9}
+        figure.add_scatter(x=ratios, y=list(facts["results"]), name=name, mode="markers", error_x=spread, marker=marker)
+    figure.add_vline(1, line={"color": FAINT})
+    figure.update_xaxes(type="log", title="times as long as ours, forward and backward", tickvals=[1, 2, 5, 10, 20, 50])
+    figure.update_yaxes(autorange="reversed")
+    title = f"{facts['rounds']} rounds, torch {facts['versions']['torch']}, transformers {facts['versions']['transformers']}"
+    return figure.update_layout(title=title, height=380)
 
 
 def compiled_figure(arch: str, made: Compiled) -> go.Figure:

@@ -67,7 +67,8 @@ def train(
     load = ExpertLoad(model.config.n_layers, model.config.n_experts)
     for step in range(steps):
         for group in adam.param_groups:
-            group["lr"] = optim.lr * warmup_stable_decay(step, total_steps=steps, optim=optim)
+            peak = group.setdefault("peak", group["lr"])  # routers may have a rate of their own
+            group["lr"] = peak * warmup_stable_decay(step, total_steps=steps, optim=optim)
         if k:
             model.set_k(k(step))
         adam.zero_grad()

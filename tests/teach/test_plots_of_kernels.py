@@ -56,6 +56,15 @@ def test_painted_rows_are_whole_tiles():
     )
 
 
+def test_the_recorded_benchmark_is_drawn_as_it_is():
+    path = next((Path(__file__).parents[2] / "results" / "bench").glob("experts-*.json"))
+    results = json.loads(path.read_text())["results"]
+    figure = plots_kernels.recorded_experts(path)
+    for name in ("transformers eager", "transformers grouped_mm"):
+        drawn = trace(figure, name)
+        assert list(drawn.y) == list(results) and list(drawn.x) == [case[name]["times_ours"] for case in results.values()]
+
+
 def test_weights_and_flops_are_even_at_184_tokens_an_expert():
     """By hand: 6 T K D F / peak = 6 E D F / bandwidth, so T K / E = peak / bandwidth. Attention and head are left out."""
     net = ModelConfig.preset("sigma_moe_tiny")
