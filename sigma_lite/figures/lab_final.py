@@ -31,7 +31,7 @@ def loss_against_balance(results: Results) -> go.Figure:
         )
     if not fig.data:
         return style.note(title, NO_RUNS)
-    percent_axis(fig, "layer 0: deviation of the most loaded expert on held-out text", axis="xaxis")
+    percent_axis(fig, "layer 0: busiest expert on held-out text", axis="xaxis")
     fig.update_yaxes(title_text="held-out bits per byte")
     caption = "Down is a better model, left a more even layer 0. One point an arm and seed, both measured on held-out text."
     return dress(fig, title, "better: down and left", caption, height=460)

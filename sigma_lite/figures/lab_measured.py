@@ -98,7 +98,7 @@ def domain_expert_map(results: Results) -> go.Figure:
             )
     fig.update_yaxes(showticklabels=False, col=2)
     fig.update_xaxes(showticklabels=False)
-    fig.update_xaxes(title_text="experts, by the domain that uses them most", row=len(drawn))
+    fig.update_xaxes(title_text="experts, sorted by domain", row=len(drawn))
     scale = {"cmin": 0, "cmax": 8, "colorscale": "Blues", "colorbar": {"title": {"text": "E f"}, "len": 0.5}}
     caption = "Load within each domain in units of the uniform share (the colour ends at 8). Blocks: specialists."
     return dress(
