@@ -91,7 +91,7 @@ def ranks_figure(imbalance: float, n_experts: int = 32) -> go.Figure:
         range=[-0.6, 4.6],
     )
     figure.update_yaxes(title="rows to compute (fair shares)", range=[0, 1.15 * max(2.0, 1 + imbalance)])
-    title = f"busiest expert {imbalance:+.0%}: everybody waits for the red bar"
+    title = f"busiest expert {imbalance:+.0%}: everybody waits for the orange bar"
     return figure.update_layout(title=title, height=400, bargap=0)
 
 
