@@ -4,6 +4,7 @@ import ctypes
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from sigma_lite.kernels import choose_backend, grouped_swiglu
 from sigma_lite.kernels.compiler import BuildError, build, find_cxx
@@ -154,6 +155,13 @@ def test_without_a_compiler_the_torch_path_takes_over_silently(first_use, monkey
         choose_backend(x, w13, "cpu")
 
 
+def test_without_a_folder_to_keep_it_in_too(first_use, monkeypatch, tmp_path):
+    (tmp_path / "cache").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.warns(UserWarning, match="goes on without it"):
+        assert choose_backend(torch.zeros(3, 16), torch.zeros(4, 32, 16))[0] == "grouped"
+
+
 def test_a_kernel_that_computes_something_else_is_not_used(first_use, monkeypatch):
     right = binding.call
 
@@ -180,3 +188,13 @@ def test_the_operators_describe_themselves_and_compile_in_one_graph():
     gradients = [torch.autograd.grad(y.square().sum(), (x, *rest)) for y in outputs]
     assert torch.equal(*outputs)
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_its_trial_may_come_inside_a_checkpointed_layer():
+    """The first layer of a model that recomputes asks for the trial; what that keeps is not the layer's."""
+    op.trial.cache_clear()
+    x, w13, w2 = (torch.randn(shape, requires_grad=True) for shape in ((24, 16), (4, 32, 16), (4, 16, 16)))
+    ids, gates = torch.randint(4, (24, 1)), torch.ones(24, 1)
+    y = checkpoint(lambda: grouped_swiglu(x, ids, gates, w13, w2), use_reentrant=False)
+    y.square().sum().backward()
+    assert float(w13.grad.norm()) > 0

@@ -15,6 +15,7 @@ from sigma_lite.kernels.compiler import BuildError
 from sigma_lite.kernels.cpu.binding import call, lanes
 from sigma_lite.kernels.node import asked_once, one_node
 from sigma_lite.kernels.trial import wrong_results
+from sigma_lite.storage import StorageError
 
 Tensors4 = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -46,9 +47,9 @@ def trial() -> str:
     """Compile it, compare a small layer with the float64 loop: what is wrong, or "". Warns unless there is no compiler."""
     try:
         lanes()
-    except BuildError as error:
+    except (BuildError, StorageError, OSError) as error:  # no compiler; no folder to keep it in, or one that runs nothing
         if "needs a C++ compiler" not in str(error):
-            warnings.warn(f"{error}\nbackend='auto' goes on without it", stacklevel=2)
+            warnings.warn(f"backend 'cpu': {error}\nbackend='auto' goes on without it", stacklevel=2)
         return str(error)
     wrong = wrong_results(_once, torch.device("cpu"), torch.float32, T=130, D=48, F=32)
     if wrong:
