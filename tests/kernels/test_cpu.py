@@ -139,10 +139,10 @@ def test_chosen_where_it_can_run_and_the_rules_are_named():
 
 @pytest.fixture
 def first_use():
-    for cached in (op.trial, binding.library):
+    for cached in (op.trial, binding.library, build):
         cached.cache_clear()
     yield
-    for cached in (op.trial, binding.library):
+    for cached in (op.trial, binding.library, build):
         cached.cache_clear()
 
 
