@@ -15,7 +15,7 @@ from sigma_lite.record import read
 
 KEPT = "freed memory kept"  # rows of train_step.py that few users of transformers would set up
 ROOT = Path(__file__).parents[1]
-LAB = ("fig2", "fig3", "fig4", "balancers", "table3", "better")  # whose arms the README's table lists
+LAB = ("fig2", "fig3", "fig4", "balancers", "sparsity", "table3", "better")  # whose arms the README's table lists
 
 
 def main() -> None:
