@@ -44,7 +44,8 @@ def layer0_deviation(results: Results) -> go.Figure:
 def bias_spread(results: Results) -> go.Figure:
     """Largest minus smallest bias of layer 0's experts over training tokens, in units of the score; scores lie in 0..1.
 
-    Figure 3 of Sigma-MoE-Tiny. Arms without a bias are left out; the legend says when an arm's mean passes 1.
+    Sigma-MoE-Tiny (2512.16248) says that biases come to dominate scores; its figure 3 draws the loads. Arms
+    without a bias are left out; the legend says when an arm's mean passes 1.
     """
     title, fig, last = "Spread of the loss-free bias in layer 0", go.Figure(), 0.0
     for place, name, runs in arms(results):
@@ -58,7 +59,7 @@ def bias_spread(results: Results) -> go.Figure:
     fig.update_yaxes(title_text="max − min bias (units of the score)", rangemode="tozero")
     caption = (
         "Router scores lie between 0 and 1: two experts whose biases differ by more than 1 are ranked without regard to the"
-        " token. Figure 3 of the Sigma-MoE-Tiny report."
+        " token. Moved by u a step it cannot pass 1 + 2u."
     )
     return _over_tokens(fig, title, "above 1 the bias alone can decide", caption, 400)
 

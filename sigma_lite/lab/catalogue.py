@@ -41,13 +41,30 @@ LOW3 = Arm(
 )
 LOSS_FREE = Arm(
     "loss-free, K = 1 of 96",
-    "no loss; a bias on sigmoid scores, moved by 0.001 a step against the load",
+    "no balance loss; a bias on sigmoid scores, moved by 0.001 a step against the load",
     {"model": {"net": {"router_score": "sigmoid"}, "balance": {"loss": "none", "bias": "sign"}}},
 )
 LOSS_FREE_FAST = Arm(
     "loss-free, K = 1 of 96, rate 0.003",
     "three times the rate: this run has fewer steps than the report's collapse takes",
     {"model": {"net": {"router_score": "sigmoid"}, "balance": {"loss": "none", "bias": "sign", "bias_rate": 3e-3}}},
+)
+SHARP = {  # scores come near 0 and 1; elsewhere the spread stops at the widest gap that a fair share of tokens has
+    "net": {"router_score": "sigmoid"},
+    "balance": {"loss": "none", "bias": "sign", "z_weight": 0.0},
+    "optim": {"router_lr": 10.0},
+}
+LOSS_FREE_SHARP = Arm(
+    "loss-free, K = 1 of 96, sharp routers",
+    "no z-loss, and routers that learn ten times as fast: only scores near 0 and 1 let a spread come to 1",
+    {"model": SHARP},
+    seeds=(0,),
+)
+LOSS_FREE_SHARP_FAST = Arm(
+    "loss-free, K = 1 of 96, sharp routers, rate 0.003",
+    "a spread cannot grow beyond 1 and two rates: here 1.006",
+    overlay({"model": SHARP}, balance(bias_rate=3e-3)),
+    seeds=(0,),
 )
 LOSS_FREE_6_OF_64 = Arm(
     "loss-free, K = 6 of 64",
@@ -169,7 +186,7 @@ EXPERIMENTS = {
         Experiment(
             "fig3",
             "Why does loss-free balancing fail at one expert of 96 when it works at 6 of 64?",
-            (TOP1, LOSS_FREE, LOSS_FREE_FAST, LOSS_FREE_6_OF_64),
+            (TOP1, LOSS_FREE, LOSS_FREE_FAST, LOSS_FREE_SHARP, LOSS_FREE_SHARP_FAST, LOSS_FREE_6_OF_64),
             ("layer0_deviation", "bias_spread", "final_table"),
         ),
         Experiment(

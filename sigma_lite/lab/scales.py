@@ -78,7 +78,7 @@ SCALES = {
         ),
         Scale(
             "cpu",
-            "the recorded runs: 4 to 17 minutes an arm, beside other work",
+            "the recorded runs: 4 to 32 minutes an arm, beside other work",
             _cpu(steps=800, window_tokens=200_000),
             seeds=(0, 1, 2),
         ),

@@ -2,17 +2,22 @@
 
 Its switch loss takes summed probabilities and counts: E * sum_e (sum_t p_te) count_e / (K T T). With f = count / (K T) and
 P = sum_t p / T that is E * sum f P, so nothing needs converting: both are 1 at balance, for every K.
+
+One difference is left out: beside a bias, its losses count the choice that the scores alone would make, and ours the tokens
+really sent.
 """
 
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from test_against_others import EACH_K, E, T, inputs, same
 from torch import Tensor
 
+from sigma_lite.balance.balancer import Balancer, WithBias
 from sigma_lite.balance.bias import bias_step
 from sigma_lite.balance.losses import expert_counts, load_balancing_loss, sequence_load_balancing_loss, z_loss
 from sigma_lite.balance.pooled import PooledCounts
@@ -91,3 +96,67 @@ def test_megatron_bias_update(monkeypatch):
     counts[0] = 4
     theirs = megatron.get_updated_expert_bias(counts.float(), bias, 1e-3)
     torch.testing.assert_close(bias + bias_step(counts, "sign", 1e-3), theirs, rtol=0, atol=1e-7)
+
+
+# ---------------------------------------------------------------------------------------------------- its whole router
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Megatron's groups for one rank, and a CPU where it asks for the GPU's number to make its buffers."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")
+    yield SimpleNamespace(**dict.fromkeys(("tp", "cp", "tp_cp", "tp_dp_cp"), torch.distributed.group.WORLD))
+    torch.distributed.destroy_process_group()
+
+
+def their_router(groups, K: int, score: str, **settings):
+    from megatron.core.transformer.moe.router import TopKRouter
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    shape = {"num_layers": 1, "hidden_size": 32, "num_attention_heads": 1, "num_moe_experts": E, "moe_router_topk": K}
+    choice = {"moe_router_pre_softmax": True, "moe_router_score_function": score}
+    return TopKRouter(TransformerConfig(**shape, **choice, **settings), groups)
+
+
+@EACH_K
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+def test_megatron_router_with_all_its_losses(K, score, alone):
+    """Micro-batch, sequence, accumulated global and z-loss at once, as its training attaches them to what the router
+    returns, over a step of three micro-batches: the same gradient at the logits."""
+    weights = {"aux_loss": 0.1, "seq_aux_loss": 0.2, "global_aux_loss": 0.3}
+    losses = {"moe_router_load_balancing_type": list(weights), "moe_aux_loss_coeff": list(weights.values())}
+    theirs, B, pooled = their_router(alone, K, score, **losses, moe_z_loss_coeff=0.4), 4, PooledCounts()
+    for seed in range(3):
+        logits = inputs(K, seed)[0]
+        returned, _ = theirs.routing(logits.view(B, T // B, E).transpose(0, 1).contiguous())
+        scores = logits.softmax(-1) if score == "softmax" else logits.sigmoid()
+        probs, ids = scores / scores.sum(-1, keepdim=True), scores.topk(K).indices
+        f_LE = pooled.add(expert_counts(ids, E)[None])
+        ours = 0.1 * load_balancing_loss(probs, ids) + 0.2 * sequence_load_balancing_loss(probs, ids, B)
+        ours = ours + 0.3 * load_balancing_loss(probs, ids, f_LE[0]) + 0.4 * z_loss(logits)
+        gradients = [torch.autograd.grad(loss, logits)[0] for loss in (ours, 0 * returned.sum())]
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-8)
+        assert gradients[0].abs().max() > 1e-4
+
+
+@EACH_K
+def test_megatron_bias_over_a_step(K, alone, monkeypatch):
+    """Choice by a bias, counts over micro-batches, one sign step at the end, three times over: the same bias."""
+    monkeypatch.setattr(megatron.parallel_state, "get_tensor_and_data_parallel_group", lambda **_: alone.tp)
+    theirs = their_router(alone, K, "sigmoid", moe_router_enable_expert_bias=True, moe_router_load_balancing_type="none")
+    ours = WithBias(Balancer(), "sign", rate=0.05)
+    bias_LE, pooled = torch.zeros(1, E), PooledCounts()
+    for step in range(3):
+        for seed in range(2):
+            logits = inputs(K, 2 * step + seed)[0]
+            theirs.routing(logits[:, None])
+            ids = (logits.detach().sigmoid() + bias_LE[0]).topk(K).indices
+            pooled.add(expert_counts(ids, E)[None])
+        assert torch.equal(theirs.local_tokens_per_expert, pooled.counts_LE[0].float())
+        bias_LE = ours.moved_bias(bias_LE, pooled.counts_LE, step)
+        theirs.expert_bias.copy_(megatron.get_updated_expert_bias(theirs.local_tokens_per_expert, theirs.expert_bias, 0.05))
+        torch.testing.assert_close(bias_LE[0], theirs.expert_bias, rtol=0, atol=1e-6)
+        theirs.local_tokens_per_expert.zero_()
+        pooled.reset()
+    assert not torch.equal(ids, logits.topk(K).indices), "the bias decides nothing here, so the test would show nothing"
