@@ -142,6 +142,7 @@ def _fork(rank: int, ranks: int, measure: Callable[[], int], group: dict[str, st
 
 
 def train(module: SigmaLit, run: RunConfig) -> None:
+    torch.manual_seed(int(os.environ.get("LOCAL_RANK", 0)))
     strategy = run.trainer.get("strategy")
     ranks = run.trainer["devices"]
     micros = run.rows.accumulation(ranks)

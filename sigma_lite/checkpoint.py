@@ -37,12 +37,27 @@ class Sharded(NamedTuple):
     dtype: str  # such as "float32"
 
 
-def write_checkpoint(path: str | Path, checkpoint: dict[str, Any]) -> None:
-    """Write nested dictionaries, lists and tuples of tensors and plain values; anything else is a TypeError."""
+class Packed(NamedTuple):
+    """A checkpoint as it will be written: a copy, so training may go on with the original."""
+
+    tree: str
+    tensors: dict[str, Tensor]
+
+
+def pack(checkpoint: dict[str, Any]) -> Packed:
+    """Copy nested dictionaries, lists and tuples of tensors and plain values; anything else is a TypeError."""
     tensors: dict[str, Tensor] = {}
-    tree = json.dumps(_pack(checkpoint, "", tensors))
+    return Packed(json.dumps(_pack(checkpoint, "", tensors)), tensors)
+
+
+def write_packed(path: str | Path, packed: Packed) -> None:
+    tree, tensors = packed
     with atomic_write(path) as file:
         file.write(save(tensors, {"tree": tree, "sha256": _digest(tensors, tree)}))
+
+
+def write_checkpoint(path: str | Path, checkpoint: dict[str, Any]) -> None:
+    write_packed(path, pack(checkpoint))
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

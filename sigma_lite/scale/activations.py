@@ -1,7 +1,8 @@
 """Bytes that one layer keeps for its backward pass, tensor by tensor: the sum of model/*.py's and kernels/*.py's saves.
 
 The terms for a CPU were read off `torch.autograd.graph.saved_tensors_hooks` and are held to the bytes that a run really
-allocates (benchmarks/plan_memory.py). For a GPU they are the same but for norms, which have kernels of their own there, and
+allocates (benchmarks/plan_memory.py), where a C++ compiler is: without one torch's grouped_mm computes the experts, and each
+choice keeps its row once more. For a GPU they are the same but for norms, which have kernels of their own there, and
 assume an attention kernel that keeps no S x S matrix but the mask; they have not been measured.
 """
 
@@ -11,6 +12,7 @@ from sigma_lite.config import ModelConfig
 from sigma_lite.scale.layout import Layout, Precision
 
 INDEX, FP32 = 8, 4  # bytes of an index and of what is always computed in fp32
+LANES = 16  # tokens in a vector register of kernels/cpu, with AVX-512; 8 with AVX2
 EXCHANGE_INDICES = 4  # of every row that travels: its token, its slot, and two that embedding_bag keeps
 
 
@@ -61,15 +63,24 @@ def _router(net: ModelConfig, T: int, k: int, number: Precision) -> int:
 def _experts(net: ModelConfig, T: int, k: int, layout: Layout, number: Precision, gpu: bool) -> int:
     """The experts' input, their pre-activations, and the plan that sorted the rows.
 
-    On a CPU the input is kept sorted, once for each choice (kernels/torch_grouped.py); on a GPU as it came
-    (kernels/triton_grouped.py). After an exchange it is the rows that came, which may be more than a share.
+    Compiled kernels keep the input as it came; torch's grouped_mm (kernels/torch_grouped.py) needs it sorted, once for each
+    choice. After an exchange it is the rows that came, which may be more than a share. On a CPU an expert's rows fill
+    whole registers.
     """
+    compiled = gpu or compiled_on_cpu(net, number)
     exchanged = layout.expert_parallel > 1
     rows = int(T * k * layout.imbalance) if exchanged else T * k
     as_it_came = 0 if number.compute == number.stream else T  # of the same format it is the norm's output, counted there
-    inputs = as_it_came if gpu and not exchanged else rows
-    plan = INDEX // 2 if gpu else 2 * INDEX
-    return (inputs * net.d_model + rows * 2 * net.d_expert) * number.compute + rows * plan + FP32 * net.n_experts
+    inputs = as_it_came if compiled and not exchanged else rows
+    plan = INDEX // 2 if compiled else 2 * INDEX
+    filled = net.n_experts // layout.expert_parallel * (LANES - 1) if compiled and not gpu else 0
+    numbers = inputs * net.d_model + (rows + filled) * 2 * net.d_expert
+    return numbers * number.compute + rows * plan + FP32 * net.n_experts
+
+
+def compiled_on_cpu(net: ModelConfig, number: Precision) -> bool:
+    """Whether kernels/cpu takes such experts."""
+    return number.compute == FP32 and net.d_model % 16 == 0 and net.d_expert % 16 == 0
 
 
 def kept_of_recomputed(net: ModelConfig, k: int, length: int, layout: Layout, number: Precision) -> int:

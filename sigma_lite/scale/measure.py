@@ -6,19 +6,37 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
+from torch._C._profiler import _ExtraFields_Allocation
 from torch.profiler import ProfilerActivity, profile
 
 
 def largest(run: Callable[[], object]) -> int:
-    """Most bytes that `run` held at one time, of those it asked torch's CPU allocator for: the same every time."""
+    """Most bytes that `run` held at one time, of those it asked torch's CPU allocator for: the same every time.
+
+    What another thread gives back, as gloo's do, the profiler does not see. That it was given back shows when the address
+    is handed out again; until then it is counted.
+    """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         run()
-    events = (event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]")
+    sizes: dict[int, int] = {}
     held = most = 0
-    for _, size in sorted((event.start_ns(), event.nbytes()) for event in events):
-        held += size
+    for _, address, size in _allocations(recorded.profiler.kineto_results.experimental_event_tree()):
+        held += max(size, 0) - sizes.pop(address, 0)
+        if size > 0:
+            sizes[address] = size
         most = max(most, held)
     return most
+
+
+def _allocations(events: list) -> list[tuple[int, int, int]]:
+    """(time, address, bytes) of every block given out, and with bytes < 0 taken back, in order."""
+    found, left = [], list(events)
+    while left:
+        event = left.pop()
+        left.extend(event.children)
+        if isinstance(event.extra_fields, _ExtraFields_Allocation):
+            found.append((event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size))
+    return sorted(found, key=lambda block: block[0])
 
 
 def kept_for_backward(forward: Callable[[], object], own: Iterable[Tensor]) -> int:

@@ -2,7 +2,8 @@
 
 Two moments compete. At the end of a forward pass all layers' activations are there, the loss has just made its gradients
 from a chunk of logits, and the weights' gradients of the step before still stand: Lightning clears them between forward
-and backward. Then the backward pass of a layer needs room of its own, while the layers above it have given theirs back.
+and backward. Then the backward pass of a layer needs room of its own, and its weights gathered where they lie in pieces,
+while the layers above it have given theirs back.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 
 from sigma_lite.config import ModelConfig
 from sigma_lite.runfile import RunConfig
-from sigma_lite.scale.activations import FP32, INDEX, kept_by_layer, kept_of_recomputed
+from sigma_lite.scale.activations import FP32, INDEX, compiled_on_cpu, kept_by_layer, kept_of_recomputed
 from sigma_lite.scale.cluster import Cluster
 from sigma_lite.scale.layout import Layout, Precision, precision_of
 
@@ -34,7 +35,7 @@ def memory(run: RunConfig, layout: Layout, cluster: Cluster, k_per_layer: Sequen
         "weights": own,
         "gradients": own,
         "adamw_moments": 2 * own,
-        "gathered": _gathered(run, layout, number),
+        "gathered": _gathered_root(run.net, number) if layout.sharded else 0,
         "activations": sum(kept) + T * (number.stream * D + FP32),  # and the last norm
         "loss": (run.net.vocab_size + T) * D * number.weight,
         "rows": 3 * T * INDEX + T * run.rows.length,  # ids, targets, documents, and who may look at whom
@@ -76,21 +77,26 @@ def usable(cluster: Cluster) -> int:
     return int(cluster.memory_gib * GIB * USABLE[cluster.kind])
 
 
-def _gathered(run: RunConfig, layout: Layout, number: Precision) -> int:
-    """Whole tensors on a device that stores pieces: embedding and head always; of the layers one in use and the next on its
-    way; and the experts' gradients, of one layer as they come and of two in fp32, the earlier of them still being summed.
+def _gathered_root(net: ModelConfig, number: Precision) -> int:
+    """Whole tensors all the time on a device that stores pieces: embedding, head and the last norm."""
+    return (net.ledger().embedding + net.d_model) * number.weight
+
+
+def _gathered_in_backward(net: ModelConfig, layout: Layout, number: Precision) -> int:
+    """Whole tensors while a layer's experts work backward: their weights, the dense ones of the layer and of the next, which
+    FSDP2 fetches ahead (its experts come later); and the experts' gradients, of one layer as they come and of two in fp32,
+    the earlier of them still being summed. A forward pass needs less, and at its end nothing is left of them.
     """
-    if not layout.sharded:
-        return 0
-    net, counts = run.net, run.net.ledger()
-    root = (counts.embedding + net.d_model) * number.weight
+    counts = net.ledger()
     dense = (counts.attention + counts.router + counts.norms) // net.n_layers * number.weight
     experts = counts.experts // net.n_layers // layout.expert_parallel
-    return root + 2 * (dense + experts * number.compute) + experts * (number.compute + 2 * FP32)
+    return 2 * dense + 2 * experts * number.compute + 2 * experts * FP32
 
 
-def _of_a_slot(net: ModelConfig, gpu: bool) -> int:
+def _of_a_slot(net: ModelConfig, number: Precision, gpu: bool, k: int) -> int:
     """Numbers that the experts' backward pass needs for each chosen expert of a token: see _backward in the kernels."""
+    if not gpu and compiled_on_cpu(net, number):
+        return net.d_model if k > 1 else 0
     return net.d_model + 3 * net.d_expert if gpu else 2 * net.d_model + 5 * net.d_expert
 
 
@@ -99,15 +105,16 @@ def _backward(run: RunConfig, layout: Layout, gpu: bool, k_per_layer: Sequence[i
     number, net, L = precision_of(run), run.net, run.net.n_layers
     accumulating = run.rows.per_step > layout.devices * layout.per_micro
     T, head = layout.per_micro * run.rows.length, net.vocab_size * net.d_model * number.weight
+    gathered = _gathered_in_backward(net, layout, number) if layout.sharded else 0
     most = -sum(items.values())
     for n, k in enumerate(k_per_layer):
         given_back = sum(kept[n + 1 :]) + T * net.d_model * (number.stream + number.weight)
         # The head's gradient joins the one that is there, or becomes it; those of lower layers are not there yet.
         given_back += head if accumulating else items["gradients"] * (n + 1) // L
-        room = T * k * _of_a_slot(net, gpu) * number.compute + T * net.d_model * number.stream
+        room = T * k * _of_a_slot(net, number, gpu, k) * number.compute + T * net.d_model * number.stream
         if accumulating and not layout.sharded:
             room += 3 * net.n_experts * net.d_model * net.d_expert * number.weight
         if layout.recompute:
             room += sum(kept_by_layer(net, n, k, run.rows.length, layout, number, gpu).values())
-        most = max(most, room - given_back)
+        most = max(most, gathered + room - given_back)
     return most

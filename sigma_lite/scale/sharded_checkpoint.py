@@ -13,35 +13,63 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
-from sigma_lite.checkpoint import REST, SUFFIX, Box, Sharded, read_checkpoint, read_pieces, remove, write_checkpoint
+from sigma_lite.checkpoint import (
+    REST,
+    SUFFIX,
+    Box,
+    Packed,
+    Sharded,
+    pack,
+    read_checkpoint,
+    read_pieces,
+    remove,
+    write_packed,
+)
 from sigma_lite.scale.shard import as_sharded_like
 from sigma_lite.storage import StorageError, cannot_write
 
 PART = 2 << 30  # bytes: a rank needs this much host memory besides, three times over, while it saves
 
 
-def save_sharded(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
+def save_sharded(
+    path: str | Path,
+    checkpoint: Mapping[str, Any],
+    beside: Callable[[Callable[[], None]], None] | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> None:
     """Write nested dictionaries and lists with DTensors in them. Every rank calls this, on a disk that all ranks see.
 
     What is not a DTensor is written by the first rank. Raises StorageError, on all ranks, when one of them cannot write.
+
+    Args:
+        beside: calls the writing later, such as a `Background`. Everything is copied first: as much host memory as a
+            rank's weights and moments take.
+        group: all ranks, on the CPU; with `beside`, one that nothing else uses.
     """
     path, rank = Path(path), dist.get_rank()
     partial = path.with_name(path.name + ".partial")
-    _together(lambda: _clear(partial) if rank == 0 else None)
     tensors: dict[str, DTensor] = {}
     tree = _without_shards(checkpoint, "", tensors)
-    files: dict[str, Any] = {}
-    for written in _together(lambda: _write_pieces(partial, rank, tensors)):
-        files |= written
-    _together(lambda: _finish(partial, path, {"tree": tree, "files": files}) if rank == 0 else None)
+    pieces: Iterable[Piece] = _pieces(rank, tensors)
+    if beside:
+        pieces = list(pieces)
+
+    def write() -> None:
+        _together(lambda: _clear(partial) if rank == 0 else None, group)
+        files: dict[str, Any] = {}
+        for written in _together(lambda: _write(partial, pieces), group):
+            files |= written
+        _together(lambda: _finish(partial, path, {"tree": tree, "files": files}) if rank == 0 else None, group)
+
+    beside(write) if beside else write()
 
 
 def load_sharded(path: str | Path, like: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -89,10 +117,12 @@ def box_of(tensor: Tensor) -> Box:
 
 
 def _without_shards(node: Any, where: str, tensors: dict[str, DTensor]) -> Any:
-    """The tree with a `Sharded` in the place of each DTensor, which is put into `tensors` under its path."""
+    """A copy with a `Sharded` in the place of each DTensor, which is put into `tensors` under its path."""
     if isinstance(node, DTensor):
         tensors[where] = node
         return Sharded(where, tuple(node.shape), str(node.dtype).removeprefix("torch."))
+    if isinstance(node, Tensor):
+        return node.detach().cpu().clone()
     if isinstance(node, dict):
         return {key: _without_shards(child, f"{where}/{key}", tensors) for key, child in node.items()}
     if isinstance(node, (list, tuple)):
@@ -100,13 +130,25 @@ def _without_shards(node: Any, where: str, tensors: dict[str, DTensor]) -> Any:
     return node
 
 
-def _write_pieces(folder: Path, rank: int, tensors: dict[str, DTensor]) -> dict[str, dict[str, Box]]:
-    """Write this rank's pieces; returns the boxes in each file."""
-    files = {}
+class Piece(NamedTuple):
+    file: str
+    boxes: dict[str, Box]
+    packed: Packed
+
+
+def _pieces(rank: int, tensors: dict[str, DTensor]) -> Iterator[Piece]:
+    """This rank's files, each copied when it is asked for."""
     for part, names in enumerate(_parts(tensors)):
-        file = f"rank-{rank:04d}-{part:04d}{SUFFIX}"
-        write_checkpoint(folder / file, {name: tensors[name].to_local() for name in names})
-        files[file] = {name: box_of(tensors[name]) for name in names}
+        boxes = {name: box_of(tensors[name]) for name in names}
+        yield Piece(f"rank-{rank:04d}-{part:04d}{SUFFIX}", boxes, pack({name: tensors[name].to_local() for name in names}))
+
+
+def _write(folder: Path, pieces: Iterable[Piece]) -> dict[str, dict[str, Box]]:
+    """Write this rank's files; returns the boxes in each."""
+    files = {}
+    for piece in pieces:
+        write_packed(folder / piece.file, piece.packed)
+        files[piece.file] = piece.boxes
     return files
 
 
@@ -130,7 +172,7 @@ def _clear(partial: Path) -> None:
 
 
 def _finish(partial: Path, path: Path, rest: dict[str, Any]) -> None:
-    write_checkpoint(partial / REST, rest)
+    write_packed(partial / REST, pack(rest))
     try:
         remove(path)
         os.replace(partial, path)
@@ -138,14 +180,14 @@ def _finish(partial: Path, path: Path, rest: dict[str, Any]) -> None:
         raise cannot_write(path, error) from error
 
 
-def _together(work: Callable[[], Any]) -> list[Any]:
+def _together(work: Callable[[], Any], group: dist.ProcessGroup | None = None) -> list[Any]:
     """What `work` returns on every rank, once all have done it; raises StorageError on all when it did on one."""
     try:
         mine = (work(), None)
     except StorageError as error:
         mine = (None, str(error))
     every: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(every, mine)
+    dist.all_gather_object(every, mine, group)
     for _, error in every:
         if error:
             raise StorageError(error)

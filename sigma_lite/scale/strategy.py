@@ -72,6 +72,7 @@ class ExpertParallel(ModelParallelStrategy):
                 " says, with the same MASTER_ADDR and MASTER_PORT"
             ) from error
         self.mesh = make_mesh(self.root_device.type, self.world_size, self.expert_parallel)
+        self._writers = dist.new_group(backend="gloo", timeout=self._timeout)  # theirs alone: they may work beside a step
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
@@ -126,7 +127,8 @@ class ExpertParallel(ModelParallelStrategy):
         return like
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        save_sharded(filepath, checkpoint)
+        """`storage_options` is what calls the writing, such as a `Background`; None: it is done on return."""
+        save_sharded(filepath, checkpoint, storage_options, self._writers)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Weights in their layout; the optimizer's state follows when there is an optimizer."""

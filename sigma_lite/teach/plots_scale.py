@@ -121,11 +121,13 @@ def question(name: str) -> dict[str, str]:
 def published() -> list[dict]:
     """Runs that others published, and the planner's law for them: benchmarks/plan_mfu.py, without printing anything."""
     law = run_path(str(ROOT / "benchmarks" / "plan_mfu.py"))
-    slow, fast = (lambda run, craft=craft: law["tflops"](run, craft) for craft in reversed(cost.CRAFT["gpu"]))
-    return [
-        {"run": run.name, "published": run.tflops, "slow": slow(run), "fast": fast(run), "note": run.note}
-        for run in law["RUNS"]
-    ]
+    rows = []
+    for run in (*law["FITTED"], *law["PREDICTED"]):
+        slow, fast = law["spread"](run)
+        verdict = "fitted" if run in law["FITTED"] else law["verdict"](slow, run.tflops, fast)
+        name = f"{run.name}, {run.system}"
+        rows.append({"run": name, "published": run.tflops, "slow": slow, "fast": fast, "verdict": verdict})
+    return rows
 
 
 def published_figure(rows: Sequence[Mapping]) -> go.Figure:
@@ -138,9 +140,9 @@ def published_figure(rows: Sequence[Mapping]) -> go.Figure:
     )  # fmt: skip
     dot = {"size": 12, "color": VERMILLION}
     figure.add_scatter(y=names, x=[row["published"] for row in rows], mode="markers", name="published", marker=dot)
-    figure.update_xaxes(title="TFLOP/s of each GPU", range=[0, 420])
+    figure.update_xaxes(title="TFLOP/s of each GPU", range=[0, 1000])
     figure.update_yaxes(autorange="reversed")
-    return figure.update_layout(title="Published training runs and the planner's law", height=360)
+    return figure.update_layout(title="Published training runs and the planner's law", height=620)
 
 
 def planner(run: RunConfig, cluster: Cluster, expert_parallel: int, per_micro: int, recompute: bool) -> go.Figure:

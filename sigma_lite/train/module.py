@@ -17,6 +17,7 @@ from sigma_lite.balance.metrics import ExpertLoad
 from sigma_lite.balance.pooled import PooledCounts
 from sigma_lite.balance.schedule import k_per_layer
 from sigma_lite.config import BalanceConfig, ModelConfig, OptimConfig, SparsityConfig, check_schedule
+from sigma_lite.data.rows import IGNORED
 from sigma_lite.model import Routing, Transformer
 from sigma_lite.train.bits import BitsPerByte
 from sigma_lite.train.callbacks.sparsity_schedule import SparsitySchedule
@@ -147,7 +148,8 @@ class SigmaLit(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         nats_BS, routings = self.nats(batch)
         self.heldout_bits.update(nats_BS, batch.targets_BS, batch.bytes_BS)
-        self.heldout_load.update(routings)
+        scored_T = (batch.targets_BS != IGNORED).flatten()  # the rest fills up rows, and batches of other ranks
+        self.heldout_load.update([Routing(*(t[scored_T] for t in r)) for r in routings])
 
     def on_validation_epoch_end(self) -> None:
         values = self.heldout_bits.compute()

@@ -20,7 +20,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from safetensors.torch import save
 
 import sigma_lite
 from sigma_lite import record
@@ -30,7 +29,6 @@ from sigma_lite.data.datamodule import TokenDataModule
 from sigma_lite.runfile import SECTIONS, RunConfig, load_run, overrides, read_yaml
 from sigma_lite.scale.lost import lost_rank
 from sigma_lite.scale.plan import plan
-from sigma_lite.storage import atomic_write
 from sigma_lite.train.callbacks.diary import Diary, heldout_facts
 from sigma_lite.train.callbacks.load_recorder import LoadRecorder
 from sigma_lite.train.callbacks.progress import StepProgress
@@ -39,7 +37,9 @@ from sigma_lite.train.callbacks.spike_guard import SpikeGuard
 from sigma_lite.train.callbacks.stop import Stopped, StopWhenAsked, requeue
 from sigma_lite.train.callbacks.throughput import Throughput
 from sigma_lite.train.checkpoint import SafeCheckpointIO
+from sigma_lite.train.memory import keep_freed_memory
 from sigma_lite.train.module import SigmaLit
+from sigma_lite.train.predictions import write_predictions
 from sigma_lite.train.provenance import device_name, git_commit
 
 TRAINER_DEFAULTS = {
@@ -116,6 +116,8 @@ class RunCLI(LightningCLI):
         trainer, run_dir = self.trainer, self.run_dir
         require(ckpt_path is None, "fit continues from its own folder by itself: leave ckpt_path out")
         require(trainer.max_steps > 0, "set trainer.max_steps: learning rate and schedule need the end of the run")
+        if trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
         trainer.accumulate_grad_batches = datamodule.rows.accumulation(trainer.world_size)
         if isinstance(trainer.val_check_interval, int):  # in optimizer steps; Lightning counts micro-batches
             trainer.val_check_interval *= trainer.accumulate_grad_batches
@@ -160,9 +162,9 @@ class RunCLI(LightningCLI):
         """Write RUN/predictions.safetensors: ids, nats, kinds [rows, S] and experts [rows, L, S] of the held-out rows."""
         parts = self.trainer.predict(model, datamodule=datamodule, ckpt_path=self.trained(ckpt_path))
         path = self.run_dir / "predictions.safetensors"
-        with atomic_write(path) as file:
-            file.write(save({name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}))
-        print(f"predictions   {path}")
+        write_predictions(path, parts, len(self.trainer.predict_dataloaders.dataset))
+        if self.trainer.is_global_zero:
+            print(f"predictions   {path}")
         return path
 
     # ------------------------------------------------------------------------------------------------------- facts

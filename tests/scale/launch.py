@@ -25,7 +25,11 @@ def fit(ranks: int, expert_ranks: int = 1, trap: Callable[[int], None] = lambda 
 
 
 def start(ranks: int, expert_ranks: int = 1, trap: Callable[[int], None] = lambda rank: None, **changes) -> list[int]:
-    """Process ids, by rank. `trap(rank)` is called first in each; `changes` are keys of the yaml file."""
+    """Process ids, by rank. `trap(rank)` is called first in each; `changes` are keys of the yaml file.
+
+    `command` is the command, `timeout_s` and `strategy` arguments of the strategy.
+    """
+    command = changes.pop("command", "fit")
     options = {"expert_parallel": expert_ranks, "timeout_s": changes.pop("timeout_s", 60)}
     options |= changes.pop("strategy", {})
     strategy = {"class_path": STRATEGY, "init_args": options}
@@ -43,7 +47,7 @@ def start(ranks: int, expert_ranks: int = 1, trap: Callable[[int], None] = lambd
         return prepare
 
     Path("child.log").unlink(missing_ok=True)
-    return [tiny.child(["fit", "-c", name], place(rank) if ranks > 1 else lambda: trap(0)) for rank in range(ranks)]
+    return [tiny.child([command, "-c", name], place(rank) if ranks > 1 else lambda: trap(0)) for rank in range(ranks)]
 
 
 def endings(pids: Sequence[int]) -> list[int]:

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import stat
+import threading
 import time
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def before(owner, name: str, on_rank: int, times: int = 1, when=lambda *args: Tr
 
 KILLED = {  # where: (trap, step of the newest checkpoint afterwards)
     "one rank while it writes its pieces of the second checkpoint": (
-        before(sharded_checkpoint, "write_checkpoint", on_rank=1, times=2),
+        before(sharded_checkpoint, "write_packed", on_rank=1, times=2),
         2,
     ),
     "the first rank before the checkpoint is moved into place": (
@@ -55,26 +56,77 @@ KILLED = {  # where: (trap, step of the newest checkpoint afterwards)
 }
 
 
-def test_killed_ranks_lose_nothing(place):
-    """A rank is killed at chosen and at random moments: the others say so and end, and the same command goes on."""
+def ended_by_a_kill(codes: list[int], newest: int, where: str) -> None:
+    assert sorted(codes) == [-signal.SIGKILL, 2], (where, codes, Path("child.log").read_text())
+    assert "another rank has ended or does not answer" in Path("child.log").read_text(), where
+    assert step_of(newest_checkpoint("run")) == newest, where
+
+
+def nothing_was_lost(last: int) -> None:
+    assert furthest(newest_checkpoint("run"), newest_checkpoint("whole")) == 0
+    assert curve(Path("run")) == curve(Path("whole"))
+    assert [step_of(path) for path in checkpoints("run")] == [last - 2, last], "the last two are kept"
+    assert not [path for path in Path("run/checkpoints").iterdir() if "partial" in path.name]
+
+
+def test_ranks_killed_at_chosen_moments_lose_nothing(place):
+    """The others say so and end, the checkpoint before is the newest, and the same command goes on."""
     settings = {"trainer__val_check_interval": 6}
     done(fit(2, 2, trainer__default_root_dir="whole", **settings))
     for where, (trap, step) in KILLED.items():
-        codes = fit(2, 2, trap, **settings)
-        assert sorted(codes) == [-signal.SIGKILL, 2], (where, codes, Path("child.log").read_text())
-        assert "another rank has ended or does not answer" in Path("child.log").read_text(), where
-        assert step_of(newest_checkpoint("run")) == step, where
-    chance = random.Random(time.time_ns())
-    for _ in range(KILLS):
-        pids = start(2, 2, **settings)
-        time.sleep(chance.uniform(0.5, 8))
-        os.kill(chance.choice(pids), signal.SIGKILL)
-        endings(pids)
+        ended_by_a_kill(fit(2, 2, trap, **settings), step, where)
     done(fit(2, 2, **settings))
-    assert furthest(newest_checkpoint("run"), newest_checkpoint("whole")) == 0
-    assert curve(Path("run")) == curve(Path("whole"))
-    assert [step_of(path) for path in checkpoints("run")] == [10, 12], "the last two are kept"
-    assert not [path for path in Path("run/checkpoints").iterdir() if "partial" in path.name]
+    nothing_was_lost(12)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_ranks_killed_at_random_moments_lose_nothing(place, beside):
+    """SIGMA_LITE_KILLS times, every second one aimed at a save. What a kill inside one leaves behind proves that it was."""
+    last, chance, inside = 6 * (KILLS + 2), random.Random(time.time_ns()), 0
+    settings = {"trainer__max_steps": last, "trainer__val_check_interval": 6}
+    done(fit(2, 2, trainer__default_root_dir="whole", **settings))
+    for n in range(KILLS):
+        victim, number = chance.randrange(2), chance.randint(1, 3)
+        trap = in_a_save(victim, number, chance.uniform(0, 0.02)) if n % 2 else timed(victim, chance.uniform(0, 3))
+        begun = time.time() - 0.01
+        codes = fit(2, 2, trap, save__beside=beside, **settings)
+        assert codes[victim] == -signal.SIGKILL, (codes, Path("child.log").read_text())
+        newest = newest_checkpoint("run")
+        assert newest is None or step_of(newest) < last, "the run had ended before it could be killed"
+        inside += any("partial" in p.name and p.stat().st_mtime > begun for p in Path("run").glob("checkpoints/*"))
+        print(f"kill {n}: rank {victim}, newest {newest and step_of(newest)}, inside a save so far: {inside}")
+    assert inside >= KILLS // 4, "too few kills fell into a save"
+    done(fit(2, 2, save__beside=beside, **settings))
+    nothing_was_lost(last)
+
+
+def timed(victim: int, seconds: float):
+    """A trap: that rank is killed so long after its start, or in its sixth step, because a fast machine would be done."""
+
+    def trap(rank: int) -> None:
+        if rank == victim:
+            threading.Timer(seconds, die).start()
+            before(Diary, "on_train_batch_end", victim, times=6)(rank)
+
+    return trap
+
+
+def in_a_save(victim: int, number: int, seconds: float):
+    """A trap: that rank is killed so long after the `number`-th checkpoint's folder has been begun."""
+
+    def trap(rank: int) -> None:
+        original, seen = sharded_checkpoint._together, []
+
+        def together(*args):
+            found = original(*args)
+            seen.append(1)
+            if rank == victim and len(seen) == 3 * number - 2:  # the first of a save's three
+                threading.Timer(seconds, die).start()
+            return found
+
+        sharded_checkpoint._together = together
+
+    return trap
 
 
 def test_one_rank_sees_nan(place):
@@ -131,21 +183,22 @@ def test_a_rank_that_never_comes(place):
     assert said.startswith("sigma-lite: rank 0 of 2 did not meet the others at 127.0.0.1:") and "within 2 s" in said
 
 
-def test_a_full_disk_on_one_rank_ends_all(place):
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_full_disk_on_one_rank_ends_all(place, beside):
     """All ranks give up with the same sentence; the checkpoint before stays the newest."""
 
     def trap(rank: int) -> None:
-        original, seen = sharded_checkpoint.write_checkpoint, []
+        original, seen = sharded_checkpoint.write_packed, []
 
-        def write(path, checkpoint):
+        def write(path, packed):
             seen.append(path)
             if rank == 1 and len(seen) == 2:
                 raise StorageError(f"no room to write {path}")
-            original(path, checkpoint)
+            original(path, packed)
 
-        sharded_checkpoint.write_checkpoint = write
+        sharded_checkpoint.write_packed = write
 
-    assert fit(2, 2, trap) == [2, 2], Path("child.log").read_text()
+    assert fit(2, 2, trap, save__beside=beside) == [2, 2], Path("child.log").read_text()
     lines = [line for line in Path("child.log").read_text().splitlines() if line.startswith("sigma-lite:")]
     assert len(lines) == 2 and all("no room to write" in line for line in lines)
     assert step_of(newest_checkpoint("run")) == 2 and (newest_checkpoint("run") / REST).is_file()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import curve, done, fit, furthest, weights
+from launch import PER_MICRO, curve, done, fit, furthest, weights
+from safetensors.torch import load_file
 
 from sigma_lite import record
 from sigma_lite.checkpoint import newest_checkpoint, read_checkpoint, step_of, write_checkpoint
@@ -43,7 +44,7 @@ def same_run(run: Path, other: Path) -> None:
     assert len(curve(run)) == STEPS
     for step, (a, b) in enumerate(zip(curve(run), curve(other), strict=True), 1):
         assert a == pytest.approx(b, rel=1e-5), step
-    for kind, name in (("load", "f"), ("validation", "bits_per_byte")):
+    for kind, name in (("load", "f"), ("validation", "bits_per_byte"), ("validation", "f"), ("validation", "P")):
         for a, b in zip(record.read(run / "record.jsonl", kind), record.read(other / "record.jsonl", kind), strict=True):
             assert a["step"] == b["step"]
             assert torch.allclose(torch.tensor(a[name]), torch.tensor(b[name]), atol=1e-5), kind
@@ -92,6 +93,23 @@ def rows_of(step: int) -> torch.Tensor:
     prepared, rows = load("prepared"), RowsConfig(length=32, per_step=8, per_micro=8)
     all_rows = Rows(prepared.train, prepared.token_bytes, 32)
     return next(iter(train_loader(all_rows, rows, steps=step + 1, first_step=lambda: step))).ids_BS
+
+
+def test_predictions_are_those_of_one_device(runs, place):
+    """One file with every held-out row once, in order: rows that only keep the ranks in step are not in it."""
+    found = {}
+    for ranks, expert_ranks in [(1, 1), (2, 2), (4, 2)]:
+        shutil.copytree(runs / "4x2", f"{ranks}x{expert_ranks}")
+        settings = SETTINGS | {"trainer__default_root_dir": f"{ranks}x{expert_ranks}"}
+        done(fit(ranks, expert_ranks, command="predict", **settings))
+        found[ranks] = load_file(f"{ranks}x{expert_ranks}/predictions.safetensors")
+    prepared = load("prepared")
+    n_rows = len(Rows(prepared.heldout, prepared.token_bytes, 32, padded=True))
+    assert n_rows % PER_MICRO, "no batch would be short"
+    for name, whole in found[1].items():
+        assert len(whole) == n_rows
+        for ranks in (2, 4):
+            assert torch.allclose(found[ranks][name].double(), whole.double(), rtol=1e-4, atol=1e-5), (ranks, name)
 
 
 def test_a_file_of_one_device_continues_on_two_ranks(runs, place):

@@ -33,21 +33,35 @@ def test_the_levels_of_craft_are_the_fitted_ones(published):
 
 def test_our_flops_are_those_of_the_published_ratios(published):
     """Published TFLOP/s over published tokens/s are FLOPs of a token: an independent count of two models."""
-    for net, run in ((published.QWEN_30B, published.RUNS[0]), (published.QWEN_235B, published.RUNS[2])):
+    for net, run in ((published.QWEN_30B, published.FITTED[0]), (published.QWEN_235B, published.PREDICTED[2])):
         assert published.counted(net) == pytest.approx(run.flops, rel=0.01)
 
 
-@pytest.mark.parametrize(("row", "within"), [(0, 0.02), (2, 0.05), (3, 0.1)])
-def test_a_tuned_system_is_predicted(published, row, within):
-    """Qwen3-30B is fitted; the others are predicted, DeepSeek-V3 in BF16 although it ran in FP8."""
-    run = published.RUNS[row]
-    assert published.tflops(run, CRAFT["gpu"][0]) == pytest.approx(run.tflops, rel=within)
+def test_the_fitted_runs_are_met(published):
+    for run, craft in zip(published.FITTED, CRAFT["gpu"], strict=True):
+        assert published.tflops(run, craft) == pytest.approx(run.tflops, rel=0.02)
 
 
-def test_every_published_run_lies_between_the_two_levels_or_near_them(published):
-    for run in published.RUNS:
-        fast, slow = (published.tflops(run, craft) for craft in CRAFT["gpu"])
-        assert 0.95 * slow < run.tflops < 1.1 * fast, run.name
+def test_most_published_runs_lie_in_the_planned_range(published):
+    """None of these was fitted, and no row of the rule is missing: seven of fifteen mixtures lie outside, all four dense
+    runs inside. A change that moves the law shows here."""
+    outside = {}
+    for run in published.PREDICTED:
+        slow, fast = published.spread(run)
+        if not slow <= run.tflops <= fast:
+            outside[run.name, run.system] = run.tflops / (fast if run.tflops > fast else slow)
+    assert outside == pytest.approx({
+        ("GPT-OSS-120B, 64 GPUs [25.11]", "H100"): 0.96,
+        ("Qwen3-235B-A22B, 256 GPUs [5728]", "H100"): 1.04,
+        ("DeepSeek-V3, 1024 GPUs [25.09]", "H100"): 1.10,
+        ("GPT-OSS-120B, 64 GPUs [25.11]", "B200"): 0.62,
+        ("GPT-OSS-120B, 64 GPUs [26.02]", "B300"): 0.83,
+        ("Qwen3-235B-A22B, 256 GPUs [25.11]", "GB300"): 1.07,
+        ("DeepSeek-V3, 256 GPUs [25.11]", "GB300"): 1.10,
+    }, abs=0.01)  # fmt: skip
+    for gpus, speed in published.DENSE.values():
+        slow, fast = published.dense_spread(gpus)
+        assert slow < speed < fast
 
 
 @pytest.mark.parametrize(("run", "overlays"), [("toy", ()), ("toy_dense", ("overlays/dense.yaml",))])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from sigma_lite.checkpoint import checkpoint_path, checkpoints, remove, step_of
 from sigma_lite.config import require
+from sigma_lite.scale.background import Background
 from sigma_lite.storage import StorageError
 from sigma_lite.train.callbacks.diary import completes_step
 from sigma_lite.train.callbacks.stop import Stopped, asked_to_stop
@@ -26,12 +29,15 @@ class Save(Checkpoint):
         every: optimizer steps; must divide trainer.max_steps, so that the last step is saved.
         keep: how many to keep, at least 2: one more than the one being written.
         milestones: optimizer steps that are saved and kept besides, for other runs to branch from.
+        beside: write while training goes on. It costs a copy of weights and moments in host memory, and until a file is
+            whole a kill loses the steps since the one before; so it is for models whose writing takes longer than a step.
     """
 
-    def __init__(self, every: int = 100, keep: int = 2, milestones: tuple[int, ...] = ()):
+    def __init__(self, every: int = 100, keep: int = 2, milestones: tuple[int, ...] = (), beside: bool = False):
         require(every >= 1, f"save.every={every}: must be at least 1 optimizer step")
         require(keep >= 2, f"save.keep={keep}: keep at least 2, so that a damaged one is not the only one")
         self.every, self.keep, self.milestones = every, keep, frozenset(milestones)
+        self.beside, self.writer = beside, Background()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         last = trainer.max_steps
@@ -61,19 +67,38 @@ class Save(Checkpoint):
         if trainer.state.fn == "fit":
             self.save(trainer)
 
+    def on_fit_end(self, trainer: pl.Trainer, module: Any) -> None:
+        self.writer.wait()
+
+    def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
+        """What is being written is finished first; what goes wrong with it is less than what has gone wrong."""
+        with contextlib.suppress(Exception):
+            self.writer.wait()
+
     def save(self, trainer: pl.Trainer) -> None:
         """Write this step's checkpoint if it is due, then remove the oldest. Raises Stopped if a signal asked for it."""
-        run_dir, step = trainer.default_root_dir, trainer.global_step
+        step = trainer.global_step
         asked = asked_to_stop(trainer)
         if not asked and (step == 0 or (step % self.every and step not in self.milestones)):
             return
-        trainer.save_checkpoint(checkpoint_path(run_dir, step))
+        self.writer.wait()  # for the checkpoint before, whose errors show here
+        beside = (lambda write: self.writer(lambda: self._finish(trainer, write))) if self.beside else None
+        trainer.save_checkpoint(checkpoint_path(trainer.default_root_dir, step), storage_options=beside)
+        if not self.beside:
+            self._remove_oldest(trainer)
+        if asked:
+            self.writer.wait()
+            raise Stopped(asked)
+
+    def _finish(self, trainer: pl.Trainer, write: Callable[[], None]) -> None:
+        write()
+        self._remove_oldest(trainer)
+
+    def _remove_oldest(self, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero:
-            for old in checkpoints(run_dir)[: -self.keep]:
+            for old in checkpoints(trainer.default_root_dir)[: -self.keep]:
                 if step_of(old) not in self.milestones:
                     remove(old)
-        if asked:
-            raise Stopped(asked)
 
 
 def validation_follows(trainer: pl.Trainer, batch_idx: int) -> bool:
