@@ -121,7 +121,8 @@ def recorded_experts(path: Path) -> go.Figure:
     figure.update_xaxes(type="log", title="times as long as ours, forward and backward", tickvals=[1, 2, 5, 10, 20, 50])
     figure.update_yaxes(autorange="reversed")
     title = f"{facts['rounds']} rounds, torch {facts['versions']['torch']}, transformers {facts['versions']['transformers']}"
-    return figure.update_layout(title=title, height=380)
+    legend = {"orientation": "h", "x": 1, "xanchor": "right", "y": -0.4, "yanchor": "top"}
+    return figure.update_layout(title={"text": title, "xref": "container", "x": 0.02}, height=420, legend=legend)
 
 
 def compiled_figure(arch: str, made: Compiled) -> go.Figure:
