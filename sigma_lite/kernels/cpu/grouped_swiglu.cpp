@@ -91,7 +91,7 @@ static void forward(const Layer& l, const Panel& p, Scratch& s) {
     unpack(y, p, D, out, gates);
 }
 
-// From z and dh: dz, and gate * h in place of dh. Returns nothing kept: dgate = <dh, h> goes to its slot.
+// From z and dh: dz, gate * h in place of dh, and dgate = <dh, h> in its slot.
 static void swiglu_backward(const Layer& l, const Panel& p, const float* gates, float* dh, float* dz) {
     const int F = l.units, w = p.lanes;
     const float* z = l.z + p.z * 2 * F;
