@@ -65,7 +65,7 @@ def interleave(
 def summary(spent: list[float], baseline: list[float], floor_ms: float | None) -> dict:
     """Median and spread, how many times as fast as the baseline with a 95 % bootstrap interval, and share of the floor."""
     median = statistics.median(spent)
-    tenths = statistics.quantiles(spent, n=10) if len(spent) > 1 else [median] * 9
+    tenths = statistics.quantiles(spent, n=10, method="inclusive") if len(spent) > 1 else [median] * 9
     result = {
         "median_ms": round(median, 5),
         "p10_ms": round(tenths[0], 5),
