@@ -77,20 +77,24 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    for name, run, text in (
-        (
-            "prepare",
-            _prepare,
-            "Turn the corpus of a config into a tokenizer and token files; continues where it was cut off.",
-        ),
-        (
-            "plan",
-            _plan,
-            "Say what a config weighs, moves, takes and costs on a machine, and whether it fits, before anything runs.",
-        ),
-    ):
+    def config_command(name: str, run, text: str) -> argparse.ArgumentParser:
         sub = command(name, run, text)
         sub.add_argument("-c", "--config", action="append", required=True, metavar="FILE", help="yaml; several are overlaid")
+        return sub
+
+    sub = config_command(
+        "prepare",
+        _prepare,
+        "Turn the corpus of a config into a tokenizer and token files; continues where it was cut off.",
+    )
+    sub.add_argument("--rank", type=int, default=0, help="this process is number RANK of RANKS, from 0 (default: 0)")
+    sub.add_argument("--ranks", type=int, default=1, help="processes that share out data.corpus.parts (default: 1)")
+
+    sub = config_command(
+        "plan",
+        _plan,
+        "Say what a config weighs, moves, takes and costs on a machine, and whether it fits, before anything runs.",
+    )
     sub.add_argument("--json", action="store_true", help="one JSON object")
     sub.add_argument(
         "--cluster", metavar="NAME|FILE", help="a built-in machine or your own yaml (default: by trainer.accelerator)"
@@ -118,9 +122,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from sigma_lite.data.shards import prepare
+    from sigma_lite.data.shards import prepare, prepare_parts
 
-    ready = prepare(load_run(options.config, options.over).corpus)
+    corpus = load_run(options.config, options.over).corpus
+    shared = (options.rank, options.ranks) != (0, 1)
+    if shared and (missing := prepare_parts(corpus, options.rank, options.ranks)):
+        print(f"data          {corpus.dir}: {len(missing)} of {corpus.parts} parts are not finished yet")
+        return
+    ready = prepare(corpus)
     facts = ready.facts()
     print(f"data          {ready.dir}: {facts['train_tokens']:,} training and {facts['heldout_tokens']:,} held-out tokens")
     print(

@@ -258,6 +258,7 @@ class CorpusConfig:
     vocab_size: int = 4096  # of the byte-level BPE trained on the training documents; linked to the model's
     heldout: float = 0.08  # share of documents kept for validation, chosen by a hash of the name
     max_documents: int | None = None  # stop after so many documents (streaming a large data set); domains: shared evenly
+    parts: int = 1  # slices that processes may prepare side by side; the tokens are the same whoever prepares them
 
     def __post_init__(self) -> None:
         sources = ("stdlib", "domains", "files", "hf")
@@ -269,7 +270,10 @@ class CorpusConfig:
             f"vocab_size={self.vocab_size}: byte-level BPE needs 256 bytes and 4 special tokens; try 512",
         )
         require(0 < self.heldout < 1, f"heldout={self.heldout}: must lie strictly between 0 and 1; try 0.08")
-        require(self.max_documents is None or self.max_documents > 1, "max_documents must be at least 2: one to hold out")
+        _positive(self, "parts")
+        most = self.max_documents
+        require(most is None or most > 1, "max_documents must be at least 2: one to hold out")
+        require(most is None or self.parts <= most, f"parts={self.parts} is more than max_documents={most}: lower it")
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import itertools
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,7 +133,7 @@ def test_its_model_is_built_without_memory_and_has_the_counted_parameters(name, 
 
 
 def test_scripts_name_files_that_exist():
-    assert [path.name for path in SCRIPTS] == ["slurm.sbatch", "torchrun.sh"]
+    assert [path.name for path in SCRIPTS] == ["prepare.sbatch", "slurm.sbatch", "torchrun.sh"]
     for script in SCRIPTS:
         named = re.findall(r"scaled_configs/[\w./-]+\.(?:yaml|sh|sbatch)", script.read_text())
         assert named, f"{script} shows no example"
@@ -169,4 +171,35 @@ def test_torchrun_script_starts_what_it_says(tmp_path):
         "--trainer.devices=4",
     ]
     refused = subprocess.run([script], env=environment, capture_output=True, text=True)
+    assert refused.returncode == 2 and "usage" in refused.stderr
+
+
+@pytest.mark.slow
+def test_prepare_script_shares_out_the_parts(tmp_path):
+    """With an srun that starts the tasks on this machine; what they prepare is what one process does."""
+    import tiny
+
+    from sigma_lite.data.shards import load
+
+    tiny.write_corpus(tmp_path)
+    tiny.write_config(tmp_path, data__corpus__parts=3)
+    fake = tmp_path / "srun"
+    fake.write_text(
+        "#!/usr/bin/env bash\nset -eu\n"
+        'for ((n = 0; n < SLURM_NTASKS; n++)); do SLURM_PROCID="$n" "$@" & tasks[n]=$!; done\n'
+        'for task in "${tasks[@]}"; do wait "$task"; done\n'
+    )
+    fake.chmod(0o755)
+    path = f"{tmp_path}:{Path(sys.executable).parent}:/usr/bin:/bin"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "SLURM_JOB_ID": "1", "SLURM_NTASKS": "3"}
+    script = [CONFIGS / "launch" / "prepare.sbatch", "-c", "tiny.yaml"]
+    for tasks in ("3", "2"):
+        folder = f"--data.corpus.dir=by-{tasks}"
+        environment["SLURM_NTASKS"] = tasks
+        done = subprocess.run([*script, folder], env=environment, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert f"by-{tasks}: " in done.stdout.splitlines()[-2] and "training and" in done.stdout.splitlines()[-2]
+    by_two, by_three = (load(tmp_path / f"by-{tasks}", full_check=True).manifest for tasks in ("2", "3"))
+    assert by_two["fingerprint"] == by_three["fingerprint"]
+    refused = subprocess.run(script[:1], env=environment, capture_output=True, text=True)
     assert refused.returncode == 2 and "usage" in refused.stderr

@@ -9,7 +9,8 @@
 # HEAD       host:port of one of the nodes, reachable from all (this host, when there is one node)
 # RESTARTS   how often torchrun starts all processes again after one has failed (3); they continue from the last checkpoint
 #
-# The data must have been prepared, on a disk that all nodes see: sigma-lite prepare -c FILE
+# The data must have been prepared, on a disk that all nodes see: sigma-lite prepare -c FILE (launch/prepare.sbatch shows how
+# many processes share that work)
 # Not run on GPUs by us.
 set -euo pipefail
 

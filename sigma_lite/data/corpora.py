@@ -13,7 +13,7 @@ import json
 import os
 import platform
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,20 +53,28 @@ def split_position(document: Document) -> float:
 
 
 def documents(config: CorpusConfig, skipped: Counter | None = None) -> Iterator[Document]:
-    """All documents with text, always in the same order; `skipped` counts those left out, by reason.
+    """All documents with text, part after part, always in the same order; `skipped` counts those left out, by reason.
 
-    Raises ConfigError for a path that does not exist, a missing column, bad JSON, or a corpus without a document.
+    Raises ConfigError for a path that does not exist, a missing column, bad JSON, or a part without a document.
     """
     skipped = Counter() if skipped is None else skipped
+    return itertools.chain.from_iterable(documents_of_part(config, part, skipped) for part in range(config.parts))
+
+
+def documents_of_part(config: CorpusConfig, part: int, skipped: Counter) -> Iterator[Document]:
+    """Those of one of the `config.parts` slices, which share no document and no table file."""
     sources = {"stdlib": _stdlib, "domains": _domains, "files": _files, "hf": _hugging_face}
-    source = sources[config.source](config, skipped)
+    source = sources[config.source](config, skipped, part)
+    most = config.max_documents and config.max_documents // config.parts + (part < config.max_documents % config.parts)
     count = 0
-    for document in itertools.islice((d for d in source if _usable(d, skipped)), config.max_documents):
+    for document in itertools.islice((d for d in source if _usable(d, skipped)), most):
         count += 1
         yield document
-    reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(skipped.items()))
+    reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(skipped.items())) or "it is empty"
     where = config.path or config.dataset or "the standard library"
-    require(count > 0, f"the corpus {where} holds no document with text ({reasons or 'it is empty'})")
+    whose = f"part {part} of {config.parts} of the corpus {where}" if config.parts > 1 else f"the corpus {where}"
+    fewer = "; set parts to a smaller number" if config.parts > 1 else ""
+    require(count > 0, f"{whose} holds no document with text ({reasons}){fewer}")
 
 
 def _usable(document: Document, skipped: Counter) -> bool:
@@ -93,19 +101,32 @@ def expected(config: CorpusConfig) -> int | None:
 # ------------------------------------------------------------------------------------------------- standard library
 
 
-def _stdlib(config: CorpusConfig, skipped: Counter) -> Iterator[Document]:
+def _dealt(documents: Callable[[Counter], Iterator[Document]], config: CorpusConfig, skipped: Counter, part: int):
+    """Every `parts`-th document of a source that each part must read as a whole; what it leaves out is counted once."""
+    return itertools.islice(documents(Counter() if part else skipped), part, None, config.parts)
+
+
+def _stdlib(config: CorpusConfig, skipped: Counter, part: int) -> Iterator[Document]:
+    return _dealt(_library, config, skipped, part)
+
+
+def _library(skipped: Counter) -> Iterator[Document]:
     root, paths = library.root(), library.paths()
     require(bool(paths), f"this Python keeps no .py files in {root}: use corpus source 'files' with a path")
     return _whole_files(root, paths, skipped)
 
 
-def _domains(config: CorpusConfig, skipped: Counter) -> Iterator[Document]:
+def _domains(config: CorpusConfig, skipped: Counter, part: int) -> Iterator[Document]:
     """Domain after domain, so that few rows hold two; `max_documents` is shared out evenly among them."""
-    made = library.domains({module.name: module.text for module in _stdlib(config, skipped)})
-    share = config.max_documents and -(-config.max_documents // len(made))
-    seen = {""}
-    for documents in made.values():
-        yield from itertools.islice(_new(documents, seen, skipped), share)
+
+    def all_domains(skipped: Counter) -> Iterator[Document]:
+        made = library.domains({module.name: module.text for module in _library(skipped)})
+        share = config.max_documents and -(-config.max_documents // len(made))
+        seen = {""}
+        for documents in made.values():
+            yield from itertools.islice(_new(documents, seen, skipped), share)
+
+    return _dealt(all_domains, config, skipped, part)
 
 
 def _new(documents: Iterator[tuple[str, str, str]], seen: set[str], skipped: Counter) -> Iterator[Document]:
@@ -167,14 +188,15 @@ def _is_plain(part: str) -> bool:
     return not glob.has_magic(part)
 
 
-def _files(config: CorpusConfig, skipped: Counter) -> Iterator[Document]:
+def _files(config: CorpusConfig, skipped: Counter, part: int) -> Iterator[Document]:
+    """Whole files are dealt out one by one, so that copies are found in all parts; tables by file: nobody reads all."""
     root, files = _listing(config)
-    tables = {".jsonl": _json_rows, ".parquet": _parquet_rows}
-    yield from _whole_files(root, [f for f in files if f.suffix not in tables], skipped)
-    for file in files:
-        if file.suffix in tables:
-            for number, text in tables[file.suffix](file, config.text_field):
-                yield Document(f"{file.relative_to(root).as_posix()}:{number}", text, key=text)
+    rows = {".jsonl": _json_rows, ".parquet": _parquet_rows}
+    whole, tables = ([f for f in files if (f.suffix in rows) == table] for table in (False, True))
+    yield from _dealt(lambda skipped: _whole_files(root, whole, skipped), config, skipped, part)
+    for file in tables[part :: config.parts]:
+        for number, text in rows[file.suffix](file, config.text_field):
+            yield Document(f"{file.relative_to(root).as_posix()}:{number}", text, key=text)
 
 
 def _json_rows(file: Path, field: str) -> Iterator[tuple[int, str]]:
@@ -233,16 +255,22 @@ def _count_rows(path: Path) -> int:
 # ------------------------------------------------------------------------------------------------------ Hugging Face
 
 
-def _hugging_face(config: CorpusConfig, skipped: Counter) -> Iterator[Document]:
+def _hugging_face(config: CorpusConfig, skipped: Counter, part: int) -> Iterator[Document]:
+    """The rows of this part's share of the dataset's files."""
     datasets = _optional("datasets", "corpus source 'hf'", "datasets")
     try:
         rows = datasets.load_dataset(config.dataset, config.subset, split=config.split, streaming=True)
     except Exception as error:  # a wrong name, split or subset, or no network: each has a class of its own
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"dataset {config.dataset!r} (split {config.split!r}) cannot be opened: {reason}") from error
-    for number, row in enumerate(_watched(rows, config.dataset), start=1):
-        text = _text_of(row, config.text_field, f"{config.dataset} row {number}")
-        yield Document(f"{config.dataset}:{number}", text, key=text)
+    require(
+        config.parts <= rows.num_shards,
+        f"parts={config.parts}: dataset {config.dataset!r} has {rows.num_shards} file(s); set parts to that or less",
+    )
+    name = f"{config.dataset}:{part}" if config.parts > 1 else config.dataset
+    for number, row in enumerate(_watched(rows.shard(config.parts, part), config.dataset), start=1):
+        text = _text_of(row, config.text_field, f"{name} row {number}")
+        yield Document(f"{name}:{number}", text, key=text)
 
 
 def _watched(rows, name: str) -> Iterator[dict]:

@@ -7,9 +7,12 @@
     heldout-00000.bin      the same of its held-out documents; heldout-00000.kinds.bin
     shard-00000.json       sizes and hashes of these files, written after them, and which tokens are of which domain
     ...
+    part-00000.json        written after the last shard of part 0
     manifest.json          everything about the data; it is written last, so its presence means finished
 
-Each file is whole or absent (storage.atomic_write), so a second `prepare` keeps what is there and goes on behind it.
+With `parts: 4` in the corpus, shard 1 of part 3 is called 00003-00001, and four processes may prepare it side by side,
+on one machine or on several that share the folder: the files are the same whoever writes them. Each file is whole or
+absent (storage.atomic_write), so a second `prepare` keeps what is there and goes on behind it.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,10 +103,33 @@ def prepare(corpus: CorpusConfig, progress: bool = True, shard_tokens: int = SHA
     """
     folder = Path(corpus.dir)
     if not _is_finished(folder, corpus):
+        prepare_parts(corpus, progress=progress, shard_tokens=shard_tokens)
         with alone(folder / "prepare.lock"):
-            if not _is_finished(folder, corpus):  # another process may have done it meanwhile
-                _run_stages(folder, corpus, progress, shard_tokens)
+            _finish(folder, corpus, progress)
     return load(folder)
+
+
+def prepare_parts(
+    corpus: CorpusConfig, rank: int = 0, ranks: int = 1, *, progress: bool = True, shard_tokens: int = SHARD_TOKENS
+) -> list[int]:
+    """Parts rank, rank + ranks, ... of the corpus; returns the parts that no process has finished so far.
+
+    Where the list is empty, `prepare` only has to write the manifest. Processes need not know of each other: the first
+    one trains the tokenizer while the others wait for it.
+    Raises as `prepare` does, and ConfigError when `rank` is not one of `ranks` or there are more ranks than parts.
+    """
+    require(0 <= rank < ranks, f"rank={rank}: must be from 0 to ranks - 1 = {ranks - 1}")
+    require(
+        ranks <= corpus.parts,
+        f"ranks={ranks}: there are parts={corpus.parts} of the corpus to share out; set data.corpus.parts={ranks} or more",
+    )
+    folder = Path(corpus.dir)
+    with alone(folder / "tokenizer.lock"):
+        bpe = _begin(folder, corpus, progress)
+    for part in range(rank, corpus.parts, ranks):
+        with alone(folder / f"part-{part:05}.lock"):
+            stages.part_stage(folder, corpus, part, bpe, shard_tokens, progress)
+    return [part for part in range(corpus.parts) if not stages.part_file(folder, part).exists()]
 
 
 def load(folder: str | Path, full_check: bool = False) -> Prepared:
@@ -133,27 +160,35 @@ def _open(folder: Path, manifest: dict) -> Prepared:
     return Prepared(folder, manifest, stream("train"), stream("heldout"))
 
 
-def _run_stages(folder: Path, corpus: CorpusConfig, progress: bool, shard_tokens: int) -> None:
+def _begin(folder: Path, corpus: CorpusConfig, progress: bool) -> Tokenizer:
+    _check_owner(folder, corpus)
     if stages.read_json(folder / "settings.json") is None:
         write_json(folder / "settings.json", {"format": FORMAT, "corpus": _settings(corpus)})
+    return stages.tokenizer_stage(folder, corpus, progress)
+
+
+def _finish(folder: Path, corpus: CorpusConfig, progress: bool) -> None:
+    """Write the manifest of finished parts. One that is there, because a file of it was lost, must fit them."""
     before = stages.read_json(folder / "manifest.json")
-    bpe = stages.tokenizer_stage(folder, corpus, progress)
-    shards, skipped = stages.shard_stage(folder, corpus, bpe, shard_tokens, progress)
+    parts = [stages.read_part(folder, corpus, part) for part in range(corpus.parts)]
+    shards = [shard for own, _ in parts for shard in own]
     manifest = {
         "format": FORMAT,
         "corpus": _settings(corpus),
         "interpreter": corpora.interpreter(),
-        "skipped": dict(skipped),
+        "skipped": dict(sum((skipped for _, skipped in parts), Counter())),
         **_sums(shards),
         "tokenizer": _entry(folder / "tokenizer.json"),
         "shards": shards,
     }
     hashes = "".join(entry["sha256"] for entry in _entries(manifest))
     manifest["fingerprint"] = hashlib.sha256(hashes.encode()).hexdigest()
-    if before and before["fingerprint"] != manifest["fingerprint"]:
-        raise StorageError(f"{folder}: what was built again differs, the corpus has changed: delete the folder")
+    if before:
+        if before["fingerprint"] != manifest["fingerprint"]:
+            raise StorageError(f"{folder}: what was built again differs, the corpus has changed: delete the folder")
+        return
     data = _open(folder, manifest)
-    xz, xz_bytes = baselines.xz_bits_per_byte(data.heldout, tokenizer.token_strings(bpe), progress)
+    xz, xz_bytes = baselines.xz_bits_per_byte(data.heldout, tokenizer.token_strings(data.tokenizer), progress)
     unigram = baselines.unigram_bits_per_byte(data.train, data.heldout, data.token_bytes)
     manifest["baselines"] = {"xz_bits_per_byte": xz, "xz_bytes": xz_bytes, "unigram_bits_per_byte": unigram}
     write_json(folder / "manifest.json", manifest)
@@ -183,8 +218,9 @@ def _check_owner(folder: Path, corpus: CorpusConfig) -> None:
         require(not others, f"{folder} holds files that `prepare` did not write ({', '.join(others[:3])}): {fixes}")
         return
     require(found["format"] == FORMAT, f"{folder} was prepared in format {found['format']}, this is {FORMAT}: {fixes}")
+    unnamed = _settings(CorpusConfig())  # what a folder that is older than a setting was prepared with
     for name, value in _settings(corpus).items():
-        was = found["corpus"].get(name)
+        was = found["corpus"].get(name, unnamed[name])
         require(was == value, f"{folder} was prepared with {name}={was!r}, not {value!r}: {fixes}")
 
 

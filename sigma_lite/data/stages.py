@@ -43,7 +43,7 @@ def read_json(path: Path, what: str = "it") -> dict | None:
 
 
 def tokenizer_stage(folder: Path, corpus: CorpusConfig, progress: bool) -> Tokenizer:
-    """Train tokenizer.json on the training documents, unless it is there."""
+    """Train tokenizer.json on the training documents of all parts, unless it is there."""
     path = folder / "tokenizer.json"
     if not path.exists():
         bpe = tokenizer.train(_training_text(corpus, progress), corpus.vocab_size, progress)
@@ -55,7 +55,8 @@ def tokenizer_stage(folder: Path, corpus: CorpusConfig, progress: bool) -> Token
 def _training_text(corpus: CorpusConfig, progress: bool) -> Iterator[str]:
     """Text of the first training documents. Raises ConfigError when `heldout` leaves one side without any."""
     number, size, lowest, highest = 0, 0, 1.0, 0.0
-    for document in _with_bar(corpora.documents(corpus), corpus, "reading for the tokenizer", progress):
+    total = corpora.expected(corpus) if progress else None
+    for document in _with_bar(corpora.documents(corpus), total, "reading for the tokenizer", progress):
         position = corpora.split_position(document)
         number, lowest, highest = number + 1, min(lowest, position), max(highest, position)
         if position >= corpus.heldout:
@@ -73,8 +74,7 @@ def _training_text(corpus: CorpusConfig, progress: bool) -> Iterator[str]:
     require(highest >= corpus.heldout, f"{here} keeps none for training: set heldout to {highest - 1e-3:.3f} or less")
 
 
-def _with_bar(documents: Iterator[Document], corpus: CorpusConfig, desc: str, progress: bool) -> Iterator[Document]:
-    total = corpora.expected(corpus) if progress else None
+def _with_bar(documents: Iterator[Document], total: int | None, desc: str, progress: bool) -> Iterator[Document]:
     return iter(tqdm(documents, desc=desc, total=total, unit=" documents", disable=not progress, delay=1, leave=False))
 
 
@@ -88,17 +88,25 @@ class Encoded(NamedTuple):
     kinds: np.ndarray  # uint8, of the same length
 
 
-def shard_stage(
-    folder: Path, corpus: CorpusConfig, bpe: Tokenizer, shard_tokens: int, progress: bool
-) -> tuple[list[dict], Counter]:
-    """Every shard's sidecar, finished shards passed over and the others written; and what was left out, by reason.
+def part_file(folder: Path, part: int) -> Path:
+    return folder / f"part-{part:05}.json"
+
+
+def part_stage(folder: Path, corpus: CorpusConfig, part: int, bpe: Tokenizer, shard_tokens: int, progress: bool) -> None:
+    """Every shard of a part that is not finished, then the file that says so; finished shards are passed over.
 
     A shard ends with the batch of documents that brings it to `shard_tokens`.
     """
+    if _part_is_finished(folder, corpus, part):
+        return
     skipped, shards, digest = Counter(), [], hashlib.sha256()
-    documents = _with_bar(corpora.documents(corpus, skipped), corpus, f"tokens for {folder}", progress)
+    desc = f"tokens for {folder}" + (f", part {part} of {corpus.parts}" if corpus.parts > 1 else "")
+    total = corpora.expected(corpus) if progress else None
+    documents = corpora.documents_of_part(corpus, part, skipped)
+    documents = _with_bar(documents, total and -(-total // corpus.parts), desc, progress)
     for number in count():
-        if shard := _finished(folder, number):
+        tail = _tail(corpus, part, number)
+        if shard := _finished(folder, tail):
             for document in islice(documents, shard["documents"]):
                 digest.update(_identity(document.name, _sha256(document.text)))
             if digest.hexdigest() != shard["digest"]:
@@ -106,16 +114,33 @@ def shard_stage(
         else:
             encoded = list(_encode(documents, bpe, corpus, shard_tokens))
             if not encoded:
-                return shards, skipped
+                break
             for item in encoded:
                 digest.update(_identity(item.facts["name"], item.facts["sha256"]))
-            shard = _write_shard(folder, number, encoded, digest.hexdigest())
+            shard = _write_shard(folder, tail, encoded, digest.hexdigest())
         shards.append(shard)
+    write_json(part_file(folder, part), {"shards": len(shards), "skipped": dict(skipped)})
 
 
-def _finished(folder: Path, number: int) -> dict | None:
+def _part_is_finished(folder: Path, corpus: CorpusConfig, part: int) -> bool:
+    done = read_json(part_file(folder, part))
+    return done is not None and all(_finished(folder, _tail(corpus, part, n)) for n in range(done["shards"]))
+
+
+def read_part(folder: Path, corpus: CorpusConfig, part: int) -> tuple[list[dict], Counter]:
+    """The sidecars of a finished part's shards, and what was left out, by reason."""
+    done = read_json(part_file(folder, part))
+    shards = [read_json(folder / f"shard-{_tail(corpus, part, number)}.json") for number in range(done["shards"])]
+    return shards, Counter(done["skipped"])
+
+
+def _tail(corpus: CorpusConfig, part: int, number: int) -> str:
+    return f"{part:05}-{number:05}" if corpus.parts > 1 else f"{number:05}"
+
+
+def _finished(folder: Path, tail: str) -> dict | None:
     """The sidecar of a shard whose files are all there. Raises StorageError when one is not what was written."""
-    shard = read_json(folder / f"shard-{number:05}.json")
+    shard = read_json(folder / f"shard-{tail}.json")
     if shard is None or not all((folder / entry["file"]).exists() for entry in shard["files"].values()):
         return None
     for entry in shard["files"].values():
@@ -162,9 +187,8 @@ def _facts(document: Document, corpus: CorpusConfig, n_tokens: int) -> dict:
     }
 
 
-def _write_shard(folder: Path, number: int, encoded: list[Encoded], digest: str) -> dict:
-    """Write a shard's files, then the sidecar that vouches for them. `digest` covers all documents up to here."""
-    tail = f"{number:05}"
+def _write_shard(folder: Path, tail: str, encoded: list[Encoded], digest: str) -> dict:
+    """Write a shard's files, then the sidecar that vouches for them. `digest` covers its part's documents up to here."""
     files = {"documents": write_lines(folder / f"documents-{tail}.jsonl", (item.facts for item in encoded))}
     shard = {"documents": len(encoded), "digest": digest, "files": files, "domains": {}}
     for split in SPLITS:

@@ -108,7 +108,8 @@ def test_finished_shards_are_kept(fresh):
     prepare_quietly(corpus_of(fresh))
     folder = fresh / "data"
     before = contents(folder)
-    kept = {p.name: p.stat().st_mtime_ns for p in folder.iterdir() if "00001" not in p.name and p.name != "manifest.json"}
+    again = ("manifest.json", "part-00000.json")
+    kept = {p.name: p.stat().st_mtime_ns for p in folder.iterdir() if "00001" not in p.name and p.name not in again}
     for name in ("manifest.json", "train-00001.bin", "shard-00001.json"):
         (folder / name).unlink()
     prepare_quietly(corpus_of(fresh))
@@ -132,13 +133,13 @@ def test_a_second_prepare_waits_for_the_first(fresh):
     """
     (fresh / "data").mkdir()
     command = [sys.executable, "-c", textwrap.dedent(code), str(fresh / "text"), str(fresh / "data")]
-    with open(fresh / "data" / "prepare.lock", "w") as lock:
+    with open(fresh / "data" / "tokenizer.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # as the first one does
         second = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert second.stdout.readline() == "begins\n"
         with pytest.raises(subprocess.TimeoutExpired):
             second.wait(0.5)
-        assert [p.name for p in (fresh / "data").iterdir()] == ["prepare.lock"]
+        assert [p.name for p in (fresh / "data").iterdir()] == ["tokenizer.lock"]
     assert second.wait() == 0
     load(fresh / "data", full_check=True)
 
@@ -186,7 +187,8 @@ def test_a_damaged_description_is_named_and_the_fix_works(fresh, name):
 
 def test_documents_that_changed_under_an_unfinished_prepare_are_noticed(fresh):
     prepare_quietly(corpus_of(fresh))
-    (fresh / "data" / "manifest.json").unlink()
+    for name in ("manifest.json", "part-00000.json"):
+        (fresh / "data" / name).unlink()
     (fresh / "text" / "blank.txt").write_text("other text")
     with pytest.raises(StorageError, match="the documents changed since .* delete it to prepare it anew"):
         prepare_quietly(corpus_of(fresh))
