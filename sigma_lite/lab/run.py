@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -130,7 +132,7 @@ def _forget(folder: Path) -> None:
 
 
 def _run_all(runs: Sequence[Run], workers: int, name: str) -> None:
-    """At most `workers` processes at a time until every run has ended; Ctrl-C stops them, and nothing is lost.
+    """At most `workers` processes at a time until every run has ended; Ctrl-C or SIGTERM stops them, and nothing is lost.
 
     One that fails does not stop the others, which may be hours into their work. Raises ConfigError at the end.
     """
@@ -139,6 +141,7 @@ def _run_all(runs: Sequence[Run], workers: int, name: str) -> None:
     waiting, running, failures = list(runs), {}, []  # running: process -> run
     total, begun = sum(run.steps for run in runs), sum(map(_steps_done, runs))
     bar = tqdm(total=total, initial=begun, unit="step", desc=f"{name}: {len(runs)} runs", disable=not runs)
+    handler = _end_on_sigterm()
     try:
         while waiting or running:
             while waiting and len(running) < workers:
@@ -156,8 +159,17 @@ def _run_all(runs: Sequence[Run], workers: int, name: str) -> None:
             process.terminate()
         for process in running:
             process.wait()
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
     if failures:
         raise ConfigError("; ".join(failures))
+
+
+def _end_on_sigterm() -> Any:
+    """Let SIGTERM end this process by an exception, so that its workers end with it; returns the handler before."""
+    if threading.current_thread() is not threading.main_thread():
+        return None  # only the main thread hears signals
+    return signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def _steps_done(run: Run) -> int:

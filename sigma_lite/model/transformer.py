@@ -144,11 +144,49 @@ CHUNK = 512  # tokens whose logits exist at one time; on a CPU this beats torch'
 
 
 def cross_entropy(x_TD: Tensor, head_VD: Tensor, targets_T: Tensor, reduction: str = "mean") -> Tensor:
-    """-log softmax(head x)[target], in nats; chunked over tokens where torch can (2.13 on), so memory is O(chunk * V)."""
-    if hasattr(F, "linear_cross_entropy") and reduction == "mean" and torch.is_grad_enabled():
-        options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK)
-        return F.linear_cross_entropy(x_TD, head_VD, targets_T, options=options)
+    """-log softmax(head x)[target], in nats; chunked over tokens where torch can (2.13 on), so memory is O(chunk * V).
+
+    Under autocast the products are of its 16 bits; softmax, loss and the sum of the head's gradient are in fp32.
+    """
+    device = x_TD.device.type
+    if reduction == "mean" and torch.is_grad_enabled():
+        if torch.is_autocast_enabled(device):
+            return _MixedCrossEntropy.apply(x_TD, head_VD, targets_T, torch.get_autocast_dtype(device))
+        if hasattr(F, "linear_cross_entropy"):
+            options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK)
+            return F.linear_cross_entropy(x_TD, head_VD, targets_T, options=options)
     chunks = zip(x_TD.split(CHUNK), targets_T.split(CHUNK), strict=True)
     losses = [F.cross_entropy(F.linear(x, head_VD).float(), t, reduction="none") for x, t in chunks]
     losses_T = torch.cat(losses) if losses else x_TD.new_zeros(0)
     return losses_T if reduction == "none" else losses_T.sum() / (targets_T != -100).sum()
+
+
+class _MixedCrossEntropy(torch.autograd.Function):
+    """Mean loss whose gradients are made chunk by chunk in the forward pass, while the logits are there.
+
+    torch's chunked loss does not follow autocast, and given 16-bit numbers it rounds the loss to 16 bits too.
+    """
+
+    @staticmethod
+    def forward(ctx, x_TD: Tensor, head_VD: Tensor, targets_T: Tensor, dtype: torch.dtype) -> Tensor:
+        x_TD, head_VD = x_TD.to(dtype), head_VD.to(dtype)
+        scored_T = targets_T != -100
+        dx_TD, dhead_VD = torch.empty_like(x_TD), torch.zeros_like(head_VD, dtype=torch.float32)
+        nats = dhead_VD.new_zeros(())
+        chunks = (tensor.split(CHUNK) for tensor in (x_TD, targets_T.clamp(min=0), scored_T, dx_TD))
+        for x_CD, targets_C, scored_C, dx_CD in zip(*chunks, strict=True):
+            logp_CV = torch.mm(x_CD, head_VD.T).float().log_softmax(-1)
+            nats -= (logp_CV.gather(1, targets_C[:, None])[:, 0] * scored_C).sum()
+            dlogits_CV = logp_CV.exp_()
+            dlogits_CV[torch.arange(len(targets_C), device=x_CD.device), targets_C] -= 1
+            dlogits_CV = dlogits_CV.mul_(scored_C[:, None]).to(dtype)  # not yet divided by the count: fp16 would lose it
+            torch.mm(dlogits_CV, head_VD, out=dx_CD)
+            dhead_VD += torch.mm(dlogits_CV.T, x_CD)
+        ctx.count = scored_T.sum()
+        ctx.save_for_backward(dx_TD, dhead_VD)
+        return nats / ctx.count
+
+    @staticmethod
+    def backward(ctx, dloss: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        dx_TD, dhead_VD = ctx.saved_tensors
+        return dx_TD * (dloss / ctx.count), dhead_VD.mul_(dloss / ctx.count), None, None

@@ -37,11 +37,19 @@ def memory(run: RunConfig, layout: Layout, cluster: Cluster, k_per_layer: Sequen
         "adamw_moments": 2 * own,
         "gathered": _gathered_root(run.net, number) if layout.sharded else 0,
         "activations": sum(kept) + T * (number.stream * D + FP32),  # and the last norm
-        "loss": (run.net.vocab_size + T) * D * number.weight,
+        "loss": (run.net.vocab_size * number.weight + T * number.compute) * D,
         "rows": 3 * T * INDEX + T * run.rows.length,  # ids, targets, documents, and who may look at whom
     }
-    logits = min(CHUNK, T) * run.net.vocab_size * (FP32 if number.weight == FP32 else FP32 + number.weight)
-    return items | {"working": max(logits, _backward(run, layout, gpu, k_per_layer, kept, items))}
+    return items | {"working": max(_loss(run.net, T, number), _backward(run, layout, gpu, k_per_layer, kept, items))}
+
+
+def _loss(net: ModelConfig, T: int, number: Precision) -> int:
+    """Bytes that the cross entropy needs besides what it leaves: see model/transformer.py."""
+    logits, head = min(CHUNK, T) * net.vocab_size, net.vocab_size * net.d_model
+    if number.compute == number.weight:
+        return logits * (FP32 if number.weight == FP32 else FP32 + number.weight)
+    chunk = max(2 * FP32 * logits, (FP32 + number.compute) * logits + number.compute * head)
+    return chunk + number.compute * (head + T * net.d_model)  # and the copies of head and stream
 
 
 def kept_per_layer(run: RunConfig, layout: Layout, gpu: bool, k_per_layer: Sequence[int]) -> list[int]:

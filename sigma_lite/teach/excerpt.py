@@ -10,7 +10,7 @@ from pygments.lexers import CudaLexer, PythonLexer
 
 import sigma_lite
 from sigma_lite.config import require
-from sigma_lite.teach.source import Source
+from sigma_lite.teach.source import SUMMARY, Source
 
 # at the start of a line, types and qualifiers, but no parenthesis and no dot: a definition or a declaration, not a call
 DEFINED = r"^(?P<indent>\s*)(?:[\w:<>,&*\[\]@\" ]+[\s&*])?(?P<name>\w+)\("
@@ -33,7 +33,7 @@ class Excerpt(Source):
 
     def _repr_html_(self) -> str:
         shown = super()._repr_html_()
-        return f"<details><summary>{self.fold}</summary>{shown}</details>" if self.fold else shown
+        return f"<details>{SUMMARY}{self.fold}</summary>{shown}</details>" if self.fold else shown
 
 
 def excerpt(file: str, name: str, fold: str = "") -> Excerpt:

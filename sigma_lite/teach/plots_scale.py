@@ -187,6 +187,6 @@ def over_nodes(run: RunConfig, cluster: Cluster, nodes: Sequence[int], layout: C
     for name, values in parts.items():
         figure.add_scatter(x=list(nodes), y=values, name=name, mode="lines+markers")
     figure.update_xaxes(title="nodes of eight GPUs", type="log", tickvals=list(nodes))
-    figure.update_yaxes(title="predicted seconds of a step", type="log")
+    figure.update_yaxes(title="predicted seconds of a step", type="log", dtick=1, tickformat="~g")
     tokens = run.rows.per_step * run.rows.length / 1e6
     return figure.update_layout(title=f"More nodes, the same {tokens:.1f} million tokens a step", height=400)

@@ -22,6 +22,7 @@ from sigma_lite.teach.style import INK
 
 # contrast above 4 on white and on the dark page
 BLUE, GREEN, PURPLE, TEAL, BROWN = "#1d79ce", "#148943", "#9d59c8", "#138585", "#9b6f3b"
+SUMMARY = f'<summary style="color:{BLUE};cursor:pointer">'  # JupyterLab with MyST hides the triangle of a fold
 
 
 class _BothThemes(Style):
@@ -94,7 +95,7 @@ class Folds:
             ("the shapes", prose.format(html.escape(self.shapes or str(inspect.signature(self.source.object))))),
             (f"the source: {self.source.file}", self.source.coloured()),
         ]
-        return "".join(f"<details><summary>{title}</summary>{body}</details>" for title, body in folds)
+        return "".join(f"<details>{SUMMARY}{title}</summary>{body}</details>" for title, body in folds)
 
 
 def show(name: str) -> Source:

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sigma_lite.config import ConfigError, ModelConfig
 from sigma_lite.model import KeyValueCache, Transformer
@@ -97,6 +98,40 @@ def test_loss_equals_cross_entropy_of_the_logits(model):
         x = model.backbone(inputs)[0].flatten(0, 1)
         each = cross_entropy(x, model.head.weight, targets.flatten(), reduction="none")
         torch.testing.assert_close(each.sum() / (targets != -100).sum(), expected)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 4e-3), (torch.float16, 5e-4)])
+def test_loss_under_autocast_multiplies_in_16_bits_and_adds_in_fp32(dtype, most):
+    """Half a unit in the last place is 2e-3 in bf16 and 2.4e-4 in fp16; the loss itself must not be rounded to 16 bits."""
+    random = torch.Generator().manual_seed(0)
+    x, head = torch.randn(1300, 64, generator=random), torch.randn(700, 64, generator=random) / 8
+    targets = torch.randint(700, (1300,), generator=random)
+    targets[::7] = -100
+
+    def found(loss, dtype):
+        leaves = [t.to(dtype).requires_grad_() for t in (x, head)]
+        value = loss(*leaves)
+        return [value.detach(), *torch.autograd.grad(3 * value, leaves)]
+
+    def mixed(x, head):
+        with torch.autocast("cpu", dtype=dtype):
+            return cross_entropy(x, head, targets)
+
+    exact = found(lambda x, head: torch.nn.functional.cross_entropy(x @ head.T, targets), torch.float64)
+    for ours, reference in zip(found(mixed, torch.float32), exact, strict=True):
+        assert ours.dtype == torch.float32
+        assert 0 < (ours - reference).norm() / reference.norm() < most
+
+    used = []
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            used.extend(t.dtype for t in args if "mm" in function.name() and isinstance(t, torch.Tensor))
+            return function(*args, **(kwargs or {}))
+
+    with Products():
+        found(mixed, torch.float32)
+    assert set(used) == {dtype}
 
 
 def test_an_untrained_model_guesses_uniformly(model):

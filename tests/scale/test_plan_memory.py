@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
@@ -35,35 +36,22 @@ RUNS = {
 }
 
 
-@pytest.mark.skipif("needs a C++ compiler" in trial(), reason="the plan assumes a compiler")
+@pytest.mark.skipif(bool(trial()), reason="the plan assumes the compiled kernel")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("name", RUNS)
-def test_planned_memory_is_what_training_allocates(name, monkeypatch):
+def test_planned_memory_is_what_training_allocates(name, precision, monkeypatch):
     monkeypatch.setattr(activations, "LANES", lanes())
-    run = RUNS[name]
+    run = replace(RUNS[name], trainer={"precision": precision})
     k = (*run.sparsity.head, *(run.net.top_k,) * (run.net.n_layers - len(run.sparsity.head)))
     items = memory(run, Layout(per_micro=run.rows.per_micro), load_cluster("cpu-core"), k)
     gc.collect()
     found = largest(lambda: _train(run, k))
     assert peak(items) == pytest.approx(found, rel=0.1)
 
-    model = _model(run, k)
-    batch = _batch(run)
-    kept = kept_for_backward(lambda: _loss(model, *batch), [*model.state_dict().values(), *batch])
-    assert items["activations"] == pytest.approx(kept, rel=0.02)
-
-
-def test_mixed_precision_keeps_what_is_planned():
-    run = RunConfig(RUNS["K = 1"].net, rows=RUNS["K = 1"].rows, trainer={"precision": "bf16-mixed"})
-    k = (1,) * run.net.n_layers
-    items = memory(run, Layout(per_micro=run.rows.per_micro), load_cluster("cpu-core"), k)
     model, batch = _model(run, k), _batch(run)
-
-    def forward():
-        with torch.autocast("cpu", torch.bfloat16):
-            return _loss(model, *batch)
-
-    kept = kept_for_backward(forward, [*model.state_dict().values(), *batch])
-    assert items["activations"] == pytest.approx(kept, rel=0.02)
+    kept = kept_for_backward(lambda: _loss(run, model, *batch), [*model.state_dict().values(), *batch])
+    ours = precision == "bf16-mixed"  # torch's own chunked loss keeps its gradients where this does not see them
+    assert items["activations"] + ours * items["loss"] == pytest.approx(kept, rel=0.02)
 
 
 def test_each_choice_adds_its_rows_and_pre_activations():
@@ -88,12 +76,13 @@ def _batch(run: RunConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return ids, ids.roll(-1, 1).contiguous(), (torch.rand(shape) < 0.05).cumsum(1)
 
 
-def _loss(model: Transformer, ids: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor) -> tuple:
+def _loss(run: RunConfig, model: Transformer, ids: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor) -> tuple:
     """As SigmaLit's training step: the routings live until it ends."""
-    lm, routings = model.loss(ids, targets, documents_BS=documents)
-    shares = [load_share(expert_counts(r.ids, model.config.n_experts)) for r in routings]
-    balance = Balancer().losses(routings, torch.stack(shares), len(ids)).mean()
-    return lm + balance + torch.stack([z_loss(r.logits) for r in routings]).mean(), routings
+    with torch.autocast("cpu", torch.bfloat16, enabled=run.trainer["precision"] == "bf16-mixed"):
+        lm, routings = model.loss(ids, targets, documents_BS=documents)
+        shares = [load_share(expert_counts(r.ids, model.config.n_experts)) for r in routings]
+        balance = Balancer().losses(routings, torch.stack(shares), len(ids)).mean()
+        return lm + balance + torch.stack([z_loss(r.logits) for r in routings]).mean(), routings
 
 
 def _train(run: RunConfig, k: tuple[int, ...]) -> None:
@@ -102,7 +91,7 @@ def _train(run: RunConfig, k: tuple[int, ...]) -> None:
     optimizer = adamw(model, run.optim)
     for _ in range(2):
         for micro in range(run.rows.accumulation(1)):
-            loss, routings = _loss(model, *_batch(run))
+            loss, routings = _loss(run, model, *_batch(run))
             if micro == 0:
                 optimizer.zero_grad()
             loss.backward()

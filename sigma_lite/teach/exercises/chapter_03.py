@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from sigma_lite.config import ModelConfig
-from sigma_lite.kernels.torch_grouped import routing_plan
+from sigma_lite.kernels.plan import routing_plan
 from sigma_lite.teach.exercises.exercise import Exercise
 
 NET = ModelConfig()
 
 
 def plan(ids_TK: Tensor, n_experts: int) -> tuple:
-    return tuple(routing_plan(ids_TK, n_experts))
+    found = routing_plan(ids_TK, n_experts)
+    return found.slot_N, found.token_N, found.ends_E
 
 
 def _rows_are_tokens(ids_TK: Tensor, n_experts: int) -> tuple:

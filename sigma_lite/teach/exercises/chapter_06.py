@@ -21,7 +21,8 @@ def _on_the_probabilities(logits_TE: Tensor) -> Tensor:
 
 
 def lbl(f_E: Tensor, P_E: Tensor) -> Tensor:
-    return load_balancing_loss(P_E[None], torch.zeros(1, 1, dtype=torch.int64), f_E)
+    # detached: a covariance does not notice a constant, so its gradient differs from the product's by one, rightly
+    return load_balancing_loss(P_E[None], torch.zeros(1, 1, dtype=torch.int64), f_E).detach()
 
 
 def _unbiased(f_E: Tensor, P_E: Tensor) -> Tensor:
