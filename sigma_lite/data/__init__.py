@@ -1,6 +1,7 @@
 """TEXT -> TOKENS -> ROWS, in the order of the data:
 
 corpora.py     documents from this Python's own library, from files, or from Hugging Face datasets
+tables.py      rows of .jsonl and .parquet files
 library.py     the library's modules, and documents of four domains made of them
 tokenizer.py   byte-level BPE
 kinds.py       what each token is: keyword, docstring, number, ...

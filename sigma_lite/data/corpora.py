@@ -5,11 +5,9 @@ Every source gives its documents in an order that does not change, so that an in
 
 from __future__ import annotations
 
-import difflib
 import glob
 import hashlib
 import itertools
-import json
 import os
 import platform
 from collections import Counter
@@ -19,6 +17,7 @@ from typing import NamedTuple
 
 from sigma_lite.config import ConfigError, CorpusConfig, require
 from sigma_lite.data import library
+from sigma_lite.data.tables import ROWS, count_rows, optional, text_of
 
 
 class Document(NamedTuple):
@@ -94,7 +93,7 @@ def expected(config: CorpusConfig) -> int | None:
     if config.source in ("hf", "domains"):
         return config.max_documents
     paths = library.paths() if config.source == "stdlib" else _listing(config)[1]
-    rows = sum(_count_rows(path) for path in paths)
+    rows = sum(count_rows(path) for path in paths)
     return min(rows, config.max_documents or rows)
 
 
@@ -191,65 +190,11 @@ def _is_plain(part: str) -> bool:
 def _files(config: CorpusConfig, skipped: Counter, part: int) -> Iterator[Document]:
     """Whole files are dealt out one by one, so that copies are found in all parts; tables by file: nobody reads all."""
     root, files = _listing(config)
-    rows = {".jsonl": _json_rows, ".parquet": _parquet_rows}
-    whole, tables = ([f for f in files if (f.suffix in rows) == table] for table in (False, True))
+    whole, tables = ([f for f in files if (f.suffix in ROWS) == table] for table in (False, True))
     yield from _dealt(lambda skipped: _whole_files(root, whole, skipped), config, skipped, part)
     for file in tables[part :: config.parts]:
-        for number, text in rows[file.suffix](file, config.text_field):
+        for number, text in ROWS[file.suffix](file, config.text_field):
             yield Document(f"{file.relative_to(root).as_posix()}:{number}", text, key=text)
-
-
-def _json_rows(file: Path, field: str) -> Iterator[tuple[int, str]]:
-    with open(file, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            where = f"{file} line {number}"
-            try:
-                row = json.loads(line) if line.strip() else {field: ""}
-            except ValueError as error:
-                raise ConfigError(f"{where} is not valid JSON ({error}): each line must be one object") from error
-            require(isinstance(row, dict), f"{where} holds {type(row).__name__}: each line must be one JSON object")
-            yield number, _text_of(row, field, where)
-
-
-def _parquet_rows(file: Path, field: str) -> Iterator[tuple[int, str]]:
-    table = _open_parquet(file)
-    _require_column(table.schema_arrow.names, field, str(file))
-    number = 0
-    for batch in table.iter_batches(batch_size=1024, columns=[field]):
-        for row in batch.to_pylist():
-            number += 1
-            yield number, _text_of(row, field, f"{file} row {number}")
-
-
-def _open_parquet(file: Path):
-    parquet = _optional("pyarrow.parquet", f"reading {file}", "pyarrow")
-    try:
-        return parquet.ParquetFile(file)
-    except Exception as error:  # pyarrow's own classes
-        raise ConfigError(f"{file} is not a parquet file ({error})") from error
-
-
-def _text_of(row: dict, field: str, where: str) -> str:
-    _require_column(list(row), field, where)
-    text = row[field] if row[field] is not None else ""
-    require(isinstance(text, str), f"{where}: {field!r} holds {type(text).__name__}; set text_field to a column of text")
-    return text
-
-
-def _require_column(names: list[str], field: str, where: str) -> None:
-    if field not in names:
-        close = difflib.get_close_matches(field, names, n=1, cutoff=0.0)
-        hint = f"did you mean text_field={close[0]!r}? It has " if close else "it has "
-        raise ConfigError(f"{where} has no column {field!r}; {hint}{', '.join(map(repr, names)) or 'no column'}")
-
-
-def _count_rows(path: Path) -> int:
-    if path.suffix == ".jsonl":
-        with open(path, "rb") as file:
-            return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b"")) or 1
-    if path.suffix == ".parquet":
-        return _open_parquet(path).metadata.num_rows
-    return 1
 
 
 # ------------------------------------------------------------------------------------------------------ Hugging Face
@@ -257,7 +202,7 @@ def _count_rows(path: Path) -> int:
 
 def _hugging_face(config: CorpusConfig, skipped: Counter, part: int) -> Iterator[Document]:
     """The rows of this part's share of the dataset's files."""
-    datasets = _optional("datasets", "corpus source 'hf'", "datasets")
+    datasets = optional("datasets", "corpus source 'hf'", "datasets")
     try:
         rows = datasets.load_dataset(config.dataset, config.subset, split=config.split, streaming=True)
     except Exception as error:  # a wrong name, split or subset, or no network: each has a class of its own
@@ -269,7 +214,7 @@ def _hugging_face(config: CorpusConfig, skipped: Counter, part: int) -> Iterator
     )
     name = f"{config.dataset}:{part}" if config.parts > 1 else config.dataset
     for number, row in enumerate(_watched(rows.shard(config.parts, part), config.dataset), start=1):
-        text = _text_of(row, config.text_field, f"{name} row {number}")
+        text = text_of(row, config.text_field, f"{name} row {number}")
         yield Document(f"{name}:{number}", text, key=text)
 
 
@@ -278,10 +223,3 @@ def _watched(rows, name: str) -> Iterator[dict]:
         yield from rows
     except Exception as error:  # a lost connection has as many classes as there are file systems
         raise ConfigError(f"dataset {name!r} broke off ({error}): run `sigma-lite prepare` again to continue") from error
-
-
-def _optional(module: str, needed_for: str, package: str):
-    try:
-        return __import__(module, fromlist=["_"])
-    except ImportError as error:
-        raise ConfigError(f"{needed_for} needs the package {package!r}: run `pip install {package}`") from error
