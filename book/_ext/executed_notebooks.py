@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,13 +24,14 @@ ROOT = Path(__file__).resolve().parents[2]
 STORE = ROOT / "book" / "_build" / "executed"
 CELL_SECONDS = 600
 # runs after the last cell, in the reader's kernel, and leaves the notebook again
-ASK = """import json, sys
-print(json.dumps([m.__file__ for name, m in sys.modules.items() if name.startswith("sigma_lite") and m.__file__]))"""
+ASK = """import json, os, sys
+files = [m.__file__ for name, m in sys.modules.items() if name.startswith("sigma_lite") and m.__file__]
+print(json.dumps([sum(os.times()[:4]), files]))"""
 
 
 class Executed(NamedTuple):
     path: Path  # notebook with outputs
-    seconds: float  # that the run took, kernel start included
+    seconds: float  # of processor time that its kernel took, start included: other programs disturb that least
     fresh: bool  # False: taken from the store
 
 
@@ -53,21 +53,20 @@ def _executed(notebook: Path, fast: bool, store: Path) -> Executed:
         if known["inputs"] == digest(notebook, known["files"]):
             return Executed(target, known["seconds"], fresh=False)
     content = nbformat.read(notebook, as_version=4)
-    start = time.perf_counter()
-    files = _run(content, fast, notebook)
-    seconds = time.perf_counter() - start
+    seconds, files = _run(content, fast, notebook)
     nbformat.write(content, target)
     facts.write_text(json.dumps({"inputs": digest(notebook, files), "files": files, "seconds": seconds}), "utf-8")
     return Executed(target, seconds, fresh=True)
 
 
-def _run(content: nbformat.NotebookNode, fast: bool, notebook: Path) -> list[str]:
-    """Fill in the outputs; returns the package files that the kernel imported, relative to the repository."""
+def _run(content: nbformat.NotebookNode, fast: bool, notebook: Path) -> tuple[float, list[str]]:
+    """Fill in the outputs; returns seconds, and the package files that the kernel imported, relative to the repository."""
     content.cells.append(nbformat.v4.new_code_cell(ASK))
     with tqdm(total=len(content.cells), desc=notebook.stem, unit="cell", disable=None, leave=False) as bar:
         client = nbclient.NotebookClient(
             content,
             timeout=CELL_SECONDS,
+            startup_timeout=CELL_SECONDS,
             kernel_name="python3",
             on_cell_complete=lambda **_: bar.update(),
             resources={"metadata": {"path": str(notebook.parent)}},
@@ -76,7 +75,8 @@ def _run(content: nbformat.NotebookNode, fast: bool, notebook: Path) -> list[str
     answer = content.cells.pop()
     for cell in content.cells:
         cell.metadata.pop("execution", None)  # time stamps: two runs with the same result should be the same file
-    return sorted(os.path.relpath(path, ROOT) for path in json.loads(answer.outputs[0]["text"]))
+    seconds, files = json.loads(answer.outputs[0]["text"])
+    return seconds, sorted(os.path.relpath(path, ROOT) for path in files)
 
 
 def digest(notebook: Path, files: list[str]) -> str:

@@ -117,7 +117,7 @@ def information_by_layer(results: Results) -> go.Figure:
     if not fig.data:
         return style.note(title, NOT_MEASURED)
     fig.update_xaxes(title_text="layer", dtick=1)
-    fig.update_yaxes(title_text="explained by token identity (% of the entropy of the choice)", rangemode="tozero")
+    fig.update_yaxes(title_text="explained by the token (%)", rangemode="tozero")
     caption = (
         "Mutual information of expert and token over the expert's entropy, after subtracting what shuffled experts show."
     )
