@@ -211,6 +211,8 @@ def _pack(node: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(node, Sharded):
         return {"sharded": list(node)}
     if isinstance(node, Tensor):
+        if where in tensors:
+            raise TypeError(f"two checkpoint entries are called {where}: a key holds / or is a number beside its text")
         tensors[where] = node.detach().cpu().contiguous().clone()  # clone: tied weights must not share storage
         return {"tensor": where}
     if isinstance(node, dict):

@@ -222,8 +222,8 @@ class OptimConfig:
     lr: float = 3e-3  # peak learning rate
     router_lr: float = 1.0  # factor on lr for the routers: loads react far more to a step than anything else does
     warmup_steps: int = 100  # linear from 0
-    decay_fraction: float = 0.3  # last share of the run in which the rate falls to lr * final_lr_ratio
-    final_lr_ratio: float = 0.05
+    decay_fraction: float = 0.3  # last share of the run, in which the rate falls linearly towards 0
+    final_lr_ratio: float = 0.05  # of lr, where that fall stops
     weight_decay: float = 0.1  # on attention and expert matrices only
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-10  # small: an expert that sees 1/96 of the tokens has gradients far below Adam's usual 1e-8

@@ -97,6 +97,9 @@ class WithBias(Balancer):
     def __init__(self, inner: Balancer, rule: str, rate: float = 1e-3, decay: str = "none", centre: bool = False):
         self.inner, self.rule, self.rate, self.decay, self.centre = inner, rule, rate, decay, centre
 
+    def loss(self, routing: Routing, f_E: Tensor) -> Tensor:
+        return self.inner.loss(routing, f_E)
+
     def losses(self, routings: Sequence[Routing], f_LE: Tensor, n_rows: int) -> Tensor:
         return self.inner.losses(routings, f_LE, n_rows)
 

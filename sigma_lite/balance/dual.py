@@ -112,7 +112,8 @@ def cycle_length(loads_NE: Tensor) -> int | None:
         loads_NE: `Ascent.loads` of rule "sign" without decay, [N + 1, E].
     """
     total = loads_NE[0].sum()
-    ticks_NE = (total - loads_NE.shape[1] * loads_NE[:-1]).sign().cumsum(0)  # whole numbers: no rounding
+    signs_NE = (total - loads_NE.shape[1] * loads_NE[:-1]).sign()
+    ticks_NE = torch.cat((torch.zeros_like(signs_NE[:1]), signs_NE)).cumsum(0)  # whole numbers: no rounding
     ticks_NE = ticks_NE - ticks_NE[:, :1]
     again_N = (ticks_NE[:-1] == ticks_NE[-1]).all(1).nonzero()
     return len(ticks_NE) - 1 - int(again_N[-1]) if len(again_N) else None

@@ -1,4 +1,4 @@
-"""Losses that ask a router to spread its tokens. Shares sum to 1, so a balanced layer scores 1 whatever K is.
+"""Losses that ask a router to spread its tokens. Shares sum to 1, so a balanced layer scores 1 whatever K is (Top-1 LBL: K).
 
 f_e  share of the (token, choice) slots that went to expert e; counted, hence no gradient
 P_e  mean probability of expert e over the tokens; the gradient flows here
@@ -68,10 +68,10 @@ def top1_load_balancing_loss(logits_TE: Tensor, ids_TK: Tensor, temperature: flo
 
     Args:
         logits_TE: router logits, [T, E].
-        ids_TK: chosen experts, [T, K]; with K > 1 pbar averages over all of them.
+        ids_TK: chosen experts, [T, K]; with K > 1 pbar averages over all of them, and is at most 1 / K.
         temperature: > 0; small values approach counting the winners.
 
-    Returns: scalar. Balanced and sure: 1. Flat: E. Collapsed: E. No tokens: 0.
+    Returns: scalar. Balanced and sure: K. Flat: E. Collapsed: K E, if sure of one of its K. No tokens: 0.
     """
     if temperature <= 0:
         raise ValueError(f"temperature={temperature}: must be greater than 0; the report's code suggests starting at 0.1")

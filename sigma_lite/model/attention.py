@@ -76,10 +76,13 @@ def attention_mask(queries: int, keys: int, documents_BS: Tensor | None, device:
     """Who may look at whom, [B or 1, queries, keys]; None where plain causal attention says it all.
 
     The queries are the last `queries` of `keys` positions. With `documents_BS`, a position sees only its own document.
+    Raises ValueError where that is not of all the keys: a cache does not remember its documents.
     """
     if documents_BS is None and (queries == keys or queries == 1):
         return None if queries == keys else torch.ones(1, 1, keys, dtype=torch.bool, device=device)
     causal_SS = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
     if documents_BS is None:
         return causal_SS[None]
+    if documents_BS.shape[1] != keys or queries != keys:
+        raise ValueError(f"documents of {documents_BS.shape[1]} positions for {keys} keys: with a cache leave documents out")
     return causal_SS & (documents_BS[:, :, None] == documents_BS[:, None, :])

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from sigma_lite.config import ModelConfig
 
+TINY = torch.finfo(torch.float32).tiny  # sigmoids of logits below -104 are all 0, and 0 / 0 would be NaN
+
 
 class Routing(NamedTuple):
     """What a router decided for T tokens. Returned, never stored: losses and metrics are computed at the top."""
@@ -45,5 +47,5 @@ class Router(nn.Module):
             logits_TE = F.linear(x_TD.float(), self.weight.float())
         scores_TE = logits_TE.softmax(-1) if self.score == "softmax" else logits_TE.sigmoid()
         ids_TK = (scores_TE.detach() + self.bias).topk(self.top_k, dim=-1).indices
-        probs_TE = scores_TE if self.score == "softmax" else scores_TE / scores_TE.sum(-1, keepdim=True)
+        probs_TE = scores_TE if self.score == "softmax" else scores_TE / scores_TE.sum(-1, keepdim=True).clamp(min=TINY)
         return Routing(probs_TE, ids_TK, scores_TE.gather(1, ids_TK), logits_TE)

@@ -16,7 +16,7 @@ from sigma_lite.balance.losses import expert_counts, z_loss
 from sigma_lite.balance.metrics import ExpertLoad
 from sigma_lite.balance.pooled import PooledCounts
 from sigma_lite.balance.schedule import k_per_layer
-from sigma_lite.config import BalanceConfig, ModelConfig, OptimConfig, SparsityConfig, check_schedule
+from sigma_lite.config import BalanceConfig, ModelConfig, OptimConfig, SparsityConfig, check_schedule, require
 from sigma_lite.data.rows import IGNORED
 from sigma_lite.model import Routing, Transformer
 from sigma_lite.train.bits import BitsPerByte
@@ -80,7 +80,27 @@ class SigmaLit(pl.LightningModule):
             target=self.net.top_k,
         )
 
+    def setup(self, stage: str) -> None:
+        """ConfigError for what Lightning offers and this module would get wrong without a word.
+
+        A 16-mixed gradient is still scaled when it is clipped: fused AdamW unscales it last. True 16 bits round the bias.
+        """
+        precision, clipping = self.trainer.precision_plugin.precision, self.trainer.gradient_clip_algorithm
+        require(
+            precision in ("32-true", "bf16-mixed"),
+            f"trainer.precision={precision}: choose 32-true or bf16-mixed, which keep weights, router and bias in fp32",
+        )
+        require(
+            clipping in (None, "norm"),
+            f"trainer.gradient_clip_algorithm={clipping and clipping.value}: leave it out, clipping is by the total norm",
+        )
+
     # ---------------------------------------------------------------------------------------------------- training
+
+    def on_train_start(self) -> None:
+        """A fit before this one may have ended in the middle of a step."""
+        self.pooled.reset()
+        self._norm = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         lm, routings = self.model.loss(batch.ids_BS, batch.targets_BS, documents_BS=batch.documents_BS)

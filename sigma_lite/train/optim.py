@@ -62,8 +62,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, limit: floa
 def warmup_stable_decay(step: int, *, total_steps: int, optim: OptimConfig) -> float:
     """Factor on the peak learning rate, 0..1 (WSD: MiniCPM, 2404.06395).
 
-    Rises over `warmup_steps` (step 0 already moves), stays 1, then falls linearly to `final_lr_ratio` over the last
-    `decay_fraction` of `total_steps`.
+    Rises over `warmup_steps` (step 0 already moves), stays 1, then falls linearly over the last `decay_fraction` of
+    `total_steps`: towards 0, but not below `final_lr_ratio`.
     """
     warm = min(1.0, (step + 1) / max(optim.warmup_steps, 1))
     decay_steps = optim.decay_fraction * total_steps

@@ -54,6 +54,16 @@ TRAINER_DEFAULTS = {
 }
 
 
+FIXED = {  # keys of Lightning's trainer that would break a run into other steps, and where their meaning has its place here
+    "accumulate_grad_batches": "it is data.rows.per_step / (per_micro * ranks)",
+    "check_val_every_n_epoch": "set val_check_interval, in optimizer steps",
+    "limit_train_batches": "set max_steps",
+    "overfit_batches": "set max_steps, and prepare a smaller corpus",
+    "fast_dev_run": "set max_steps=1",
+    "use_distributed_sampler": "the data module gives every rank its own rows",
+}
+
+
 class StrictParser(LightningArgumentParser):
     """One sentence for what it cannot read, not a page of options; and no option by the first letters of its name."""
 
@@ -262,10 +272,19 @@ def check(files: list[str], args: list[str]) -> None:
             require(isinstance(given, Mapping), f"{section} must be a group of keys, not {given!r}")
             for key in given:
                 require(key in names, f"unknown key {section}.{key}; {nearest(key, names)}")
+        trainer = part.get("trainer") or {}
+        for key in trainer:
+            require(key not in FIXED, f"trainer.{key}={trainer[key]} cannot be chosen: leave it out; {FIXED.get(key)}")
+        interval = trainer.get("val_check_interval")
+        whole = interval is None or (type(interval) is int and interval > 0)
+        require(whole, f"trainer.val_check_interval={interval}: give a whole number of optimizer steps, at least 1")
 
 
 def require_same_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
-    """ConfigError naming the first setting in which a checkpoint differs from this config, files' places aside."""
+    """ConfigError naming the first setting in which a checkpoint differs from this config.
+
+    Places of files may differ, and rows.per_micro, which another device needs another of: a step has the same rows.
+    """
     saved, now = _flat(_completed(read_settings(checkpoint))), _flat(json.loads(json.dumps(settings)))
     for name in sorted((saved.keys() | now.keys()) - {"corpus.dir", "rows.per_micro"}):
         require(

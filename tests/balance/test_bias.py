@@ -94,6 +94,13 @@ def test_a_bias_beside_a_loss():
         torch.testing.assert_close(moved, expected - expected.mean(-1, keepdim=True) if centre else expected)
 
 
+def test_a_bias_beside_a_loss_of_one_layer():
+    """Asked for one layer alone too. The shares are not the micro-batch's own, so the global LBL is another number."""
+    routing, other = routings()[0], torch.tensor([1.0, 0, 0, 0, 0, 0])
+    one = WithBias(MicroLBL(), "sign").loss(routing, other)
+    assert one == MicroLBL().loss(routing, other) != Balancer().loss(routing, other)
+
+
 def test_every_name_in_the_settings_is_its_loss():
     found, other = routings(), torch.rand(2, 6).softmax(-1)
     expected = {

@@ -164,6 +164,13 @@ def test_a_cycle_in_which_all_prices_drift_is_a_cycle():
     assert cycle_length(turns[:3]) is None
 
 
+def test_the_price_at_the_start_counts():
+    """Two tokens that prefer expert 0 by less than a step of the price go over, and come back: all is as at price 0."""
+    found = ascend(torch.tensor([[1.0, 0.0]] * 2, dtype=torch.float64), 1, 2, rate=0.6)
+    assert found.loads.tolist() == [[2, 0], [0, 2], [2, 0]] and cycle_length(found.loads) == 2
+    assert cycle_length(found.loads[:2]) is None
+
+
 def test_a_balanced_state_is_a_cycle_of_one():
     gamma = torch.eye(4, dtype=torch.float64).repeat(3, 1)
     found = ascend(gamma, 1, 5)

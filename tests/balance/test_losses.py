@@ -89,6 +89,20 @@ def test_top1_loss_closes_the_blind_spot(E):
     assert (balanced.item(), flat.item(), collapse.item()) == pytest.approx((1, E, E), rel=1e-5)
 
 
+@pytest.mark.parametrize("K", [1, 2, 4])
+def test_top1_loss_of_several_choices(K):
+    """Shares of 1 / K cannot be surer: balanced costs K, and never less; one sure expert among K chosen costs K E."""
+    E = 8
+    ids = (torch.arange(E)[:, None] + torch.arange(K)) % E
+    sure = torch.full((E, E), -1e4).scatter(1, ids, 0.0)  # 1 / K for each of its own
+    one = one_hot_logits(torch.zeros(E, dtype=torch.int64), E)
+    assert top1_load_balancing_loss(sure, ids).item() == pytest.approx(K)
+    assert top1_load_balancing_loss(one, torch.arange(K).expand(E, K)).item() == pytest.approx(K * E)
+    for seed in range(20):
+        logits = torch.randn(64, E, generator=torch.Generator().manual_seed(seed)) * 3
+        assert top1_load_balancing_loss(logits, logits.topk(K).indices).item() >= K * (1 - 1e-6)
+
+
 def test_top1_loss_sees_loads_where_lbl_is_blind():
     """Nearly flat logits, all for expert 0: LBL is content, Top-1 LBL pulls the winner's logit."""
     logits = (torch.tensor([0.01] + [0.0] * 15)).expand(64, 16).clone().requires_grad_()

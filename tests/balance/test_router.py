@@ -45,6 +45,16 @@ def test_the_bias_chooses_and_does_not_gate(score, K):
 
 
 @BOTH
+def test_the_smallest_logits_are_no_nan(score):
+    """At -1000 every sigmoid is 0: the shares of nothing are 0, the softmax's are 1 / E, and no gradient is NaN."""
+    made = router(score, 1)
+    torch.nn.init.constant_(made.weight, -1000 / 32)
+    routing = made(torch.ones(5, 32))
+    (gradient,) = torch.autograd.grad((routing.probs.square().sum() + routing.gates.sum()), made.weight)
+    assert routing.probs.unique().tolist() == [1 / 8 if score == "softmax" else 0] and torch.isfinite(gradient).all()
+
+
+@BOTH
 def test_a_spread_beyond_the_scores_makes_the_choice_blind_to_the_token(score):
     """Scores lie in (0, 1): the highest bias wins every token once it leads by 1, and then still gates by score."""
     bias = torch.tensor([0.0, 0, 0, 1, 0, 0, 0, 0])

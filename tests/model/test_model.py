@@ -1,5 +1,6 @@
 """Laws of the model: where gradients reach, what attention may see, and that a cache changes nothing."""
 
+import copy
 import dataclasses
 import math
 
@@ -187,6 +188,17 @@ def test_k_can_change_and_nothing_else_does(model):
     with pytest.raises(ConfigError, match="must lie in 1..n_experts=8"):
         model.set_k((9, 1))
     assert model.k_per_layer == (4, 2)
+
+
+def test_a_cache_knows_no_documents(model):
+    """One new position would see all old ones, whatever document it is said to belong to."""
+    cache = [KeyValueCache() for _ in range(2)]
+    model(ids(), cache=cache, documents_BS=torch.zeros(2, 12, dtype=torch.int64))
+    for S in (1, 3):
+        with pytest.raises(ValueError, match=f"documents of {S} positions for {12 + S} keys"):
+            model(ids(S=S), cache=[*map(copy.copy, cache)], documents_BS=torch.ones(2, S, dtype=torch.int64))
+    with pytest.raises(ValueError, match="documents of 1 positions for 12 keys"):
+        model(ids(), documents_BS=torch.zeros(2, 1, dtype=torch.int64))
 
 
 def test_wrong_ids_are_named(model):

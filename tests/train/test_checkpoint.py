@@ -52,6 +52,15 @@ def test_objects_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("keys", [({"a/b": 1.0, "a": {"b": 2.0}}), ({1: 1.0, "1": 2.0})])
+def test_two_tensors_of_one_name_are_refused(tmp_path, keys):
+    """One would be written and read back twice."""
+    tensors = {k: {"b": torch.tensor(v["b"])} if isinstance(v, dict) else torch.tensor(v) for k, v in keys.items()}
+    with pytest.raises(TypeError, match="two checkpoint entries are called"):
+        write_checkpoint(tmp_path / "c", tensors)
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_damage_goes_unseen(tmp_path):
     """A flipped bit or a cut anywhere: refused with one sentence, never another content and never another error."""
     path, chance = tmp_path / "step=000001.safetensors", random.Random(0)

@@ -50,12 +50,14 @@ class Save(Checkpoint):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Better to say now that the disk is too small than at the first checkpoint."""
         weights = sum(p.numel() * p.element_size() for p in pl_module.parameters())
-        needed = (self.keep + 1) * 3 * weights  # weights and Adam's two moments
         folder = Path(trainer.default_root_dir).absolute()
+        more = max(1, self.keep + 1 - len(checkpoints(folder)))  # a run that is continued has some already
+        needed = more * 3 * weights  # weights and Adam's two moments
         free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
         if free < needed:
             raise StorageError(
-                f"{self.keep + 1} checkpoints need {needed / 1e6:.0f} MB in {folder}, {free / 1e6:.0f} MB are free:"
+                f"{more} checkpoint{'s need' if more > 1 else ' needs'} {needed / 1e6:.0f} MB in {folder},"
+                f" {free / 1e6:.0f} MB are free:"
                 " free some space or choose another trainer.default_root_dir"
             )
 

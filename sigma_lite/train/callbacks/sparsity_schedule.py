@@ -10,6 +10,11 @@ from sigma_lite.train.callbacks.diary import note
 
 
 class SparsitySchedule(pl.Callback):
+    def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
+        """At the switch too a validation measures what its step's checkpoint is: the model that makes the next step."""
+        if trainer.state.fn == "fit":  # otherwise loading the checkpoint has set K
+            module.model.set_k(module.k_at(trainer.global_step))
+
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
         before, now = module.k_at(max(step - 1, 0)), module.k_at(step)

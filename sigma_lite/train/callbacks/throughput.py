@@ -13,17 +13,19 @@ class Throughput(pl.Callback):
 
     def __init__(self) -> None:
         self.tokens, self.seconds, self.tokens_per_s = 0, 0.0, 0.0
+        self._before = 0, 0.0  # tokens and seconds at the start of this step
         self._started = 0.0
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._before = self.tokens, self.seconds
         self._started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        elapsed = time.perf_counter() - self._started
-        tokens = batch.ids_BS.numel() * trainer.world_size
-        self.tokens += tokens
-        self.seconds += elapsed
-        self.tokens_per_s = tokens / elapsed
+        self.seconds += time.perf_counter() - self._started
+        self.tokens += batch.ids_BS.numel() * trainer.world_size
+        tokens, seconds = self._before
+        self.tokens_per_s = (self.tokens - tokens) / (self.seconds - seconds)
 
     def state_dict(self) -> dict[str, Any]:
         return {"tokens": self.tokens, "seconds": self.seconds}
