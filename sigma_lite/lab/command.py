@@ -34,6 +34,7 @@ def add_parser(sub: argparse.ArgumentParser) -> None:
         each.add_argument("--out", type=Path, help="the page (default: RESULTS/NAME-SCALE.html)")
     run.add_argument("--runs", type=Path, default=RUNS, help="folder of runs, kept for the next time (default: %(default)s)")
     run.add_argument("--seeds", type=int, nargs="+", help="instead of the scale's")
+    run.add_argument("--arms", nargs="+", metavar="ARM", help="names of arms as `lab list` gives them, instead of all")
     run.add_argument("--workers", type=int, help="runs at a time (default: one a core; one on a GPU)")
     show.add_argument("--svg", type=Path, metavar="DIR", help="also write each figure as an SVG file; needs a Chrome")
 
@@ -45,10 +46,13 @@ def _chosen(names: Sequence[str]) -> list[str]:
 
 def _run(options: argparse.Namespace) -> None:
     names, size = _chosen(options.NAME), scale(options.scale)
+    for name in names:
+        EXPERIMENTS[name].chosen(options.arms)  # an unknown arm is refused before any work
     paths = []
     for name in names:
         command = f"sigma-lite lab run {name} --scale {size.name}"
         command += f" --seeds {shlex.join(map(str, options.seeds))}" if options.seeds else ""
+        command += f" --arms {shlex.join(options.arms)}" if options.arms else ""
         paths.append(
             run_experiment(
                 EXPERIMENTS[name],
@@ -57,6 +61,7 @@ def _run(options: argparse.Namespace) -> None:
                 runs=options.runs,
                 results=options.results,
                 seeds=options.seeds,
+                arms=options.arms,
                 workers=options.workers,
             )
         )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sigma_lite.config import require
+from sigma_lite.config import nearest, require
 from sigma_lite.runfile import overlay
 
 Patch = Mapping[str, object]
@@ -67,7 +67,16 @@ class Experiment:
             require(known, f"experiment {self.name}: arm {arm.name!r} branches from {arm.branch}, which is no arm of it")
 
     def arm(self, name: str) -> Arm:
-        return next(arm for arm in self.arms if arm.name == name)
+        """Raises ConfigError naming the nearest."""
+        names = [arm.name for arm in self.arms]
+        require(name in names, f"experiment {self.name} has no arm {name!r}; {nearest(name, names)}")
+        return self.arms[names.index(name)]
+
+    def chosen(self, names: Sequence[str] | None) -> list[Arm]:
+        """These arms (None: all) with those that they branch from, which come first."""
+        asked = list(self.arms) if names is None else [self.arm(name) for name in names]
+        wanted = {arm.name for arm in asked} | {arm.branch[0] for arm in asked if arm.branch is not None}
+        return sorted((arm for arm in self.arms if arm.name in wanted), key=lambda arm: arm.branch is not None)
 
 
 @dataclass(frozen=True)
@@ -124,12 +133,17 @@ def run_dir(arm: Arm, scale: Scale, seed: int, root: Path) -> Path:
     return root / scale.name / hashlib.blake2b(what.encode(), digest_size=4).hexdigest() / f"seed{seed}"
 
 
-def runs_of(experiment: Experiment, scale: Scale, root: Path, seeds: Sequence[int] | None = None) -> list[Run]:
-    """Every run of an experiment, those that others branch from first."""
-    arms = sorted(experiment.arms, key=lambda arm: arm.branch is not None)
+def runs_of(
+    experiment: Experiment,
+    scale: Scale,
+    root: Path,
+    seeds: Sequence[int] | None = None,
+    arms: Sequence[str] | None = None,
+) -> list[Run]:
+    """Every run of an experiment, or of some of its arms, those that others branch from first."""
     return [
         _run(experiment, arm, scale, seed, root)
-        for arm in arms
+        for arm in experiment.chosen(arms)
         for seed in (seeds if seeds is not None else arm.seeds or scale.seeds)
     ]
 

@@ -69,7 +69,8 @@ def write_results(path: Path, experiment: Experiment, scale: Scale, runs: Sequen
         "arms": {arm.name: {"says": arm.says, "branch": arm.branch} for arm in experiment.arms},
         "runs": [run_facts(run, experiment.measure) for run in runs],
     }
-    facts["runs"] = _kept(path, facts["runs"], set(facts["arms"])) + facts["runs"]
+    kept, order = _kept(path, facts["runs"], set(facts["arms"])), list(facts["arms"])
+    facts["runs"] = sorted(kept + facts["runs"], key=lambda run: order.index(run["arm"]))
     with atomic_write(path) as file:
         file.write(json.dumps(facts, separators=(",", ":")).replace('{"arm":', '\n{"arm":').encode() + b"\n")
 

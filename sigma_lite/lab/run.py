@@ -33,18 +33,20 @@ def run_experiment(
     runs: str | Path = RUNS,
     results: str | Path = RESULTS,
     seeds: Sequence[int] | None = None,
+    arms: Sequence[str] | None = None,
     workers: int | None = None,
 ) -> Path:
     """Train every arm that is not finished, then write RESULTS/NAME-SCALE.json; returns its path.
 
     Args:
         runs: where runs are kept; a run that was cut off continues, a finished one is not repeated.
-        seeds: instead of the scale's.
+        seeds: instead of the scale's; what the file holds of other seeds stays.
+        arms: names, instead of all, with those that they branch from; what the file holds of other arms stays.
         workers: processes at a time; default one a core, of one thread each, or one where the scale wants a GPU.
 
-    Raises: ConfigError naming the logs of arms that failed; the others' work is kept.
+    Raises: ConfigError for an unknown arm, or naming the logs of arms that failed; the others' work is kept.
     """
-    wanted = runs_of(experiment, scale, Path(runs), seeds)
+    wanted = runs_of(experiment, scale, Path(runs), seeds, arms)
     _prepare_data(wanted)  # all settings are checked before any work starts
     todo = {run.dir: run for run in wanted if not is_finished(run)}  # two arms with the same settings are one run
     for has_parent in (False, True):

@@ -23,6 +23,7 @@ from sigma_lite.lab.experiment import runs_of
 from sigma_lite.lab.results import read_results, results_path, run_facts, write_results
 from sigma_lite.lab.run import written_yaml
 from sigma_lite.storage import StorageError
+from sigma_lite.train.callbacks.diary import Diary
 
 CLOCK = ("time", "seconds", "tokens_per_s", "command")
 
@@ -85,6 +86,22 @@ def test_more_seeds_add_to_a_results_file(table3, tmp_path):
     assert found == [("top-1", 1), ("top-1", 2), ("top-1", 0), ("low 2", 0), ("converted", 0)]
 
 
+def test_some_arms_of_an_experiment_with_those_they_branch_from(table3, place):
+    names = [
+        [run.arm for run in runs_of(small.TABLE3, small.scale(), Path("runs"), arms=arms)] for arms in (["low 2"], None)
+    ]
+    assert names == [["low 2"], ["top-1", "low 2", "converted"]]
+    converted = runs_of(small.TABLE3, small.scale(), Path("runs"), arms=["converted", "top-1"])
+    assert [run.arm for run in converted] == ["top-1", "low 2", "converted"]
+    with pytest.raises(ConfigError, match="experiment table3 has no arm 'top1'; did you mean 'top-1'"):
+        run_experiment(small.TABLE3, small.scale(), runs="runs", results="results", arms=["low 2", "top1"])
+    assert not Path("runs").exists()
+    shutil.copytree(table3, ".", dirs_exist_ok=True)
+    before = read_results("results/table3-tiny.json")["runs"]
+    run_experiment(small.TABLE3, small.scale(), runs="runs", results="results", arms=["low 2"])
+    assert read_results("results/table3-tiny.json")["runs"] == before, "the other arms stay, in their order"
+
+
 def test_a_results_file_is_whole_or_the_old_one(table3, tmp_path, monkeypatch):
     path = results_path(tmp_path, "table3", "tiny")
     runs = runs_of(small.TABLE3, small.scale(), table3 / "runs")
@@ -134,6 +151,7 @@ def test_a_branch_needs_a_milestone(place, forks):
 # --------------------------------------------------------------------------------------------------------------- kills
 
 SIXTY = small.scale(60)
+PATIENCE_S = 600  # on a busy machine
 
 
 def run_two() -> None:
@@ -151,37 +169,57 @@ def uninterrupted(corpus_and_data, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def gate(place, monkeypatch):
+    """Workers wait in their sixth step until this file is there, so what is done to them before is done in mid-run."""
+    go, original = place / "go", Diary.on_train_batch_end
+
+    def on_train_batch_end(self, trainer, *args):
+        original(self, trainer, *args)
+        patience = time.monotonic() + PATIENCE_S
+        while trainer.global_step == 6 and not go.exists() and time.monotonic() < patience:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(Diary, "on_train_batch_end", on_train_batch_end)
+    yield go
+    go.touch()
+
+
 def workers_of(process: Forked) -> list[int]:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    return [int(pid) for pid in children.read_text().split()]
+    return [int(pid) for pid in children.read_text("utf-8").split()]
 
 
-def wait_for_step(step: int) -> None:
-    runs = runs_of(small.TWO, SIXTY, Path("runs"))
-    for _ in range(6000):
-        if all(record.last_step(run.dir / "record.jsonl") >= step for run in runs):
-            return
+def wait_for_the_gate() -> None:
+    patience = time.monotonic() + PATIENCE_S
+    while min(last_steps()) < 6:
+        assert time.monotonic() < patience, "the runs did not begin"
         time.sleep(0.01)
-    pytest.fail("the runs did not begin")
+
+
+def last_steps() -> list[int]:
+    return [record.last_step(run.dir / "record.jsonl") for run in runs_of(small.TWO, SIXTY, Path("runs"))]
 
 
 def alive(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text("utf-8").rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
 
 
-linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes in /proc")
+CHILDREN = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+linux = pytest.mark.skipif(not CHILDREN.exists(), reason="finds child processes in /proc")
 
 
 @linux
-def test_a_killed_arm_stops_nobody_and_continues(uninterrupted, place, forks):
+def test_a_killed_arm_stops_nobody_and_continues(uninterrupted, place, forks, gate):
     process = Forked(run_two, Path("lab.log"))
-    wait_for_step(5)
+    wait_for_the_gate()
     victim, other = workers_of(process)
     os.kill(victim, signal.SIGKILL)
-    assert process.wait() == 1 and "seed 0 stopped with code -9" in Path("lab.log").read_text()
+    gate.touch()
+    assert process.wait() == 1 and "seed 0 stopped with code -9" in Path("lab.log").read_text("utf-8")
     finished = [len(entries(run.dir, "validation")) for run in runs_of(small.TWO, SIXTY, Path("runs"))]
     assert sorted(finished) == [0, 1] and not alive(other)
     run_two()
@@ -189,13 +227,15 @@ def test_a_killed_arm_stops_nobody_and_continues(uninterrupted, place, forks):
 
 
 @linux
-def test_a_killed_lab_leaves_workers_that_the_next_one_waits_for(uninterrupted, place, forks):
+def test_a_killed_lab_leaves_workers_that_the_next_one_waits_for(uninterrupted, place, forks, gate, monkeypatch):
     process = Forked(run_two, Path("lab.log"))
-    wait_for_step(5)
+    wait_for_the_gate()
     orphans = workers_of(process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert len(orphans) == 2 and all(map(alive, orphans))
+    start = lab.run._start
+    monkeypatch.setattr(lab.run, "_start", lambda run: (start(run), gate.touch())[0])  # they go on when others wait
     run_two()
     assert not any(map(alive, orphans))
     assert by_arm(place, "two-tiny.json") == by_arm(uninterrupted, "two-tiny.json")
@@ -212,13 +252,22 @@ def test_workers_are_processes_of_their_own(table3, place):
 
 
 @linux
-def test_ctrl_c_stops_the_workers(place, forks):
-    process = Forked(run_two, Path("lab.log"))
-    wait_for_step(5)
+def test_ctrl_c_stops_the_workers(place, forks, gate):
+    """In the step that they are in, which ends here after both have been asked."""
+
+    def lab_on_a_terminal():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
+        wait = Forked.wait
+        Forked.wait = lambda self: (gate.touch(), wait(self))[1]
+        run_two()
+
+    process = Forked(lab_on_a_terminal, Path("lab.log"))
+    wait_for_the_gate()
     workers = workers_of(process)
     process.send_signal(signal.SIGINT)
-    process.wait()
+    assert process.wait() == 1 and "KeyboardInterrupt" in Path("lab.log").read_text("utf-8")
     assert len(workers) == 2 and not any(map(alive, workers))
+    assert last_steps() == [6, 6]
 
 
 def test_settings_are_checked_before_any_work(place, monkeypatch):
@@ -237,5 +286,5 @@ def test_an_unfinished_run_has_no_facts(place):
 
 def test_results_are_one_line_a_run(table3):
     """So that a changed run is a changed line in version control."""
-    lines = (table3 / "results/table3-tiny.json").read_text().splitlines()
+    lines = (table3 / "results/table3-tiny.json").read_text("utf-8").splitlines()
     assert len(lines) == 1 + 3 and json.loads(lines[1].rstrip(","))["arm"] == "top-1"
