@@ -32,7 +32,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        move_into_place(partial, path)
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -40,6 +40,17 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def move_into_place(partial: Path, path: Path) -> None:
+    """Rename a file or folder in one step, and flush its folder: or a power cut could still bring the old names back."""
+    os.replace(partial, path)
+    with contextlib.suppress(OSError):  # some systems cannot open a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def cannot_write(path: str | Path, error: OSError) -> StorageError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from sigma_lite.config import nearest, require
-from sigma_lite.lab.experiment import Arm, Experiment, Patch, Share
+from sigma_lite.lab.experiment import Arm, Experiment, Patch, RowShare, Share
 from sigma_lite.runfile import overlay
 
 NEVER = 10**9  # a switch step beyond the end of any run
@@ -96,7 +96,7 @@ def one_seed(arm: Arm) -> Arm:
 MICRO = Arm(
     "micro LBL",
     "each of a step's four micro-batches balanced for itself",
-    {**balance(loss="micro"), "data": {"rows": {"per_micro": 8}}},
+    {**balance(loss="micro"), "data": {"rows": {"per_micro": RowShare(1 / 4)}}},
 )
 SEQUENCE = Arm("sequence LBL", "each row balanced for itself (DeepSeek-V3)", balance(loss="sequence"))
 PROPORTIONAL = Arm(
@@ -164,9 +164,9 @@ def k_everywhere(K: int) -> Arm:
 DOMAINS = {"source": "domains", "dir": "data/lab-domains"}
 
 
-def on_domains(name: str, says: str, per_micro: int, **model: object) -> Arm:
-    """Stretches of eight rows of one domain, four in a step: the same rows in the same steps for every arm."""
-    rows = {"per_micro": per_micro, "domain_run": 8}
+def on_domains(name: str, says: str, micros: int, **model: object) -> Arm:
+    """Stretches of a quarter of a step's rows, each of one domain: the same rows in the same steps for every arm."""
+    rows = {"per_micro": RowShare(1 / micros), "domain_run": RowShare(1 / 4)}
     return Arm(name, says, {"model": model, "data": {"corpus": DOMAINS, "rows": rows}}, seeds=(0,))
 
 
@@ -205,13 +205,13 @@ EXPERIMENTS = {
             "global",
             "Over which tokens should the load be counted when a micro-batch holds one domain?",
             (
-                on_domains("micro", "f over a micro-batch of one domain", 8, balance={"loss": "micro"}),
-                on_domains("buffer", "f over the micro-batches of the step so far", 8),
-                on_domains("global", "f over the whole step, as with one rank a domain", 32),
+                on_domains("micro", "f over a micro-batch of one domain", 4, balance={"loss": "micro"}),
+                on_domains("buffer", "f over the micro-batches of the step so far", 4),
+                on_domains("global", "f over the whole step, as with one rank a domain", 1),
                 on_domains(
                     "shuffle",
                     "f over as few tokens as a micro-batch has, drawn from the whole step",
-                    32,
+                    1,
                     custom_balance={"class_path": "sigma_lite.balance.shuffled.ShuffledLBL", "init_args": {"share": 0.25}},
                 ),
             ),

@@ -28,6 +28,13 @@ class Share:
 
 
 @dataclass(frozen=True)
+class RowShare:
+    """A share of an optimizer step's rows, for settings that are rows: 0.25 of per_step = 32 is 8."""
+
+    of_rows: float
+
+
+@dataclass(frozen=True)
 class Arm:
     """One line of a plot.
 
@@ -92,6 +99,10 @@ class Scale:
     def steps(self) -> int:
         return self.settings["trainer"]["max_steps"]  # type: ignore[index]
 
+    @property
+    def rows_per_step(self) -> int:
+        return self.settings["data"]["rows"]["per_step"]  # type: ignore[index]
+
 
 @dataclass(frozen=True)
 class Run:
@@ -111,16 +122,18 @@ class Run:
 def settings_of(arm: Arm, scale: Scale, seed: int) -> Patch:
     """The whole yaml of one run, without its folder."""
     seeded = {"seed_everything": seed, "data": {"rows": {"seed": seed}}}
-    return overlay(overlay(dict(scale.settings), _in_steps(arm.patch, scale.steps)), seeded)
+    return overlay(overlay(dict(scale.settings), _counted(arm.patch, scale)), seeded)
 
 
-def _in_steps(node: Any, steps: int) -> Any:
-    """The same settings with every Share as a number of steps."""
+def _counted(node: Any, scale: Scale) -> Any:
+    """The same settings with every Share as a number of steps, and every RowShare as a number of rows."""
     if isinstance(node, Mapping):
-        return {key: _in_steps(value, steps) for key, value in node.items()}
+        return {key: _counted(value, scale) for key, value in node.items()}
     if isinstance(node, (list, tuple)):
-        return [_in_steps(value, steps) for value in node]
-    return round(node.of_steps * steps) if isinstance(node, Share) else node
+        return [_counted(value, scale) for value in node]
+    if isinstance(node, RowShare):
+        return round(node.of_rows * scale.rows_per_step)
+    return round(node.of_steps * scale.steps) if isinstance(node, Share) else node
 
 
 def run_dir(arm: Arm, scale: Scale, seed: int, root: Path) -> Path:

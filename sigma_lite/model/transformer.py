@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from sigma_lite.config import ModelConfig
 from sigma_lite.model.attention import KeyValueCache, attention_mask
@@ -187,6 +188,7 @@ class _MixedCrossEntropy(torch.autograd.Function):
         return nats / ctx.count
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dloss: Tensor) -> tuple[Tensor, Tensor, None, None]:
         dx_TD, dhead_VD = ctx.saved_tensors
         return dx_TD * (dloss / ctx.count), dhead_VD.mul_(dloss / ctx.count), None, None

@@ -11,7 +11,6 @@ newest. Whoever reads says which box of each tensor he wants, so the layout that
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -34,7 +33,7 @@ from sigma_lite.checkpoint import (
     write_packed,
 )
 from sigma_lite.scale.shard import as_sharded_like
-from sigma_lite.storage import StorageError, cannot_write
+from sigma_lite.storage import StorageError, cannot_write, move_into_place
 
 PART = 2 << 30  # bytes: a rank needs this much host memory besides, three times over, while it saves
 
@@ -175,7 +174,7 @@ def _finish(partial: Path, path: Path, rest: dict[str, Any]) -> None:
     write_packed(partial / REST, pack(rest))
     try:
         remove(path)
-        os.replace(partial, path)
+        move_into_place(partial, path)
     except OSError as error:
         raise cannot_write(path, error) from error
 

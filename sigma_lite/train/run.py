@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import json
 import logging
 import platform
 import re
 import shlex
 import signal
 import warnings
-from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,9 +21,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 import sigma_lite
 from sigma_lite import record
 from sigma_lite.checkpoint import newest_checkpoint, read_settings, step_of
-from sigma_lite.config import ConfigError, nearest, require
+from sigma_lite.config import ConfigError, require
 from sigma_lite.data.datamodule import TokenDataModule
-from sigma_lite.runfile import SECTIONS, RunConfig, load_run, overrides, read_yaml
+from sigma_lite.runfile import RunConfig
 from sigma_lite.scale.lost import lost_rank
 from sigma_lite.scale.plan import plan
 from sigma_lite.train.callbacks.diary import Diary, heldout_facts
@@ -41,6 +38,7 @@ from sigma_lite.train.memory import keep_freed_memory
 from sigma_lite.train.module import SigmaLit
 from sigma_lite.train.predictions import write_predictions
 from sigma_lite.train.provenance import device_name, git_commit
+from sigma_lite.train.settings import check, require_same_settings
 
 TRAINER_DEFAULTS = {
     "max_steps": -1,
@@ -51,16 +49,6 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "gradient_clip_val": 1.0,
     "default_root_dir": "runs/default",
-}
-
-
-FIXED = {  # keys of Lightning's trainer that would break a run into other steps, and where their meaning has its place here
-    "accumulate_grad_batches": "it is data.rows.per_step / (per_micro * ranks)",
-    "check_val_every_n_epoch": "set val_check_interval, in optimizer steps",
-    "limit_train_batches": "set max_steps",
-    "overfit_batches": "set max_steps, and prepare a smaller corpus",
-    "fast_dev_run": "set max_steps=1",
-    "use_distributed_sampler": "the data module gives every rank its own rows",
 }
 
 
@@ -260,50 +248,3 @@ def _one_sentence(message: str) -> str:
     if not key or not value:
         return " ".join(message.split())
     return f"{key[1]}={value[1]}: " + (f"expected {kinds[0]}" if len(kinds) == 1 else "not a value that it can have")
-
-
-def check(files: list[str], args: list[str]) -> None:
-    """ConfigError for what cannot work, with the nearest key: jsonargparse would only say that one is not expected."""
-    over = overrides(args)
-    load_run(files, over)
-    for part in (*map(read_yaml, files), over):
-        for section, cls in {"trainer": pl.Trainer, "save": Save, "spike_guard": SpikeGuard}.items():
-            given, names = part.get(section) or {}, inspect.signature(cls).parameters
-            require(isinstance(given, Mapping), f"{section} must be a group of keys, not {given!r}")
-            for key in given:
-                require(key in names, f"unknown key {section}.{key}; {nearest(key, names)}")
-        trainer = part.get("trainer") or {}
-        for key in trainer:
-            require(key not in FIXED, f"trainer.{key}={trainer[key]} cannot be chosen: leave it out; {FIXED.get(key)}")
-        interval = trainer.get("val_check_interval")
-        whole = interval is None or (type(interval) is int and interval > 0)
-        require(whole, f"trainer.val_check_interval={interval}: give a whole number of optimizer steps, at least 1")
-
-
-def require_same_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
-    """ConfigError naming the first setting in which a checkpoint differs from this config.
-
-    Places of files may differ, and rows.per_micro, which another device needs another of: a step has the same rows.
-    """
-    saved, now = _flat(_completed(read_settings(checkpoint))), _flat(json.loads(json.dumps(settings)))
-    for name in sorted((saved.keys() | now.keys()) - {"corpus.dir", "rows.per_micro"}):
-        require(
-            saved.get(name) == now.get(name),
-            f"{checkpoint.parents[1]} holds a run with {name}={saved.get(name)}, this config says {now.get(name)}: choose"
-            " another trainer.default_root_dir, or delete that folder to start again",
-        )
-
-
-def _completed(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings younger than the checkpoint at their defaults, which always mean what was before them."""
-    classes = {name: cls for part in SECTIONS.values() for name, cls in part.items()}
-    defaults = {name: json.loads(json.dumps(dataclasses.asdict(cls()))) for name, cls in classes.items()}
-    return {name: {**defaults[name], **part} if name in defaults else part for name, part in saved.items()}
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"net": {"d_model": 128}} -> {"net.d_model": 128}"""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat

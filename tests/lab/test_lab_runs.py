@@ -252,7 +252,8 @@ def test_workers_are_processes_of_their_own(table3, place):
 
 
 @linux
-def test_ctrl_c_stops_the_workers(place, forks, gate):
+@pytest.mark.parametrize(("sent", "said"), [(signal.SIGINT, "KeyboardInterrupt"), (signal.SIGTERM, "143")])
+def test_ctrl_c_or_kill_stops_the_workers(place, forks, gate, sent, said):
     """In the step that they are in, which ends here after both have been asked."""
 
     def lab_on_a_terminal():
@@ -264,8 +265,8 @@ def test_ctrl_c_stops_the_workers(place, forks, gate):
     process = Forked(lab_on_a_terminal, Path("lab.log"))
     wait_for_the_gate()
     workers = workers_of(process)
-    process.send_signal(signal.SIGINT)
-    assert process.wait() == 1 and "KeyboardInterrupt" in Path("lab.log").read_text("utf-8")
+    process.send_signal(sent)
+    assert process.wait() == 1 and said in Path("lab.log").read_text("utf-8")
     assert len(workers) == 2 and not any(map(alive, workers))
     assert last_steps() == [6, 6]
 

@@ -91,7 +91,7 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.parametrize("micros", [1, 2])
-def test_ranks_do_not_change_the_gradient(corpus_and_data, tmp_path, micros):
+def test_ranks_do_not_change_the_gradient(corpus_and_data, tmp_path, port, micros):
     """Language model, global LBL and z-loss; with and without accumulation."""
     one = one_step(corpus_and_data, tmp_path / "1", ranks=1, per_micro=ROWS // micros, weights=ALL)
     two = one_step(corpus_and_data, tmp_path / "2", ranks=2, per_micro=ROWS // micros // 2, weights=ALL)
