@@ -52,7 +52,7 @@ def main() -> None:
     overlays = ["eighth", "narrow"] if options.narrow else ["eighth"]
     run = load_run([CONFIGS / "sigma_moe_tiny.yaml", *(CONFIGS / "overlays" / f"{o}.yaml" for o in overlays)], changes())
     out = options.out or ROOT / "results" / "bench" / f"plan_eighth-{platform.machine()}-{os.cpu_count()}cpu.json"
-    meshes = json.loads(out.read_text())["meshes"] if out.exists() else {}
+    meshes = json.loads(out.read_text("utf-8"))["meshes"] if out.exists() else {}
     for mesh in options.mesh:
         meshes[mesh] = measured(run, *map(int, mesh.split("x")))
         print(mesh, json.dumps(meshes[mesh]), flush=True)
@@ -81,7 +81,7 @@ def measured(run: RunConfig, ranks: int, expert_ranks: int) -> dict:
     folder = ROOT / "runs" / "eighth"
     folder.mkdir(parents=True, exist_ok=True)
     on_ranks(ranks, lambda: work(run, ranks, expert_ranks, folder))
-    found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
+    found = [json.loads((folder / f"{rank}.json").read_text("utf-8")) for rank in range(ranks)]
     assert all(f["grad_norm"] == found[0]["grad_norm"] for f in found)
     return found[0] | {
         "resident_gib_per_rank": [f["resident_gib"] for f in found],
@@ -198,7 +198,7 @@ def sums(values: dict[str, Tensor], ranks: int) -> list[float]:
 
 def resident() -> int:
     """Most bytes of memory that this process has held, by the kernel's count."""
-    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text("utf-8"))[1]) * 1024
 
 
 if __name__ == "__main__":

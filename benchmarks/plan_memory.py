@@ -124,7 +124,7 @@ def on_ranks(ranks: int, measure: Callable[[], int]) -> int:
         codes = [os.waitpid(child, 0)[1] for child in children]
         if any(codes):
             raise SystemExit(f"a measured process ended with {codes}")
-        return max(int((Path(folder) / str(rank)).read_text()) for rank in range(ranks))
+        return max(int((Path(folder) / str(rank)).read_text("utf-8")) for rank in range(ranks))
 
 
 def _fork(rank: int, ranks: int, measure: Callable[[], int], group: dict[str, str], folder: Path) -> int:

@@ -27,12 +27,12 @@ def main() -> None:
     figures.static_svg(figures.deviation_band(toy, layer=0), pictures / "layer0.svg")
     figures.static_svg(figures.layer0_deviation(recorded("fig2")), pictures / "lab_fig2.svg")
     readme = ROOT / "README.md"
-    text = readme.read_text()
+    text = readme.read_text("utf-8")
     for name, part in parts(toy, dense).items():
         before, _, rest = text.partition(begin(name))
         text = before + begin(name) + part + end(name) + rest.partition(end(name))[2]
         print(part)
-    readme.write_text(text)
+    readme.write_text(text, "utf-8")
 
 
 def parts(toy: list[dict], dense: list[dict]) -> dict[str, str]:
@@ -134,7 +134,7 @@ def speed() -> str:
     found = sorted((ROOT / "results" / "bench").glob("train_step-*.json"))
     if not found:
         return "a time that has not been measured yet."
-    facts = json.loads(found[-1].read_text())
+    facts = json.loads(found[-1].read_text("utf-8"))
     parts = []
     for case, variants in facts["results"].items():
         theirs = {n: v for n, v in variants.items() if n.startswith("transformers")}

@@ -14,6 +14,7 @@ Several -c lay files over each other; any key can be given as --section.key valu
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -33,6 +34,9 @@ TRAINER_COMMANDS = ("fit", "validate", "test", "predict")  # LightningCLI parses
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command. Ends with exit code 2 and one sentence on standard error when the input cannot work."""
     args = list(sys.argv[1:] if args is None else args)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # not every stream of a notebook or a test can be changed
+            stream.reconfigure(errors="replace")  # a sample may hold any character, a terminal may not know it
     try:
         if args and not args[0].startswith("-"):
             require(args[0] in COMMANDS, f"unknown command {args[0]!r}; {nearest(args[0], COMMANDS)}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,15 @@ def test_print_config_shows_what_runs(place, capsys):
     assert tiny.refused(cli.main, "fit", "-c", "tiny.yaml", "--model.net.n_experts=16", "--print_config") == 0
     printed = capsys.readouterr().out
     assert "n_experts: 16" in printed and "every: 2" in printed
+
+
+def test_a_terminal_without_the_character_shows_another(finished, monkeypatch):
+    monkeypatch.chdir(finished)
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    cli.main(["generate", "run", "--prompt", "a\u00e9b", "--max-new-tokens", "0"])
+    sys.stdout.flush()
+    assert sys.stdout.buffer.getvalue() == b"a?b\n"
 
 
 def test_help(capsys):

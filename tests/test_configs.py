@@ -32,7 +32,9 @@ def rung(name: str, *overlays: str):
 
 def header(name: str) -> dict[str, str]:
     """{"Question": ..., "Memory": ...}: the comments before the first key, a line that names no topic joined to the last."""
-    comments = itertools.takewhile(lambda line: line.startswith("#"), (CONFIGS / f"{name}.yaml").read_text().splitlines())
+    comments = itertools.takewhile(
+        lambda line: line.startswith("#"), (CONFIGS / f"{name}.yaml").read_text("utf-8").splitlines()
+    )
     topics: dict[str, str] = {}
     for line in comments:
         topic, colon, text = line[2:].partition(": ")
@@ -76,7 +78,7 @@ def test_its_first_lines_say_what_the_planner_says(name):
 @pytest.mark.parametrize("name", LADDER)
 def test_a_run_ends_where_it_saves_and_decays_after_its_switch(name):
     run = rung(name)
-    every = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["save"]["every"]
+    every = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text("utf-8"))["save"]["every"]
     assert run.trainer["max_steps"] % every == 0
     assert run.optim.warmup_steps < run.sparsity.switch_step < run.trainer["max_steps"]
     assert max(run.sparsity.head) == 8 and run.net.top_k == 1 and run.net.n_experts == 96
@@ -92,7 +94,7 @@ def test_every_overlay_lies_over_every_rung(name, overlay):
 
 def test_the_strategy_takes_the_arguments_that_the_files_give():
     """Read from its source: importing it would import Lightning, which takes seconds."""
-    tree = ast.parse((ROOT / "sigma_lite" / "scale" / "strategy.py").read_text())
+    tree = ast.parse((ROOT / "sigma_lite" / "scale" / "strategy.py").read_text("utf-8"))
     strategy = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == STRATEGY.rpartition(".")[2])
     made = next(n for n in strategy.body if isinstance(n, ast.FunctionDef) and n.name == "__init__")
     known = {argument.arg for argument in made.args.args} - {"self"}
@@ -135,14 +137,14 @@ def test_its_model_is_built_without_memory_and_has_the_counted_parameters(name, 
 def test_scripts_name_files_that_exist():
     assert [path.name for path in SCRIPTS] == ["prepare.sbatch", "slurm.sbatch", "torchrun.sh"]
     for script in SCRIPTS:
-        named = re.findall(r"scaled_configs/[\w./-]+\.(?:yaml|sh|sbatch)", script.read_text())
+        named = re.findall(r"scaled_configs/[\w./-]+\.(?:yaml|sh|sbatch)", script.read_text("utf-8"))
         assert named, f"{script} shows no example"
         assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
 def test_scripts_are_bash_that_parses_and_stops_at_the_first_error(script):
-    text = script.read_text()
+    text = script.read_text("utf-8")
     assert text.startswith("#!/usr/bin/env bash\n") and "\nset -euo pipefail\n" in text
     subprocess.run(["bash", "-n", script], check=True)
     unquoted = re.findall(r'(?<!["\w{(=])\$\w+(?!["\w])', re.sub(r'"[^"]*"|#.*', "", text))
@@ -155,7 +157,7 @@ def test_torchrun_script_starts_what_it_says(tmp_path):
     fake.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
     fake.chmod(0o755)
     config = str(CONFIGS / "node_8gpu.yaml")
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "NODES": "2", "DEVICES": "4", "HEAD": "head:1234"}
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NODES": "2", "DEVICES": "4", "HEAD": "head:1234"}
     script = CONFIGS / "launch" / "torchrun.sh"
     done = subprocess.run([script, "-c", config, "--trainer.max_steps=3"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -31,8 +31,8 @@ SECTIONS = (
     "Exercises",
     "Recap",
 )
-FAST_SECONDS = 20  # of the chapter's own cells, on two idle cores
-STARTUP_SECONDS = 40  # kernel, torch and plotly on a busy machine
+FAST_SECONDS = 20  # of processor time, the chapter's own cells
+STARTUP_SECONDS = 40  # kernel, torch and plotly
 chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 
 

@@ -10,7 +10,7 @@ from sigma_lite.record import read
 from sigma_lite.runfile import load_run
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text("utf-8")
 
 
 def test_its_numbers_are_those_of_the_recorded_runs():

@@ -240,12 +240,13 @@ def test_a_browser_draws_every_figure(tmp_path):
         "--headless",
         "--no-sandbox",
         "--disable-gpu",
+        "--disable-dev-shm-usage",  # containers have little
         "--no-first-run",
         "--disable-background-networking",
         "--disable-sync",
         "--disable-component-update",
     ]
     command = [browser, *quiet, f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000", "--dump-dom"]
-    dom = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=300).stdout
+    dom = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=600).stdout
     assert 'data-drawn="16"' in dom and dom.count('class="main-svg"') >= 16
     assert 'data-title="Zoom"' in dom and 'data-title="Share' not in dom and 'type="range"' in dom

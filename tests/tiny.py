@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import signal
+import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import yaml
@@ -86,6 +88,18 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@contextlib.contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port that nobody gets who asks for any, until this block and all processes that are forked in it have ended.
+
+    Bound but not listened at: only who asks for this very port, as torch's store does, gets it.
+    """
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
 def child(args: list[str], prepare: Callable[[], object] = lambda: None) -> int:
     """Run a command in a forked process, after `prepare` has set a trap in it; returns its process id."""
     pid = os.fork()
@@ -111,5 +125,5 @@ def child(args: list[str], prepare: Callable[[], object] = lambda: None) -> int:
 def ending(pid: int, *expected: int) -> int:
     """A child's exit code, or minus the signal that ended it; by default only 0 and SIGKILL are expected."""
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert code in (expected or (0, -signal.SIGKILL)), Path("child.log").read_text()
+    assert code in (expected or (0, -signal.SIGKILL)), Path("child.log").read_text("utf-8")
     return code

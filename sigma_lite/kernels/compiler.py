@@ -56,7 +56,7 @@ def version_of(compiler: str) -> str:
 
 
 def run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         said = "\n".join((done.stderr or done.stdout).splitlines()[:20])
         raise BuildError(f"this command failed, so the kernel cannot be used:\n  {' '.join(command)}\n{said}")

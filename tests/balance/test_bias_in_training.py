@@ -90,7 +90,7 @@ def test_the_bias_moves_once_a_step_by_the_loads_of_the_whole_step(corpus_and_da
     assert not torch.equal(last_only, before), "pooled and last micro-batch agree here, so the test would show nothing"
 
 
-def test_the_bias_is_the_same_on_every_rank_and_as_on_one(corpus_and_data, tmp_path):
+def test_the_bias_is_the_same_on_every_rank_and_as_on_one(corpus_and_data, tmp_path, port):
     one = train(corpus_and_data, tmp_path / "1", BIAS, steps=2)[0]
     two = train(corpus_and_data, tmp_path / "2", BIAS, ranks=2, per_micro=2, steps=2)
     assert not torch.equal(two[0]["counts"], two[1]["counts"]), "each rank has rows of its own"

@@ -31,9 +31,12 @@ FLAGS = [
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
-@pytest.fixture(scope="session")
+PATIENCE_MS = 240_000  # for whatever a page is waited for, on a busy machine
+
+
+@pytest.fixture(scope="module")
 def chromium():
-    """A headless browser with a fresh profile."""
+    """A headless browser with a fresh profile. Its event loop ends with the file: other files run loops of their own."""
     path = os.environ.get("SIGMA_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
         pytest.skip("no chromium on this machine: install one, or set SIGMA_CHROMIUM")
@@ -45,16 +48,29 @@ def chromium():
 
 
 @pytest.fixture
-def page(chromium):
+def new_page(chromium):
+    """new_page(...) in a context of its own, with these options."""
+    contexts = []
+
+    def make(**options):
+        contexts.append(chromium.new_context(**options))
+        contexts[-1].set_default_timeout(PATIENCE_MS)
+        return contexts[-1].new_page()
+
+    yield make
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def page(new_page):
     """A page that keeps account: `page.requests` to anywhere but the disk, `page.faults` of its scripts."""
-    context = chromium.new_context(viewport={"width": 1300, "height": 1000})
-    page = context.new_page()
+    page = new_page(viewport={"width": 1300, "height": 1000})
     page.requests, page.faults = [], []
     local = ("file:", "data:", "blob:", "http://127.0.0.1:", "ws://127.0.0.1:")
     page.on("request", lambda request: None if request.url.startswith(local) else page.requests.append(request.url))
     page.on("pageerror", lambda error: page.faults.append(str(error)))
-    yield page
-    context.close()
+    return page
 
 
 @pytest.fixture(scope="session")

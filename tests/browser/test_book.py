@@ -9,11 +9,24 @@ import pytest
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 CHAPTERS = sorted(path.stem for path in (Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
+sync_api = pytest.importorskip("playwright.sync_api", reason="the package playwright drives the browser")
+sync_api.expect.set_options(timeout=240_000)
+
 SHOWN = """Array.from(document.querySelectorAll('.sigma-figure')).map(figure => ({
   drawn: figure.querySelectorAll('.main-svg').length > 0,
   marks: figure.querySelectorAll('.mlayer path, .mlayer image, .cell-text').length, // the last: of a table
 }))"""
-TRACES = "figure => JSON.stringify(figure._fullData.map(trace => [trace.visible, trace.name]))"
+SET = "document.querySelector('mjx-container') !== null || document.querySelector('.math') === null"
+# Of a figure: what its traces are, and all that plotly has drawn from them: bars, dots and lines are layers of their own.
+STATE = """figure => [
+  JSON.stringify(figure._fullData.map(trace => [trace.visible, trace.name])),
+  Array.from(figure.querySelectorAll('.mlayer')).map(layer => layer.innerHTML).join(),
+]"""
+MOVED = f"([figure, before]) => ({STATE})(figure).every((part, i) => part !== before[i])"
+FAR_END = """figure => {
+  const slider = figure._fullLayout.sliders[0];
+  return slider.active < slider.steps.length / 2 ? 0.98 : 0.02;
+}"""
 
 
 def pages(site: Path) -> list[Path]:
@@ -30,30 +43,27 @@ def test_first_page_leads_to_the_book(page, site):
 
 def test_no_page_asks_the_network(page, site):
     for path in pages(site):
-        page.goto(path.as_uri(), wait_until="load")
-        page.wait_for_timeout(100)
+        page.goto(path.as_uri(), wait_until="networkidle")
     assert page.requests == []
     assert page.faults == []
     assert len(pages(site)) > len(CHAPTERS) + 6  # the reference pages too
 
 
 def test_every_page_loads_what_it_names(page, site):
-    """A file: request that fails is silent; a page without its style or script is not."""
+    """A file: request that fails is silent; a page without its style or script is not. We leave before some have ended."""
     missing = []
-    page.on("requestfailed", lambda request: missing.append(request.url))
+    page.on("requestfailed", lambda request: missing.append((request.url, request.failure)))
     for path in pages(site):
-        page.goto(path.as_uri(), wait_until="load")
-    assert missing == []
+        page.goto(path.as_uri(), wait_until="networkidle")
+    assert [url for url, why in missing if why != "net::ERR_ABORTED"] == []
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_chapter_shows_its_figures(page, site, chapter):
     page.goto((site / "notebooks" / f"{chapter}.html").as_uri())
-    page.wait_for_function(f"{SHOWN}.every(figure => figure.drawn)")
-    figures = page.evaluate(SHOWN)
-    assert len(figures) >= 3
-    assert all(figure["marks"] > 0 for figure in figures)
-    assert page.locator("mjx-container").count() > 0 or page.locator(".math").count() == 0
+    page.wait_for_function(f"{SHOWN}.every(figure => figure.drawn && figure.marks > 0)")
+    assert len(page.evaluate(SHOWN)) >= 3
+    page.wait_for_function(SET)
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
@@ -61,22 +71,12 @@ def test_slider_moves_its_figure_without_a_kernel(page, site, chapter):
     page.goto((site / "notebooks" / f"{chapter}.html").as_uri())
     page.wait_for_selector(".slider-rail-touch-rect", state="attached")
     figure = page.locator(".sigma-figure:has(.slider-rail-touch-rect)").first
-    before, picture = figure.evaluate(TRACES), drawn(figure)
+    before = figure.evaluate(STATE)
     rail = figure.locator(".slider-rail-touch-rect")
     rail.scroll_into_view_if_needed()
     box = rail.bounding_box()
-    for share in (0.02, 0.98):  # one of the ends is not where it stands
-        page.mouse.click(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
-        page.wait_for_timeout(400)
-        if figure.evaluate(TRACES) != before:
-            break
-    assert figure.evaluate(TRACES) != before
-    assert drawn(figure) != picture
-
-
-def drawn(figure) -> str:
-    """All that plotly has drawn from the traces: bars, dots and lines are layers of their own."""
-    return figure.locator(".mlayer").evaluate_all("layers => layers.map(layer => layer.innerHTML).join()")
+    page.mouse.click(box["x"] + figure.evaluate(FAR_END) * box["width"], box["y"] + box["height"] / 2)
+    page.wait_for_function(MOVED, arg=[figure.element_handle(), before])
 
 
 def test_guess_is_kept_and_shown_beside_the_measurement(page, site):
@@ -86,10 +86,10 @@ def test_guess_is_kept_and_shown_beside_the_measurement(page, site):
     assert shown.inner_text() == "none yet"
     button = page.locator("fieldset.sigma-predict input").nth(1)
     button.check()
-    assert shown.inner_text() == button.input_value()
+    sync_api.expect(shown).to_have_text(button.input_value())
     page.goto(address)
-    assert page.locator("fieldset.sigma-predict input").nth(1).is_checked()
-    assert page.locator("[data-sigma-guess]").first.inner_text() == button.input_value()
+    sync_api.expect(page.locator("fieldset.sigma-predict input").nth(1)).to_be_checked()
+    sync_api.expect(page.locator("[data-sigma-guess]").first).to_have_text(button.input_value())
 
 
 def test_folded_solution_opens(page, site):
@@ -98,14 +98,14 @@ def test_folded_solution_opens(page, site):
     source = fold.locator("pre")
     assert not source.is_visible()
     fold.locator("summary").click()
-    assert source.is_visible() and "def " in source.inner_text()
+    sync_api.expect(source).to_be_visible()
+    assert "def " in source.inner_text()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_text_can_be_read_in_both_themes(chromium, site, theme):
+def test_text_can_be_read_in_both_themes(new_page, site, theme):
     """Contrast of a figure's title, and of a printed source, with the page behind them: at least 3 to 1."""
-    context = chromium.new_context(color_scheme=theme)
-    page = context.new_page()
+    page = new_page(color_scheme=theme)
     page.goto((site / "notebooks" / f"{CHAPTERS[1]}.html").as_uri())
     page.wait_for_selector(".gtitle", state="attached")
     assert page.evaluate("document.documentElement.dataset.theme") == theme
@@ -124,7 +124,6 @@ def test_text_can_be_read_in_both_themes(chromium, site, theme):
                   ...words.map(word => [getComputedStyle(word).color, background(word)])];
         }"""
     )
-    context.close()
     assert len(colours) > 20
     assert min(contrast(*pair) for pair in colours) >= 3
 

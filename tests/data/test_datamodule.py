@@ -47,9 +47,11 @@ def trainer_for(steps: int, accumulate: int = 2, folder=None, **options) -> pl.T
 
 
 @pytest.fixture
-def rows_seen(data, tmp_path):
+def rows_seen(data):
     """fit(steps, ...) → the rows of each optimizer step."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     corpus = corpus_of(data.dir.parent)
 
     def fit(steps, resume=None, config=ROWS, save=None, **options):
@@ -59,7 +61,8 @@ def rows_seen(data, tmp_path):
         assert trainer.global_step == steps
         return [model.rows[i : i + config.per_step] for i in range(0, len(model.rows), config.per_step)]
 
-    return fit
+    yield fit
+    logger.setLevel(level)  # others look at what is printed
 
 
 def test_resume_continues_at_the_exact_row(rows_seen, data, tmp_path):

@@ -229,7 +229,7 @@ def test_data_prepared_before_domains_were_recorded_still_loads(tmp_path):
     write_domains(tmp_path)
     new = prepare_quietly(corpus_of(tmp_path, heldout=0.4))
     for path in [*(tmp_path / "data").glob("shard-*.json"), tmp_path / "data" / "manifest.json"]:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
         for shard in content.get("shards", [content]):
             shard.pop("domains", None)
         path.write_text(json.dumps(content))

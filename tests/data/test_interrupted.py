@@ -231,7 +231,7 @@ def test_a_full_disk_loses_nothing(fresh, kilobytes, full_at, data):
 
 
 def change_path(folder: Path, text: Path) -> None:
-    settings = json.loads((folder / "settings.json").read_text())
+    settings = json.loads((folder / "settings.json").read_text("utf-8"))
     settings["corpus"]["path"] = str(text)
     (folder / "settings.json").write_text(json.dumps(settings))
 
@@ -269,7 +269,7 @@ def test_a_file_in_place_of_the_folder(fresh):
     (fresh / "data").write_text("mine")
     with pytest.raises(StorageError, match="cannot write .*data.*choose a folder"):
         prepare_quietly(corpus_of(fresh))
-    assert (fresh / "data").read_text() == "mine"
+    assert (fresh / "data").read_text("utf-8") == "mine"
 
 
 def test_loading_what_was_never_prepared(tmp_path):

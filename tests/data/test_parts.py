@@ -206,7 +206,7 @@ def test_a_rank_that_cannot_be(together, tmp_path, rank, ranks, said):
 def test_a_folder_from_before_there_were_parts_is_still_taken(fresh):
     corpus = corpus_of(fresh)
     prepare(corpus, **QUIET)
-    settings = json.loads((fresh / "data" / "settings.json").read_text())
+    settings = json.loads((fresh / "data" / "settings.json").read_text("utf-8"))
     del settings["corpus"]["parts"]
     (fresh / "data" / "settings.json").write_text(json.dumps(settings))
     os.remove(fresh / "data" / "part-00000.json")

@@ -31,7 +31,7 @@ def make(compiler: Path, option: str, machine: str = "") -> Path:
 
 
 def calls(compiler: Path) -> int:
-    return len(Path(f"{compiler}.calls").read_text().splitlines())
+    return len(Path(f"{compiler}.calls").read_text("utf-8").splitlines())
 
 
 def test_compiled_once_and_again_for_another_compiler_or_option(compiler):
@@ -43,7 +43,7 @@ def test_compiled_once_and_again_for_another_compiler_or_option(compiler):
     Path(f"{compiler}.version").write_text("2.0")
     newer = make(compiler, "-a")
     assert len({first, other, newer}) == 3 and calls(compiler) == 3
-    assert first.read_text() == "whole\n"
+    assert first.read_text("utf-8") == "whole\n"
 
 
 def test_a_failed_compilation_says_why_and_leaves_nothing_to_load(compiler):
@@ -53,4 +53,4 @@ def test_a_failed_compilation_says_why_and_leaves_nothing_to_load(compiler):
         make(compiler, "-a")
     assert not list(cache_folder().glob("*.so"))
     broken.unlink()
-    assert make(compiler, "-a").read_text() == "whole\n"
+    assert make(compiler, "-a").read_text("utf-8") == "whole\n"

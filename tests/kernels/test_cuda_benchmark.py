@@ -24,7 +24,7 @@ def test_a_dry_run_checks_times_and_records(tmp_path):
     out = tmp_path / "gpu.json"
     command = [sys.executable, ROOT / "benchmarks/gpu.py", "--dry-run", "--no-compile", "--minutes", "60", "--out", out]
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    record = json.loads(out.read_text())
+    record = json.loads(out.read_text("utf-8"))
     assert record["dry_run"] and set(record["ceilings"]) == {"matmul_flops", "copy_bytes"}
     for check in record["checks"].values():
         assert check["differs_by"]["grouped"] <= 1e-2 and "needs a GPU" in check["not_run"]["liger"]
@@ -36,7 +36,7 @@ def test_a_dry_run_checks_times_and_records(tmp_path):
 
 @pytest.fixture
 def bench(tmp_path):
-    options = type("Options", (), {"dry_run": True, "minutes": 1, "out": tmp_path / "gpu.json"})
+    options = type("Options", (), {"dry_run": True, "minutes": 60, "out": tmp_path / "gpu.json"})
     return gpu.Bench(options)
 
 
@@ -61,8 +61,8 @@ def test_a_wrong_variant_is_refused_and_not_timed(monkeypatch, bench, spoil, sai
 def test_a_step_that_breaks_or_comes_too_late_leaves_the_others_results(bench):
     bench.step("first", lambda: 1)
     bench.step("broken", lambda: 1 / 0)
-    bench.step("late", lambda: 2, keep=120)
-    record = json.loads(bench.out.read_text())
+    bench.step("late", lambda: 2, keep=7200)
+    record = json.loads(bench.out.read_text("utf-8"))
     assert record["first"] == 1 and record["broken"] == {"failed": "ZeroDivisionError: division by zero"}
     assert "late" not in record and record["steps_not_run"][0].startswith("late: ")
 

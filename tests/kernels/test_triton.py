@@ -123,6 +123,7 @@ def test_the_rules_are_named(monkeypatch):
 
 def test_kernels_that_fail_their_trial_are_not_used(monkeypatch):
     """One wrong gradient, one NaN, or a compiler that gives up: the device is named, once, and the answer is no."""
+    trial.cache_clear()
     wrong = {"y": 1e-7, "dx": 0.3, "dw2": float("nan")}
     monkeypatch.setattr("sigma_lite.kernels.trial.trial_errors", lambda *_, **__: wrong)
     with pytest.warns(

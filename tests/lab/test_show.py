@@ -107,7 +107,7 @@ def test_the_commands_run_draw_and_print(place, forks, monkeypatch, capsys):
     cli.main(["lab", "run", *options])
     printed = capsys.readouterr().out
     assert "Do two arms run side by side?" in printed and "page          results/two-tiny.html" in printed
-    results = json.loads(Path("results/two-tiny.json").read_text())
+    results = json.loads(Path("results/two-tiny.json").read_text("utf-8"))
     assert [(run["arm"], run["seed"]) for run in results["runs"]] == [
         (a, s) for a in ("top-1", "from scratch") for s in (0, 1)
     ]

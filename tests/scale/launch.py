@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from sigma_lite.checkpoint import read_checkpoint
 from sigma_lite.scale.strategy import ExpertParallel  # here, so that forked ranks need not import it again
 
 STRATEGY = f"{ExpertParallel.__module__}.{ExpertParallel.__name__}"
+PATIENCE_S = 600  # for the other ranks, on a busy machine
 PER_MICRO = 8  # rows of all ranks together: the pooled counts of each micro-batch are then the same in every layout
 
 
@@ -30,24 +30,24 @@ def start(ranks: int, expert_ranks: int = 1, trap: Callable[[int], None] = lambd
     `command` is the command, `timeout_s` and `strategy` arguments of the strategy.
     """
     command = changes.pop("command", "fit")
-    options = {"expert_parallel": expert_ranks, "timeout_s": changes.pop("timeout_s", 60)}
+    options = {"expert_parallel": expert_ranks, "timeout_s": changes.pop("timeout_s", PATIENCE_S)}
     options |= changes.pop("strategy", {})
     strategy = {"class_path": STRATEGY, "init_args": options}
     parallel = {"trainer__strategy": strategy, "trainer__devices": ranks} if ranks > 1 else {}
     name = f"{ranks}x{expert_ranks}.yaml"
     tiny.write_config(Path(), name, **{**parallel, "data__rows__per_micro": PER_MICRO // ranks, **changes})
-    port = str(_free_port())
 
-    def place(rank: int) -> Callable[[], None]:
+    def place(rank: int, port: int) -> Callable[[], None]:
         def prepare() -> None:
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", "LOCAL_RANK": str(rank)}
-            os.environ["WORLD_SIZE"] = str(ranks)
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+            os.environ |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
             trap(rank)
 
-        return prepare
+        return prepare if ranks > 1 else lambda: trap(0)
 
     Path("child.log").unlink(missing_ok=True)
-    return [tiny.child([command, "-c", name], place(rank) if ranks > 1 else lambda: trap(0)) for rank in range(ranks)]
+    with tiny.reserved_port() as port:
+        return [tiny.child([command, "-c", name], place(rank, port)) for rank in range(ranks)]
 
 
 def endings(pids: Sequence[int]) -> list[int]:
@@ -55,17 +55,11 @@ def endings(pids: Sequence[int]) -> list[int]:
 
 
 def done(codes: Sequence[int]) -> None:
-    assert set(codes) == {0}, f"{codes}\n{Path('child.log').read_text()}"
+    assert set(codes) == {0}, f"{codes}\n{Path('child.log').read_text('utf-8')}"
 
 
 def die(*_, **__) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:

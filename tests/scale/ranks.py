@@ -19,7 +19,7 @@ def on_ranks(ranks: int, work: Callable[[int], object], folder: Path) -> list[ob
     sys.stdout.flush()
     children = [_child(rank, ranks, work, folder) for rank in range(ranks)]
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    logs = "\n".join((folder / f"log-{rank}").read_text() for rank in range(ranks))
+    logs = "\n".join((folder / f"log-{rank}").read_text("utf-8") for rank in range(ranks))
     assert codes == [0] * ranks, f"{codes}\n{logs}"
     return [torch.load(folder / f"found-{rank}", weights_only=False) for rank in range(ranks)]
 
@@ -34,7 +34,7 @@ def _child(rank: int, ranks: int, work: Callable[[int], object], folder: Path) -
         sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115  not pytest's
         torch.set_num_threads(1)
         store = dist.FileStore(str(folder / "store"), ranks)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(minutes=10))
         torch.save(work(rank), folder / f"found-{rank}")
         dist.barrier()
         os._exit(0)

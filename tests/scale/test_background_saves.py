@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ from sigma_lite.train.callbacks.diary import Diary
 
 def test_jobs_come_one_after_another_and_errors_are_raised_later():
     seen, gate, background = [], threading.Event(), Background()
-    background(lambda: (gate.wait(10), seen.append("first")))
+    background(lambda: (gate.wait(600), seen.append("first")))
     assert not seen, "the caller goes on"
     threading.Timer(0.1, gate.set).start()
     background(lambda: seen.append("second") or 1 / 0)
@@ -39,8 +40,9 @@ def only_after_another_step(module):
         write, record, steps = module.write_packed, Diary.on_train_batch_end, []
 
         def later(path, packed):
-            begun, patience = len(steps), time.monotonic() + 20
-            while len(steps) == begun and "000012" not in str(path):  # after the last step there is none
+            (saved,) = map(int, re.findall(r"step=(\d+)", str(path)))
+            patience = time.monotonic() + 300
+            while max(steps, default=0) <= saved < 12:  # after the last step there is none
                 if time.monotonic() > patience:
                     raise StorageError("no step was taken while a checkpoint waited to be written")
                 time.sleep(0.01)

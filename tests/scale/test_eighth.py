@@ -44,7 +44,7 @@ def test_it_takes_the_same_steps_on_every_mesh(run, place):
     }
     curves = {}
     for ranks, expert_ranks in [(1, 1), *MESHES]:
-        done(fit(ranks, expert_ranks, timeout_s=300, **settings))
+        done(fit(ranks, expert_ranks, **settings))
         curves[ranks, expert_ranks] = curve(Path("run"))
         shutil.rmtree("run")  # half a gigabyte
     assert len(curves[1, 1]) == 2 and curves[1, 1][1][0] < curves[1, 1][0][0], "the loss falls"

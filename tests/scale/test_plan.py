@@ -130,7 +130,7 @@ def test_the_suggestion_fits_can_be_run_and_is_not_slower_than_another_that_fits
 
 def test_what_does_not_fit_is_told_how_many_nodes_would_do(full, tmp_path):
     small = tmp_path / "small.yaml"
-    small.write_text((BUILT_IN / "h100-node.yaml").read_text().replace("memory_gib: 79.6", "memory_gib: 12"))
+    small.write_text((BUILT_IN / "h100-node.yaml").read_text("utf-8").replace("memory_gib: 79.6", "memory_gib: 12"))
     facts = forecast(full, str(small), nodes=1)
     enough = facts["fits_from_nodes"]
     assert not facts["fits"] and facts["suggested"] is None and enough > 1
