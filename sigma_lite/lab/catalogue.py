@@ -58,13 +58,11 @@ LOSS_FREE_SHARP = Arm(
     "loss-free, K = 1 of 96, sharp routers",
     "no z-loss, and routers that learn ten times as fast: only scores near 0 and 1 let a spread come to 1",
     {"model": SHARP},
-    seeds=(0,),
 )
 LOSS_FREE_SHARP_FAST = Arm(
     "loss-free, K = 1 of 96, sharp routers, rate 0.003",
     "a spread cannot grow beyond 1 and two rates: here 1.006",
     overlay({"model": SHARP}, balance(bias_rate=3e-3)),
-    seeds=(0,),
 )
 LOSS_FREE_6_OF_64 = Arm(
     "loss-free, K = 6 of 64",
@@ -123,6 +121,13 @@ def scale_free(temperature: float, switch: Patch | None = None) -> Arm:
     patch = {"model": {"custom_balance": own, **(switch or {}).get("model", {})}}  # type: ignore[attr-defined]
     name = f"scale-free LBL, temperature {temperature:g}" + (", K = 8 low until 70%" if switch else "")
     return Arm(name, "LBL on logits in units of their own spread: shrinking them changes nothing", patch, seeds=(0,))
+
+
+def through_spread(temperature: float) -> Arm:
+    """The same with a gradient that is orthogonal to the logits."""
+    arm, more = scale_free(temperature), {"model": {"custom_balance": {"init_args": {"through_spread": True}}}}
+    says = "the gradient knows of the spread too, so that no step asks in vain for smaller logits"
+    return Arm(f"{arm.name}, through the spread", says, overlay(dict(arm.patch), more))
 
 
 def slow_router(factor: float, arm: Arm = TOP1) -> Arm:
@@ -264,14 +269,15 @@ EXPERIMENTS = {
             "better",
             "Can layer 0 be balanced at K = 1 without losing to the conventional loss?",
             (
-                one_seed(TOP1),
+                TOP1,
                 one_seed(LOW8),
-                one_seed(top1_lbl(0.1)),
+                top1_lbl(0.1),
                 slow_router(0.3),
                 slow_router(0.1),
                 slow_router(0.1, top1_lbl(0.1)),
                 slow_router(0.1, scale_free(0.3)),
-                scale_free(0.3),
+                dataclasses.replace(scale_free(0.3), seeds=None),
+                through_spread(0.3),
                 scale_free(0.1),
                 scale_free(0.3, sparsity(Share(0.7))),
             ),

@@ -54,3 +54,17 @@ def test_as_a_balancer_it_uses_the_steps_load_share_and_refuses_a_bad_temperatur
     torch.testing.assert_close(ScaleFreeLBL(0.2).loss(routing, f_E), expected)
     with pytest.raises(ValueError, match="greater than 0"):
         scale_free_load_balancing_loss(logits_TE, f_E, 0)
+
+
+def test_through_the_spread_no_step_asks_for_smaller_logits():
+    """The slope along the logits themselves: of a loss that their size does not change it is 0; with the spread held fixed
+    uneven logits are asked to shrink, which cannot lower the loss."""
+    logits_TE = (torch.randn(512, 16) + torch.linspace(0, 2, 16)).double().requires_grad_()
+    f_E, slopes = shares(logits_TE).double(), []
+    for through in (True, False):
+        loss = scale_free_load_balancing_loss(logits_TE, f_E, 0.3, through)
+        slopes.append((logits_TE * torch.autograd.grad(loss, logits_TE)[0]).sum().item())
+    assert slopes[0] == pytest.approx(0, abs=1e-6) and slopes[1] > 0.1
+    flat_TE = torch.zeros(32, 4, requires_grad=True)
+    scale_free_load_balancing_loss(flat_TE, torch.tensor([1.0, 0, 0, 0]), through_spread=True).backward()
+    assert flat_TE.grad.isfinite().all()
