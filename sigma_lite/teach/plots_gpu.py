@@ -39,14 +39,13 @@ def tile_budget(rows: int, columns: int, slices: int, warps: int, arch: str = "s
     """`tile_costs` as shares of what a block and a thread may have. Title: blocks whose slices a multiprocessor can hold."""
     costs, limits = tile_costs(rows, columns, slices, warps), (SHARED[arch], REGISTERS)
     shares = [cost / limit for cost, limit in zip(costs.values(), limits, strict=True)]
-    notes = [f"{costs['shared memory'] / 1024:.0f} of {SHARED[arch] / 1024:.0f} KB"]
-    notes += [f"{costs['registers for sums']:.0f} of {REGISTERS} a thread"]
     colors = [fade(BLUE if share <= 1 else ORANGE, 0.6) for share in shares]
     figure = go.Figure()
-    look = {"orientation": "h", "marker_color": colors, "text": notes, "textposition": "auto"}
-    figure.add_bar(x=shares, y=list(costs), name="share of the limit", **look)
+    figure.add_bar(x=shares, y=list(costs), name="share of the limit", orientation="h", marker_color=colors)
     figure.add_vline(1, line={"color": GREY, "dash": "dot"})
-    figure.update_xaxes(title=f"share of what {arch} allows", tickformat=".0%", range=[0, 2])
+    memory, sums = costs["shared memory"] / 1024, costs["registers for sums"]
+    limit = f"limits of {arch}: {memory:.0f} of {SHARED[arch] / 1024:.0f} KB, {sums:.0f} of {REGISTERS} registers a thread"
+    figure.update_xaxes(title=limit, tickformat=".0%", range=[0, 2])
     fit = (SHARED[arch] + RESERVED) // (int(costs["shared memory"]) + RESERVED)
     fits = f"room for {fit} side by side" if shares[0] <= 1 else "no room in shared memory"
     fits = fits if shares[1] <= 1 else "more sums than registers"

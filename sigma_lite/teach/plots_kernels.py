@@ -94,7 +94,7 @@ def walls(tokens, k: int = 1, gpus: int = 1, link: float = LINKS["NVLink 350 GB/
 
 
 def walls_figure(k: int, gpus: int, link: str) -> go.Figure:
-    """`walls` over tokens per step; the title tells from where on FLOPs cost more than weights, and than AdamW."""
+    """`walls` over tokens per step; the title tells where FLOPs become dearer than weights, and than AdamW."""
     tokens = np.geomspace(1e3, 1e7, 41)
     figure = go.Figure()
     for (name, seconds), color in zip(walls(tokens, k, gpus, LINKS[link]).items(), (BLUE, GREEN, ORANGE, PINK), strict=True):
@@ -106,7 +106,7 @@ def walls_figure(k: int, gpus: int, link: str) -> go.Figure:
     pays = (float(one[name] / one["FLOPs"]) for name in ("expert weights", "AdamW"))
     note = f"ceilings: {PEAK / 1e12:.0f} TFLOP/s bf16, {BANDWIDTH / 1e12:.1f} TB/s, {link}; computed, not measured"
     figure.add_annotation(text=note, xref="paper", yref="paper", x=1, y=0.02, xanchor="right", showarrow=False)
-    title = "FLOPs cost more than weights from {:,.0f} tokens on, more than AdamW from {:,.0f}".format(*pays)
+    title = "FLOPs pass the weights at {:,.0f} tokens a step, AdamW at {:,.0f}".format(*pays)
     return figure.update_layout(title=title, height=430)
 
 

@@ -83,7 +83,7 @@ def test_walls_against_the_numbers_worked_out_by_hand():
 
 def test_the_title_names_the_crossings_of_the_curves():
     figure = plots_kernels.walls_figure(1, 8, "NVLink 350 GB/s")
-    assert "from 6,510 tokens on, more than AdamW from 31,293" in figure.layout.title.text
+    assert "weights at 6,510 tokens a step, AdamW at 31,293" in figure.layout.title.text
     flops, adam = (np.array(trace(figure, name).y) for name in ("FLOPs", "AdamW"))
     tokens = np.array(trace(figure, "FLOPs").x)
     assert tokens[flops < adam].max() < 31_293 < tokens[flops > adam].min()
