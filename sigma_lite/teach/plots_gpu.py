@@ -44,13 +44,15 @@ def tile_budget(rows: int, columns: int, slices: int, warps: int, arch: str = "s
     figure.add_bar(x=shares, y=list(costs), name="share of the limit", orientation="h", marker_color=colors)
     figure.add_vline(1, line={"color": GREY, "dash": "dot"})
     memory, sums = costs["shared memory"] / 1024, costs["registers for sums"]
-    limit = f"limits of {arch}: {memory:.0f} of {SHARED[arch] / 1024:.0f} KB, {sums:.0f} of {REGISTERS} registers a thread"
-    figure.update_xaxes(title=limit, tickformat=".0%", range=[0, 2])
+    limit = f"{memory:.0f} of {SHARED[arch] / 1024:.0f} KB, and {sums:.0f} of {REGISTERS} registers a thread"
+    place = {"xref": "paper", "yref": "paper", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"}
+    figure.add_annotation(text=limit, showarrow=False, **place)
+    figure.update_xaxes(title=f"share of the limit on {arch}", tickformat=".0%", range=[0, 2])
     fit = (SHARED[arch] + RESERVED) // (int(costs["shared memory"]) + RESERVED)
     fits = f"room for {fit} side by side" if shares[0] <= 1 else "no room in shared memory"
     fits = fits if shares[1] <= 1 else "more sums than registers"
     title = f"{rows} x {columns}: {flop_per_byte(rows, columns):.0f} FLOP per byte, {fits}"
-    return figure.update_layout(title=title, height=300)
+    return figure.update_layout(title=title, height=310)
 
 
 def instruction_groups(sass: str) -> dict[str, int]:

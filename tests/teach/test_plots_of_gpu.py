@@ -33,12 +33,14 @@ def test_what_a_tile_takes_by_hand():
         ((128, 64, 3, 4), "43 FLOP per byte, room for 2 side by side"),
         ((128, 128, 5, 8), "64 FLOP per byte, room for 1 side by side"),
         ((256, 128, 4, 8), "no room in shared memory"),
-        ((256, 256, 1, 4), "more sums than registers"),
+        ((256, 128, 3, 4), "more sums than registers"),
+        ((256, 128, 3, 8), "85 FLOP per byte, room for 1 side by side"),
     ],
 )
 def test_the_budget_says_what_fits(tile, says):
     figure = plots_gpu.tile_budget(*tile, arch="sm_80")
     assert figure.layout.title.text.endswith(says)
+    assert f"{tile[2] * (tile[0] + tile[1]) / 8:.0f} of 163 KB" in figure.layout.annotations[0].text
     costs = plots_gpu.tile_costs(*tile)
     assert list(trace(figure, "share of the limit").x) == [costs["shared memory"] / SHARED["sm_80"],
                                                            costs["registers for sums"] / 255]  # fmt: skip
