@@ -23,7 +23,7 @@ def start() -> tuple[ModuleType, ModuleType]:
     require(
         importlib.util.find_spec("triton") is not None,
         "triton is not installed, and these kernels are run by its interpreter: `pip install triton` (Linux; there is no"
-        " build for macOS, and the other sections of the chapter need none)",
+        " build for macOS. The book shows what this chapter prints, and no other chapter needs it)",
     )
     os.environ[INTERPRET] = "1"
     language = importlib.import_module("triton.language")

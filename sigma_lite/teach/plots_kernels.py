@@ -1,10 +1,9 @@
-"""Figures of the chapter on the grouped matmul: tiles and their rows, walls of a training step, what a compiler made."""
+"""Figures of the chapter on the grouped matmul: tiles and their rows, roofs of a processor, walls of a training step."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +12,12 @@ import plotly.graph_objects as go
 
 from sigma_lite.config import ModelConfig, require
 from sigma_lite.figures.style import fade
-from sigma_lite.kernels.compile_offline import Compiled
-from sigma_lite.teach.style import BLUE, CLEAR, FAINT, GREEN, GREY, ORANGE, PINK
+from sigma_lite.teach.style import BLUE, FAINT, GREEN, GREY, ORANGE, PINK
 
 PEAK = 790e12  # FLOP/s, bf16: what a large matmul reaches on an H200. A stated ceiling, like the next one
 BANDWIDTH = 4.3e12  # bytes/s of its memory
 LINKS = {"NVLink 350 GB/s": 350e9, "InfiniBand 50 GB/s": 50e9}  # assumed achieved rates, per GPU
 ROUTINGS = ("balanced", "multinomial", "zipf")
-TENSOR_CORE = re.compile(r"\b(wgmma\.\w+|mma\.sync|ldmatrix|tcgen05\.(?:mma|ld|commit)|cp\.async\.c[ag])\b")
 
 
 def loads(routing: str, n_experts: int, tokens_per_expert: int) -> np.ndarray:
@@ -53,6 +50,29 @@ def tile_painter(rows: int, routing: str, tokens_per_expert: int, n_experts: int
     return figure.update_layout(title=title, barmode="stack", bargap=0.15, height=420)
 
 
+def roofline(roofs: Mapping[str, tuple[float, float, int]], tokens: Sequence[int] = (21, 85, 341)) -> go.Figure:
+    """FLOP/s that a processor can reach over FLOP per byte (Williams et al. 2009); marks: so many tokens an expert.
+
+    Args:
+        roofs: name -> (FLOP/s of a large matmul, bytes/s of memory, bytes of a number).
+        tokens: an expert's matrices [F, D] are read once and multiplied by so many rows: 2 FLOP a row and number.
+    """
+    figure, intensity = go.Figure(), np.geomspace(1, 4096, 97)
+    for (name, (peak, bandwidth, size)), color in zip(roofs.items(), (BLUE, ORANGE, GREEN), strict=False):
+        line, marker = {"color": color}, {"color": color, "size": 9}
+        roof = np.minimum(peak, bandwidth * intensity).tolist()
+        figure.add_scatter(x=intensity.tolist(), y=roof, name=name, mode="lines", line=line)
+        marks = [2 * t / size for t in tokens]
+        reached = [min(peak, bandwidth * x) for x in marks]
+        text = [str(t) for t in tokens]
+        look = {"mode": "markers+text", "text": text, "textposition": "bottom right", "showlegend": False}
+        figure.add_scatter(x=marks, y=reached, name=f"{name}, tokens an expert", marker=marker, **look)
+    figure.update_xaxes(type="log", title="FLOP per byte of weights; at the marks: tokens an expert", dtick=1)
+    figure.update_yaxes(type="log", title="FLOP/s, at most", dtick=1, exponentformat="power")
+    even = ", ".join(f"{name}: {peak / bandwidth * size / 2:.0f}" for name, (peak, bandwidth, size) in roofs.items())
+    return figure.update_layout(title=f"Tokens an expert at which the roof bends: {even}", height=400)
+
+
 def walls(tokens, k: int = 1, gpus: int = 1, link: float = LINKS["NVLink 350 GB/s"]) -> dict[str, np.ndarray]:
     """Least seconds that each resource needs for one training step of Sigma-MoE-Tiny on `tokens` tokens in all.
 
@@ -74,7 +94,7 @@ def walls(tokens, k: int = 1, gpus: int = 1, link: float = LINKS["NVLink 350 GB/
 
 
 def walls_figure(k: int, gpus: int, link: str) -> go.Figure:
-    """`walls` over tokens per step; the title tells from where on FLOPs cost more than weights, and than AdamW."""
+    """`walls` over tokens per step; the title tells where FLOPs become dearer than weights, and than AdamW."""
     tokens = np.geomspace(1e3, 1e7, 41)
     figure = go.Figure()
     for (name, seconds), color in zip(walls(tokens, k, gpus, LINKS[link]).items(), (BLUE, GREEN, ORANGE, PINK), strict=True):
@@ -86,7 +106,7 @@ def walls_figure(k: int, gpus: int, link: str) -> go.Figure:
     pays = (float(one[name] / one["FLOPs"]) for name in ("expert weights", "AdamW"))
     note = f"ceilings: {PEAK / 1e12:.0f} TFLOP/s bf16, {BANDWIDTH / 1e12:.1f} TB/s, {link}; computed, not measured"
     figure.add_annotation(text=note, xref="paper", yref="paper", x=1, y=0.02, xanchor="right", showarrow=False)
-    title = "FLOPs cost more than weights from {:,.0f} tokens on, more than AdamW from {:,.0f}".format(*pays)
+    title = "FLOPs pass the weights at {:,.0f} tokens a step, AdamW at {:,.0f}".format(*pays)
     return figure.update_layout(title=title, height=430)
 
 
@@ -123,39 +143,3 @@ def recorded_experts(path: Path) -> go.Figure:
     title = f"{facts['rounds']} rounds, torch {facts['versions']['torch']}, transformers {facts['versions']['transformers']}"
     legend = {"orientation": "h", "x": 1, "xanchor": "right", "y": -0.4, "yanchor": "top"}
     return figure.update_layout(title={"text": title, "xref": "container", "x": 0.02}, height=420, legend=legend)
-
-
-def compiled_figure(arch: str, made: Compiled) -> go.Figure:
-    """What the compiler made for one GPU: counts and resources on the left, the lines of PTX that matter on the right."""
-    counts = {name: n for name, n in made.instructions.items() if n}
-    facts = {**counts, "registers a thread": made.registers, "spilled registers": made.spills}
-    facts["shared memory (KB)"] = made.shared_bytes / 1024
-    figure = go.Figure()
-    look = {"fill": {"color": CLEAR}, "line": {"color": FAINT}, "align": "left", "font": {"color": GREY}}
-    values = [f"{value:g}" for value in facts.values()]
-    figure.add_table(
-        header={**look, "values": ["in PTX, occurrences", ""]},
-        cells={**look, "values": [list(facts), values], "height": 26},
-        columnwidth=[3, 1],
-        domain={"x": [0, 0.32]},
-    )
-    mono = {**look, "font": {"color": GREY, "family": "ui-monospace, monospace", "size": 11}}
-    lines = [TENSOR_CORE.sub(r"<b>\1</b>", line) for line in ptx_lines(made.ptx)]
-    figure.add_table(
-        header={**look, "values": ["PTX around a tensor-core instruction"]},
-        cells={**mono, "values": [lines], "height": 22},
-        domain={"x": [0.34, 1]},
-    )
-    return figure.update_layout(title=f"{arch}: compiled, not run", height=420, margin={"l": 10, "r": 10, "t": 50, "b": 10})
-
-
-def ptx_lines(ptx: str, width: int = 62) -> list[str]:
-    """The first lines of PTX with a tensor-core instruction, a load for one or a copy, each kind at most twice."""
-    found: dict[str, list[str]] = {}
-    for line in ptx.splitlines():
-        if match := TENSOR_CORE.search(line):
-            text = " ".join(line.split())
-            same = found.setdefault(match[1], [])
-            if len(same) < 2:
-                same.append(text if len(text) <= width else text[: width - 1] + "…")
-    return [line for same in found.values() for line in same]

@@ -34,9 +34,10 @@ CHAPTERS = {
     9: Chapter("loss-free balance", 2),
     10: Chapter("progressive sparsification", 2),
     11: Chapter("why layer 0", 2),
-    12: Chapter("the grouped matmul", 2),
-    13: Chapter("experts on four machines", 2),
-    14: Chapter("the 96-expert model on a cluster", 1),
+    12: Chapter("the grouped matmul", 1),
+    13: Chapter("tensor cores", 1),
+    14: Chapter("experts on four machines", 2),
+    15: Chapter("the 96-expert model on a cluster", 1),
 }
 
 
