@@ -10,6 +10,10 @@ or a subclass of `Balancer`. `SigmaLit(custom_balance=mine)`, `model.custom_bala
 
 from __future__ import annotations
 
+import ast
+import importlib
+import inspect
+import sys
 from collections.abc import Callable, Sequence
 
 import torch
@@ -126,3 +130,25 @@ def as_balancer(own: Balancer | BalanceLoss) -> Balancer:
             f"{own!r} is not a balancer: give a function (routing, f_E) -> scalar, or an object of a Balancer subclass"
         )
     return FromFunction(own)
+
+
+def same_balancer(one: str | None, other: str | None) -> bool:
+    """Whether two recorded names, such as "ideas.Mine(strength=0.1)", mean the same balancer.
+
+    A setting that one of them is too old to know has its default, or a new one would make every older run another run.
+    """
+    return one == other or None not in (one, other) and _with_defaults(one) == _with_defaults(other)
+
+
+def _with_defaults(named: str) -> object:
+    try:
+        call = ast.parse(named, mode="eval").body
+    except SyntaxError:  # a lambda
+        return named
+    module, _, name = ast.unparse(getattr(call, "func", call)).rpartition(".")
+    if not isinstance(call, ast.Call) or not module.startswith("sigma_lite.") and module not in sys.modules:
+        return named  # a checkpoint must not name code that is then run
+    made = getattr(importlib.import_module(module), name, None)
+    known = inspect.signature(made).parameters.values() if made else ()
+    defaults = {p.name: repr(p.default) for p in known if isinstance(p.default, (int, float, str))}
+    return module, name, defaults | {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}

@@ -104,11 +104,13 @@ def _kept(path: Path, new: list[dict[str, Any]], arms: set[str]) -> list[dict[st
 
 def _same_settings(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two runs differ in their seed only; a setting that one of them is too old to know counts as equal."""
+    from sigma_lite.balance.balancer import same_balancer  # torch comes with it, and `plan` does without
+
     for part in ("net", "sparsity", "balance", "optim", "rows", "trainer"):
         a, b = one["config"][part], other["config"][part]
         if any(a[key] != b[key] for key in (a.keys() & b.keys()) - {"seed"}):
             return False
-    return one["config"]["custom_balance"] == other["config"]["custom_balance"]
+    return same_balancer(one["config"]["custom_balance"], other["config"]["custom_balance"])
 
 
 def run_facts(run: Run, measure: str = "") -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from sigma_lite.balance.balancer import same_balancer
 from sigma_lite.checkpoint import read_settings
 from sigma_lite.config import nearest, require
 from sigma_lite.runfile import SECTIONS, load_run, overrides, read_yaml
@@ -52,6 +53,8 @@ def require_same_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
     of each micro-batch: a step has the same rows.
     """
     saved, now = _flat(completed(read_settings(checkpoint))), _flat(json.loads(json.dumps(settings)))
+    if same_balancer(saved.get("custom_balance"), now.get("custom_balance")):
+        saved["custom_balance"] = now.get("custom_balance")
     free = {"corpus.dir"} if _of_a_micro_batch(settings) else {"corpus.dir", "rows.per_micro"}
     for name in sorted((saved.keys() | now.keys()) - free):
         require(
