@@ -38,6 +38,7 @@ CHAPTERS = {
     13: Chapter("tensor cores", 1),
     14: Chapter("experts on four machines", 2),
     15: Chapter("the 96-expert model on a cluster", 1),
+    16: Chapter("a balance loss of your own", 2),
 }
 
 
