@@ -148,7 +148,9 @@ def _with_defaults(named: str) -> object:
     module, _, name = ast.unparse(getattr(call, "func", call)).rpartition(".")
     if not isinstance(call, ast.Call) or not module.startswith("sigma_lite.") and module not in sys.modules:
         return named  # a checkpoint must not name code that is then run
-    made = getattr(importlib.import_module(module), name, None)
-    known = inspect.signature(made).parameters.values() if made else ()
+    try:
+        known = inspect.signature(getattr(importlib.import_module(module), name)).parameters.values()
+    except (ImportError, AttributeError):  # gone since
+        return named
     defaults = {p.name: repr(p.default) for p in known if isinstance(p.default, (int, float, str))}
     return module, name, defaults | {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}

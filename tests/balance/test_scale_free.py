@@ -78,5 +78,6 @@ def test_a_balancer_recorded_before_it_had_a_setting_is_still_the_same():
     assert same_balancer(f"{path}(temperature=0.3)", now)
     assert same_balancer(None, None) and same_balancer("ideas.<lambda>", "ideas.<lambda>")
     others = [f"{path}(temperature=0.1)", f"{path}(temperature=0.3, through_spread=True)"]
-    for other in (None, path, "not.imported.Mine()", "ideas.<lambda>", *others):
+    gone = ["sigma_lite.balance.gone.Mine()", "sigma_lite.balance.scale_free.Gone(temperature=0.3)"]
+    for other in (None, path, "not.imported.Mine()", "ideas.<lambda>", *others, *gone):
         assert not same_balancer(other, now) and not same_balancer(now, other)
