@@ -31,6 +31,13 @@ class Results(dict):
         lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows))
         return "\n".join(line.rstrip() for line in lines)
 
+    def only(self, *arms: str) -> Results:
+        """The same with these arms, in this order: a figure of few lines. Raises ConfigError naming the nearest arm."""
+        for name in arms:
+            require(name in self["arms"], f"{self['experiment']} has no arm {name!r}; {nearest(name, self['arms'])}")
+        runs = [run for name in arms for run in self["runs"] if run["arm"] == name]
+        return Results({**self, "arms": {name: self["arms"][name] for name in arms}, "runs": runs})
+
     def figure(self, name: str) -> Any:
         """One of sigma_lite.figures.OF_RESULTS, such as "layer0_deviation", drawn from these results: a go.Figure.
 

@@ -102,6 +102,15 @@ def test_some_arms_of_an_experiment_with_those_they_branch_from(table3, place):
     assert read_results("results/table3-tiny.json")["runs"] == before, "the other arms stay, in their order"
 
 
+def test_results_can_be_cut_down_to_some_arms(table3):
+    found = read_results(table3 / "results/table3-tiny.json")
+    few = found.only("converted", "top-1")
+    assert list(few["arms"]) == [run["arm"] for run in few["runs"]] == ["converted", "top-1"]
+    assert "low 2" in found.table() and "low 2" not in few.table() and len(found["runs"]) == 3
+    with pytest.raises(ConfigError, match="table3 has no arm 'top1'; did you mean 'top-1'"):
+        found.only("top1")
+
+
 def test_a_results_file_is_whole_or_the_old_one(table3, tmp_path, monkeypatch):
     path = results_path(tmp_path, "table3", "tiny")
     runs = runs_of(small.TABLE3, small.scale(), table3 / "runs")
