@@ -4,7 +4,7 @@ LBL can be lowered by making all logits small: P becomes flat, no choice changes
 layer's logits are first divided by their own spread, so that shrinking them changes nothing, and then by a temperature
 well below 1, so that P is close to the share of tokens an expert wins. What is left to lower the loss is to move tokens.
 Unlike Top-1 LBL (Sigma-MoE-Tiny, 2512.16248) nothing asks the router to be sure of itself, which is the language model's
-business.
+business. Skywork-MoE (2406.06563) normalises the logits of the gate itself, token by token; here only the loss sees them so.
 """
 
 from __future__ import annotations

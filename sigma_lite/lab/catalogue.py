@@ -120,7 +120,7 @@ def scale_free(temperature: float, switch: Patch | None = None) -> Arm:
     own = {"class_path": "sigma_lite.balance.scale_free.ScaleFreeLBL", "init_args": {"temperature": temperature}}
     patch = {"model": {"custom_balance": own, **(switch or {}).get("model", {})}}  # type: ignore[attr-defined]
     name = f"scale-free LBL, temperature {temperature:g}" + (", K = 8 low until 70%" if switch else "")
-    return Arm(name, "LBL on logits in units of their own spread: shrinking them changes nothing", patch, seeds=(0,))
+    return Arm(name, "LBL on logits in units of their own spread: shrinking them changes nothing", patch)
 
 
 def through_spread(temperature: float) -> Arm:
@@ -276,10 +276,10 @@ EXPERIMENTS = {
                 slow_router(0.1),
                 slow_router(0.1, top1_lbl(0.1)),
                 slow_router(0.1, scale_free(0.3)),
-                dataclasses.replace(scale_free(0.3), seeds=None),
+                scale_free(0.3),
                 through_spread(0.3),
-                scale_free(0.1),
-                scale_free(0.3, sparsity(Share(0.7))),
+                one_seed(scale_free(0.1)),
+                one_seed(scale_free(0.3, sparsity(Share(0.7)))),
             ),
             ("loss_against_balance", "layer0_deviation", "final_table"),
         ),
