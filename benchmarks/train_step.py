@@ -1,10 +1,10 @@
 """The toy's whole training step against the same model built with transformers, on this machine.
 
-Forward, language-model and balance loss, backward, gradient clipping and fused AdamW, on the same weights, rows and
+Forward, the whole objective (language model, balance, router z-loss), backward, gradient clipping and fused AdamW, on the same weights, rows and
 threads, each variant in a process of its own; all are timed in each round, in random order, so a drifting machine drifts
 for all. Each of their expert implementations runs twice: with their own losses (`labels=`, `output_router_logits=True`),
-as their users train, and "+ our balance loss", with a plain cross entropy and our balance loss on their router logits,
-which isolates the model. A variant whose language-model loss, or gradient norm where the losses are the same, differs
+as their users train, and "+ our objective", with our objective on their logits and router logits, which isolates the
+model. A variant whose language-model loss, or gradient norm where the losses are the same, differs
 from ours is refused, not timed. Their format has one K for all layers, so the schedule's list is timed in the second form
 only. Ours runs with a malloc that keeps freed memory, as `sigma-lite fit` sets it; two more rows, ours without and theirs
 with it, show what part of the ratio that is. Writes results/bench/train_step-MACHINE.json.
@@ -25,9 +25,10 @@ import torch
 import transformers
 from interleaved import Elsewhere, interleave, summary
 
-from sigma_lite.balance.losses import load_balancing_loss
+from sigma_lite.balance.objective import objective
+from sigma_lite.balance.pooled import PooledCounts
 from sigma_lite.kernels import explain_backend
-from sigma_lite.model import Transformer
+from sigma_lite.model import Routing, Transformer
 from sigma_lite.runfile import load_run
 from sigma_lite.serve.hf import to_qwen3_moe
 from sigma_lite.storage import write_json
@@ -38,7 +39,7 @@ from sigma_lite.train.provenance import device_name
 ROOT = Path(__file__).parents[1]
 THEIRS = ("grouped_mm", "batched_mm", "eager")
 CLIP = 1.0
-OUR_LOSS, KEPT, NOT_KEPT = " + our balance loss", ", freed memory kept", ", freed memory given back"
+OUR_LOSS, KEPT, NOT_KEPT = " + our objective", ", freed memory kept", ", freed memory given back"
 
 
 def main() -> None:
@@ -100,22 +101,23 @@ def variant(name: str, run, k_per_layer: tuple[int, ...]) -> Callable[[int], tup
 
 
 def our_step(model: Transformer, run) -> Callable:
+    whole = objective(run.balance, run.net.n_layers)
+
     def losses(ids, targets):
         lm, routings = model.loss(ids, targets)
-        return lm, run.balance.weight * sum(load_balancing_loss(r.probs, r.ids) for r in routings) / run.net.n_layers
+        return lm, whole(lm, routings, PooledCounts(), len(ids)).total
 
     return step(model, losses, run.optim.lr, our_clip)
 
 
 def their_step(ours: Transformer, implementation: str, run) -> Callable:
     """As their users train: the model computes both losses itself. Their balance loss pools all layers."""
-    coefficient = run.balance.weight
+    coefficient = run.balance.weight * run.net.n_layers  # ours is of a layer, and layers are summed
     model = theirs(ours, implementation, output_router_logits=True, router_aux_loss_coef=coefficient)
 
     def losses(ids, targets):
         out = model(ids, labels=targets, shift_labels=targets, use_cache=False)
-        balance = coefficient * out.aux_loss
-        return out.loss - balance, balance
+        return out.loss - coefficient * out.aux_loss, out.loss
 
     return step(model, losses, run.optim.lr)
 
@@ -123,6 +125,7 @@ def their_step(ours: Transformer, implementation: str, run) -> Callable:
 def lean_step(ours: Transformer, implementation: str, k_per_layer: tuple[int, ...], run) -> Callable:
     model = theirs(ours, implementation, output_router_logits=False)
     routed: list[tuple] = []
+    whole = objective(run.balance, run.net.n_layers)
     for layer, k in zip(model.model.layers, k_per_layer, strict=True):
         layer.mlp.gate.top_k = k
         layer.mlp.gate.register_forward_hook(lambda module, inputs, output: routed.append(output))
@@ -131,8 +134,8 @@ def lean_step(ours: Transformer, implementation: str, k_per_layer: tuple[int, ..
         routed.clear()
         logits = model(ids, use_cache=False).logits
         lm = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-        balance = sum(load_balancing_loss(logits.float().softmax(-1), chosen) for logits, _, chosen in routed)
-        return lm, run.balance.weight * balance / run.net.n_layers
+        routings = [Routing(logits.float().softmax(-1), chosen, gates, logits) for logits, gates, chosen in routed]
+        return lm, whole(lm, routings, PooledCounts(), len(ids)).total
 
     return step(model, losses, run.optim.lr)
 
@@ -157,8 +160,8 @@ def step(model: torch.nn.Module, losses: Callable, lr: float, clip: Callable = t
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, fused=True)
 
     def run_once(rows: torch.Tensor) -> tuple[float, float]:
-        lm, balance = losses(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
-        (lm + balance).backward()
+        lm, total = losses(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
+        total.backward()
         norm = clip(model.parameters())
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -14,7 +14,7 @@ import ast
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -29,16 +29,16 @@ BalanceLoss = Callable[[Routing, Tensor], Tensor]
 
 
 class Balancer:
-    """Does nothing, and measures the global-batch LBL. Override what your idea needs."""
+    """Does nothing: no loss, no bias, no state. Override what your idea needs. The LBL is measured beside it in any case."""
 
     def loss(self, routing: Routing, f_E: Tensor) -> Tensor:
-        """A scalar for one layer and micro-batch; by default the global-batch LBL.
+        """A scalar for one layer and micro-batch; 0 by default.
 
         Args:
             routing: what the layer's router decided for T tokens.
             f_E: load share of each expert over all ranks and the micro-batches of this step so far; no gradient.
         """
-        return load_balancing_loss(routing.probs, routing.ids, f_E)
+        return routing.logits.new_zeros(())
 
     def losses(self, routings: Sequence[Routing], f_LE: Tensor, n_rows: int) -> Tensor:
         """[L], one scalar a layer. Override to see all layers at once, or the T / n_rows tokens of each row apart."""
@@ -55,10 +55,29 @@ class Balancer:
         """
         return None
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run must know besides the bias, such as a momentum: tensors by name, kept in each checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state_dict` gave. Raises ConfigError for a state that this balancer does not have."""
+        if state:
+            raise ConfigError(
+                f"the checkpoint holds {', '.join(sorted(state))} of its balancer, and {type(self).__qualname__} has no"
+                " load_state_dict: write one, or begin a new run"
+            )
+
     def __repr__(self) -> str:
         """Class and settings, as the record of a run names them: a run resumed with other settings is another run."""
         settings = {k: v for k, v in vars(self).items() if isinstance(v, (int, float, str, Balancer))}
         return f"{type(self).__qualname__}({', '.join(f'{k}={v!r}' for k, v in settings.items())})"
+
+
+class GlobalLBL(Balancer):
+    """The LBL of the global batch (Demons in the Detail, 2501.11873): f over all ranks and the step's micro-batches."""
+
+    def loss(self, routing: Routing, f_E: Tensor) -> Tensor:
+        return load_balancing_loss(routing.probs, routing.ids, f_E)
 
 
 class MicroLBL(Balancer):
@@ -111,11 +130,17 @@ class WithBias(Balancer):
         bias_LE = bias_LE + bias_step(counts_LE, self.rule, rate_at(step, self.rate, self.decay))
         return centred(bias_LE) if self.centre else bias_LE
 
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.inner.load_state_dict(state)
+
 
 def balancer(config: BalanceConfig) -> Balancer:
-    """What `config` names. For loss "none" the global LBL is measured, and weighs nothing."""
-    named = {"micro": MicroLBL, "sequence": SequenceLBL}
-    inner = Top1LBL(config.temperature) if config.loss == "top1" else named.get(config.loss, Balancer)()
+    """What `config` names."""
+    named = {"global": GlobalLBL, "micro": MicroLBL, "sequence": SequenceLBL, "none": Balancer}
+    inner = Top1LBL(config.temperature) if config.loss == "top1" else named[config.loss]()
     if config.bias == "none":
         return inner
     return WithBias(inner, config.bias, config.bias_rate, config.bias_decay, config.bias_centre)

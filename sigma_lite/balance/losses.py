@@ -1,4 +1,4 @@
-"""Losses that ask a router to spread its tokens. Shares sum to 1, so a balanced layer scores 1 whatever K is (Top-1 LBL: K).
+"""Losses that ask a router to spread its tokens. Shares sum to 1, so a balanced layer scores 1 whatever K is.
 
 f_e  share of the (token, choice) slots that went to expert e; counted, hence no gradient
 P_e  mean probability of expert e over the tokens; the gradient flows here
@@ -63,21 +63,23 @@ def sequence_load_balancing_loss(probs_TE: Tensor, ids_TK: Tensor, n_rows: int) 
 def top1_load_balancing_loss(logits_TE: Tensor, ids_TK: Tensor, temperature: float = 1.0) -> Tensor:
     """Top-1 LBL = E * sum_e fhat_e^2 / pbar (Sigma-MoE-Tiny, 2512.16248; released in its training code as `top1_loss`).
 
-    fhat is the mean of softmax(logits / temperature): a load share with a gradient. pbar is the mean probability of the
-    experts actually chosen; dividing by it closes the blind spot, because flat probabilities now cost E, not 1.
+    fhat is the mean of softmax(logits / temperature): a load share with a gradient. pbar is the mean over tokens of the
+    probability that a token gives to its chosen experts together; dividing by it closes the blind spot, because flat
+    probabilities now cost E / K, not 1.
 
     Args:
         logits_TE: router logits, [T, E].
-        ids_TK: chosen experts, [T, K]; with K > 1 pbar averages over all of them, and is at most 1 / K.
+        ids_TK: chosen experts, [T, K].
         temperature: > 0; small values approach counting the winners.
 
-    Returns: scalar. Balanced and sure: K. Flat: E. Collapsed: K E, if sure of one of its K. No tokens: 0.
+    Returns: scalar. Balanced and sure, that is all probability on the chosen: 1, whatever K is. Flat: E / K. All tokens
+        sure of one expert: E. No tokens: 0.
     """
     if temperature <= 0:
         raise ValueError(f"temperature={temperature}: must be greater than 0; the report's code suggests starting at 0.1")
     probs_TE = (logits_TE.float() / temperature).softmax(-1)
     fhat_E = mean_over_tokens(probs_TE)
-    pbar = probs_TE.gather(1, ids_TK).sum() / max(ids_TK.numel(), 1)
+    pbar = probs_TE.gather(1, ids_TK).sum() / max(len(ids_TK), 1)
     return logits_TE.shape[1] * fhat_E.square().sum() / pbar.clamp(min=torch.finfo(torch.float32).tiny)
 
 

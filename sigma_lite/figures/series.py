@@ -50,8 +50,13 @@ def per_expert(entry: dict, key: str) -> np.ndarray:
 
 
 def windows(entries: Entries, most: int | None = None) -> Entries:
-    """The load entries that hold a share f; with `most`, that many evenly spaced ones, first and last included."""
+    """The load entries that hold a share f; with `most`, that many evenly spaced ones, first and last included.
+
+    A window that a change of K cut to less than half of the usual tokens is left out: fewer tokens scatter more.
+    """
     found = [entry for entry in of_kind(entries, "load") if per_expert(entry, "f").size]
+    usual = np.median([entry.get("tokens") or 0 for entry in found]) if found else 0
+    found = [entry for entry in found if (entry.get("tokens") or 0) >= usual / 2]
     if most is None or len(found) <= most:
         return found
     return [found[i] for i in np.unique(np.linspace(0, len(found) - 1, most).round().astype(int))]

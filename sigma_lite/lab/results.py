@@ -9,6 +9,7 @@ from typing import Any
 
 from sigma_lite import record
 from sigma_lite.config import nearest, require
+from sigma_lite.figures.series import windows
 from sigma_lite.lab.experiment import Experiment, Run, Scale
 from sigma_lite.storage import StorageError, atomic_write
 
@@ -130,7 +131,7 @@ def run_facts(run: Run, measure: str = "") -> dict[str, Any]:
     require(is_finished(run), f"{run.dir} is not finished: run the experiment again, it continues")
     start = [e for e in entries if e["kind"] == "run"][-1]
     steps = [e for e in entries if e["kind"] == "step"]
-    loads = [e for e in entries if e["kind"] == "load"]
+    loads = windows(entries)
     heldout = [e for e in entries if e["kind"] == "validation"][-1]
     return {
         "arm": run.arm,
@@ -182,7 +183,9 @@ def _curve(steps: list[dict]) -> dict[str, list[float]]:
     size = max(1, len(steps) // POINTS)
     bins = [steps[i : i + size] for i in range(0, len(steps), size)]
     terms = {name: [_mean(e["terms"][name] for e in part) for part in bins] for name in ("lm", "balance", "z")}
-    return {"step": [part[-1]["step"] for part in bins], "tokens": [part[-1]["tokens"] for part in bins], **terms}
+    lbl = [_mean(e["lbl"] for e in part) for part in bins]
+    at = {name: [part[-1][name] for part in bins] for name in ("step", "tokens")}
+    return {**at, **terms, "lbl": lbl}
 
 
 def _load_series(loads: list[dict]) -> dict[str, list]:

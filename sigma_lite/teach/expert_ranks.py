@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sigma_lite.balance.losses import expert_counts, load_balancing_loss
+from sigma_lite.balance.balancer import GlobalLBL
+from sigma_lite.balance.objective import Objective
 from sigma_lite.balance.pooled import PooledCounts
 from sigma_lite.config import ModelConfig
 from sigma_lite.model import Transformer
@@ -67,9 +68,8 @@ def gradients(
 def step(model: Transformer, ids_BS: Tensor) -> dict[str, Tensor]:
     """Gradients by name of loss and balance loss on these rows; counts are pooled over ranks, if there are any."""
     lm, routings = model.loss(ids_BS, ids_BS.roll(-1, 1))
-    f_LE = PooledCounts().add(torch.stack([expert_counts(r.ids, model.config.n_experts) for r in routings]))
-    lbl = sum(load_balancing_loss(r.probs, r.ids, f_E) for r, f_E in zip(routings, f_LE, strict=True))
-    (lm + 0.1 * lbl).backward()
+    objective = Objective(GlobalLBL(), weight=0.1, z_weight=0.0, n_layers=len(routings))
+    objective(lm, routings, PooledCounts(), len(ids_BS)).total.backward()
     return {name: _whole(p.grad) for name, p in model.named_parameters()}
 
 

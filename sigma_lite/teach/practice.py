@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sigma_lite.balance.balancer import Balancer
-from sigma_lite.balance.losses import expert_counts, z_loss
 from sigma_lite.balance.metrics import ExpertLoad
+from sigma_lite.balance.objective import Objective
 from sigma_lite.balance.pooled import PooledCounts
 from sigma_lite.config import CorpusConfig, ModelConfig, OptimConfig, RowsConfig
 from sigma_lite.data.rows import Batch, Rows, train_loader
@@ -63,6 +63,7 @@ def train(
         window: steps whose counts and probabilities are pooled in one load entry.
     """
     adam, entries = adamw(model, optim), []
+    objective = Objective(balancer, weight, z_weight=1e-4, n_layers=model.config.n_layers)
     batches = iter(train_loader(Rows(data.train, data.token_bytes, rows.length), rows, steps=steps))
     load = ExpertLoad(model.config.n_layers, model.config.n_experts)
     for step in range(steps):
@@ -72,35 +73,34 @@ def train(
         if k:
             model.set_k(k(step))
         adam.zero_grad()
-        terms, counts_LE = _gradients(model, batches, rows.accumulation(1), balancer, weight, load)
+        terms, lbl, counts_LE = _gradients(model, batches, rows.accumulation(1), objective, load)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         adam.step()
         bias_LE = balancer.moved_bias(model.bias_LE, counts_LE, step)
         if bias_LE is not None:
             model.set_bias(bias_LE)
-        entries.append({"kind": "step", "step": step + 1, "terms": terms})
-        if (step + 1) % window == 0 or step + 1 == steps:
+        entries.append({"kind": "step", "step": step + 1, "terms": terms, "lbl": lbl})
+        switches = k is not None and tuple(k(step + 1)) != tuple(k(step))
+        if (step + 1) % window == 0 or step + 1 == steps or switches:
             entries.append(load_entry(load, step + 1) | {"bias": model.bias_LE.tolist()})
             load.reset()
     return entries
 
 
 def _gradients(
-    model: Transformer, batches: Iterator[Batch], micros: int, balancer: Balancer, weight: float, load: ExpertLoad
-) -> tuple[dict[str, float], Tensor]:
-    """Backward through the micro-batches of one step; (mean of each loss term, counts of the whole step [L, E])."""
-    pooled, terms = PooledCounts(), []
+    model: Transformer, batches: Iterator[Batch], micros: int, objective: Objective, load: ExpertLoad
+) -> tuple[dict[str, float], float, Tensor]:
+    """Backward through the micro-batches of one step; (mean of each loss term, of the LBL, counts of the step [L, E])."""
+    pooled, seen = PooledCounts(), []
     for _ in range(micros):
         batch = next(batches)
         lm, routings = model.loss(batch.ids_BS, batch.targets_BS, documents_BS=batch.documents_BS)
-        f_LE = pooled.add(torch.stack([expert_counts(r.ids, model.config.n_experts) for r in routings]))
-        balance_L = balancer.losses(routings, f_LE, len(batch.ids_BS))
-        z = torch.stack([z_loss(r.logits) for r in routings])
-        ((lm + weight * balance_L.sum() + 1e-4 * z.sum()) / micros).backward()
+        losses = objective(lm, routings, pooled, len(batch.ids_BS))
+        (losses.total / micros).backward()
         load.update(routings)
-        terms.append((lm.item(), balance_L.mean().item(), z.mean().item()))
-    means = (sum(column) / micros for column in zip(*terms, strict=True))
-    return dict(zip(("lm", "balance", "z"), means, strict=True)), pooled.counts_LE
+        seen.append({**{name: term.item() for name, term in losses.terms.items()}, "lbl": losses.lbl.item()})
+    means = {name: sum(one[name] for one in seen) / micros for name in seen[0]}
+    return {name: means[name] for name in objective.term_weights}, means["lbl"], pooled.counts_LE
 
 
 def load_entry(load: ExpertLoad, step: int) -> dict:

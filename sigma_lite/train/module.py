@@ -11,9 +11,9 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from sigma_lite.balance.balancer import Balancer, as_balancer, balancer
-from sigma_lite.balance.losses import expert_counts, z_loss
+from sigma_lite.balance.balancer import Balancer, as_balancer
 from sigma_lite.balance.metrics import ExpertLoad
+from sigma_lite.balance.objective import objective
 from sigma_lite.balance.pooled import PooledCounts
 from sigma_lite.balance.schedule import k_per_layer
 from sigma_lite.config import BalanceConfig, ModelConfig, OptimConfig, SparsityConfig, check_schedule, require
@@ -60,11 +60,7 @@ class SigmaLit(pl.LightningModule):
     def balance_with(self, own: Callable | None) -> None:
         """Use this Balancer or BalanceLoss instead of what the settings name; None: what they name."""
         self.custom_balance = own
-        self.balancer = balancer(self.balance) if own is None else as_balancer(own)
-        weighs_nothing = own is None and self.balance.loss == "none"
-        per_layer = {"balance": 0.0 if weighs_nothing else self.balance.weight, "z": self.balance.z_weight}
-        # terms are means over layers, which is how one reads them
-        self.weights = {"lm": 1.0, **{name: weight * self.net.n_layers for name, weight in per_layer.items()}}
+        self.objective = objective(self.balance, self.net.n_layers, None if own is None else as_balancer(own))
 
     def configure_model(self) -> None:
         if not hasattr(self, "model"):
@@ -104,21 +100,12 @@ class SigmaLit(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         lm, routings = self.model.loss(batch.ids_BS, batch.targets_BS, documents_BS=batch.documents_BS)
-        f_LE = self.pooled.add(torch.stack([expert_counts(r.ids, self.net.n_experts) for r in routings]))
-        terms = {
-            "lm": lm,
-            "balance": self.balancer.losses(routings, f_LE, len(batch.ids_BS)).mean(),
-            "z": torch.stack([z_loss(r.logits) for r in routings]).mean(),
-        }
-        weighted = {name: self.weights[name] * term for name, term in terms.items()}
-        loss = torch.stack(list(weighted.values())).sum()
-        self.log("lm", terms["lm"].detach(), prog_bar=True, batch_size=len(batch.ids_BS))
-        self.log("lbl", terms["balance"].detach(), prog_bar=True, batch_size=len(batch.ids_BS))
-        return {
-            "loss": loss,
-            "terms": {name: term.detach() for name, term in terms.items()},
-            "routings": _detach(routings),
-        }
+        losses = self.objective(lm, routings, self.pooled, len(batch.ids_BS))
+        terms = {name: term.detach() for name, term in losses.terms.items()}
+        shown = {"lm": terms["lm"], "lbl": losses.lbl, **({"balance": terms["balance"]} if self.custom_balance else {})}
+        for name, value in shown.items():
+            self.log(name, value, prog_bar=True, batch_size=len(batch.ids_BS))
+        return {"loss": losses.total, "terms": terms, "lbl": losses.lbl, "routings": _detach(routings)}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         step = self.trainer.global_step
@@ -131,7 +118,7 @@ class SigmaLit(pl.LightningModule):
     def _move_bias(self, step: int) -> None:
         if self.pooled.counts_LE is None:
             return  # the step was refused
-        moved_LE = self.balancer.moved_bias(self.model.bias_LE, self.pooled.counts_LE, step)
+        moved_LE = self.objective.balancer.moved_bias(self.model.bias_LE, self.pooled.counts_LE, step)
         if moved_LE is not None:
             self.model.set_bias(moved_LE)
 
@@ -206,9 +193,11 @@ class SigmaLit(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["settings"] = json.dumps(self.run_settings or self.settings())
+        checkpoint["balancer"] = self.objective.balancer.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.model.set_k(self.k_at(checkpoint["global_step"]))  # also where no schedule runs: validate, predict
+        self.objective.balancer.load_state_dict(checkpoint.get("balancer", {}))  # checkpoints of before had none
 
 
 def _detach(routings: list[Routing]) -> list[Routing]:

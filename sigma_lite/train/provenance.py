@@ -10,10 +10,14 @@ import torch
 
 
 def device_name(device: torch.device, processes: int = 1) -> str:
-    """Such as "CPU AMD EPYC, 1 thread(s), 2 process(es)" or "8 x NVIDIA H200"."""
+    """Such as "CPU AMD EPYC with AVX512, 1 thread(s), 2 process(es)" or "8 x NVIDIA H200".
+
+    The instruction set is the one that torch's kernels use: it decides speed, and the order in which sums are taken.
+    """
     if device.type == "cuda":
         return f"{processes} x {torch.cuda.get_device_name()}"
-    return f"CPU {processor()}, {torch.get_num_threads()} thread(s), {processes} process(es)"
+    cpu = f"{processor()} with {torch.backends.cpu.get_cpu_capability()}"
+    return f"CPU {cpu}, {torch.get_num_threads()} thread(s), {processes} process(es)"
 
 
 def processor() -> str:

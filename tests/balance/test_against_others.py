@@ -62,9 +62,9 @@ def test_gradients_derived_on_paper(K):
     logits, probs, ids = inputs(K)
     f = load_share(expert_counts(ids, E))
     lse, p = logits.logsumexp(1, keepdim=True), probs.detach()
-    fhat, pbar = p.mean(0), p.gather(1, ids).mean()
+    fhat, pbar = p.mean(0), p.gather(1, ids).sum(1).mean()
     chosen = torch.zeros(T, E).scatter_(1, ids, 1.0)
-    to_top1 = 2 * E * fhat / (T * pbar) - E * fhat.square().sum() / pbar**2 * chosen / (K * T)
+    to_top1 = 2 * E * fhat / (T * pbar) - E * fhat.square().sum() / pbar**2 * chosen / T
     derived = {
         "lbl": (load_balancing_loss(probs, ids), through_softmax((E * f / T).expand(T, E), p)),
         "top1": (top1_load_balancing_loss(logits, ids), through_softmax(to_top1, p)),

@@ -91,16 +91,17 @@ def test_top1_loss_closes_the_blind_spot(E):
 
 @pytest.mark.parametrize("K", [1, 2, 4])
 def test_top1_loss_of_several_choices(K):
-    """Shares of 1 / K cannot be surer: balanced costs K, and never less; one sure expert among K chosen costs K E."""
+    """All probability on the chosen and balanced costs 1, and never less; one sure expert among K chosen costs E."""
     E = 8
     ids = (torch.arange(E)[:, None] + torch.arange(K)) % E
     sure = torch.full((E, E), -1e4).scatter(1, ids, 0.0)  # 1 / K for each of its own
     one = one_hot_logits(torch.zeros(E, dtype=torch.int64), E)
-    assert top1_load_balancing_loss(sure, ids).item() == pytest.approx(K)
-    assert top1_load_balancing_loss(one, torch.arange(K).expand(E, K)).item() == pytest.approx(K * E)
+    assert top1_load_balancing_loss(torch.zeros(E, E), ids).item() == pytest.approx(E / K)
+    assert top1_load_balancing_loss(sure, ids).item() == pytest.approx(1)
+    assert top1_load_balancing_loss(one, torch.arange(K).expand(E, K)).item() == pytest.approx(E)
     for seed in range(20):
         logits = torch.randn(64, E, generator=torch.Generator().manual_seed(seed)) * 3
-        assert top1_load_balancing_loss(logits, logits.topk(K).indices).item() >= K * (1 - 1e-6)
+        assert top1_load_balancing_loss(logits, logits.topk(K).indices).item() >= 1 - 1e-6
 
 
 def test_top1_loss_sees_loads_where_lbl_is_blind():

@@ -10,7 +10,9 @@ import torch.distributed as dist
 from ranks import on_ranks
 from torch import Tensor
 
-from sigma_lite.balance.losses import expert_counts, load_balancing_loss, z_loss
+from sigma_lite.balance.balancer import GlobalLBL
+from sigma_lite.balance.losses import load_share
+from sigma_lite.balance.objective import Objective
 from sigma_lite.balance.pooled import PooledCounts
 from sigma_lite.config import ConfigError, ModelConfig
 from sigma_lite.model import Transformer
@@ -30,14 +32,12 @@ def gradients(model: Transformer, rank: int, ranks: int, bf16: bool = False) -> 
     """Of a loss with every term, over this rank's rows, in two micro-batches; K = 2 in layer 0 and 1 in layer 1."""
     model.set_k((2, 1))
     ids = torch.randint(0, NET.vocab_size, (2, ranks, ROWS // ranks, LENGTH), generator=torch.Generator().manual_seed(3))
-    pooled = PooledCounts()
+    objective, pooled = Objective(GlobalLBL(), weight=1.0, z_weight=0.1, n_layers=NET.n_layers), PooledCounts()
     for ids_BS in ids[:, rank]:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):  # it keeps cast weights: one forward pass, no longer
             lm, routings = model.loss(ids_BS, ids_BS.roll(-1, 1))
-        f_LE = pooled.add(torch.stack([expert_counts(r.ids, NET.n_experts) for r in routings]))
-        lbl = sum(load_balancing_loss(r.probs, r.ids, f_E) for r, f_E in zip(routings, f_LE, strict=True))
-        ((lm + lbl + 0.1 * sum(z_loss(r.logits) for r in routings)) / 2).backward()
-    return {name: whole(p.grad) for name, p in model.named_parameters()} | {"f": f_LE}
+        (objective(lm, routings, pooled, len(ids_BS)).total / 2).backward()
+    return {name: whole(p.grad) for name, p in model.named_parameters()} | {"f": load_share(pooled.counts_LE)}
 
 
 def whole(tensor: Tensor) -> Tensor:

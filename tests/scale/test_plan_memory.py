@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sigma_lite.balance.balancer import Balancer
-from sigma_lite.balance.losses import expert_counts, load_share, z_loss
+from sigma_lite.balance.objective import objective
+from sigma_lite.balance.pooled import PooledCounts
 from sigma_lite.config import ModelConfig, RowsConfig, SparsityConfig
 from sigma_lite.kernels.cpu.binding import lanes
 from sigma_lite.kernels.cpu.op import trial
@@ -80,9 +80,7 @@ def _loss(run: RunConfig, model: Transformer, ids: torch.Tensor, targets: torch.
     """As SigmaLit's training step: the routings live until it ends."""
     with torch.autocast("cpu", torch.bfloat16, enabled=run.trainer["precision"] == "bf16-mixed"):
         lm, routings = model.loss(ids, targets, documents_BS=documents)
-        shares = [load_share(expert_counts(r.ids, model.config.n_experts)) for r in routings]
-        balance = Balancer().losses(routings, torch.stack(shares), len(ids)).mean()
-        return lm + balance + torch.stack([z_loss(r.logits) for r in routings]).mean(), routings
+        return objective(run.balance, run.net.n_layers)(lm, routings, PooledCounts(), len(ids)).total, routings
 
 
 def _train(run: RunConfig, k: tuple[int, ...]) -> None:

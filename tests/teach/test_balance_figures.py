@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from sigma_lite.balance.balancer import Balancer, MicroLBL
+from sigma_lite.balance.balancer import Balancer, GlobalLBL, MicroLBL
 from sigma_lite.balance.losses import load_balancing_loss
 from sigma_lite.balance.metrics import ExpertLoad
+from sigma_lite.balance.objective import Objective
 from sigma_lite.config import CorpusConfig, RowsConfig
 from sigma_lite.data.rows import Rows, train_loader
 from sigma_lite.data.shards import prepare
@@ -94,7 +95,7 @@ ROWS = RowsConfig(length=16, per_step=4, per_micro=4)
 
 
 def test_practice_keeps_a_diary_and_learns(data):
-    entries = practice.train(practice.small_model(1, **SHAPE), data, 12, Balancer(), rows=ROWS, window=5)
+    entries = practice.train(practice.small_model(1, **SHAPE), data, 12, GlobalLBL(), rows=ROWS, window=5)
     steps, loads = ([e for e in entries if e["kind"] == kind] for kind in ("step", "load"))
     assert [e["step"] for e in loads] == [5, 10, 12] and [e["tokens"] for e in loads] == [320, 320, 128]
     assert steps[-1]["terms"]["lm"] < steps[0]["terms"]["lm"]
@@ -113,12 +114,13 @@ def test_a_steps_gradient_does_not_depend_on_how_it_is_cut(data):
         rows = RowsConfig(length=16, per_step=4, per_micro=per_micro)
         batches = iter(train_loader(Rows(data.train, data.token_bytes, 16), rows, steps=1))
         load = ExpertLoad(2, 4)
-        _, counts_LE = practice._gradients(model, batches, rows.accumulation(1), balancer, weight, load)
+        objective = Objective(balancer, weight, z_weight=1e-4, n_layers=2)
+        *_, counts_LE = practice._gradients(model, batches, rows.accumulation(1), objective, load)
         assert counts_LE.sum(1).tolist() == [64, 64] and torch.equal(counts_LE, load.counts_LE)
         return torch.cat([p.grad.flatten() for p in model.parameters()])
 
-    whole = gradient(4, Balancer(), 0.0)
-    assert torch.allclose(whole, gradient(1, Balancer(), 0.0), atol=1e-6) and whole.norm() > 0.1
+    whole = gradient(4, GlobalLBL(), 0.0)
+    assert torch.allclose(whole, gradient(1, GlobalLBL(), 0.0), atol=1e-6) and whole.norm() > 0.1
     assert not torch.allclose(gradient(4, MicroLBL(), 1.0), gradient(1, MicroLBL(), 1.0), atol=1e-4)
 
 

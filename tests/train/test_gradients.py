@@ -52,7 +52,7 @@ def one_step(data: Path, out: Path, *, ranks: int, per_micro: int, weights: dict
     corpus = dataclasses.replace(corpus, dir=str(data / "prepared"))
     torch.manual_seed(0)
     module = SigmaLit(NET, balance=BalanceConfig())
-    module.weights = weights
+    module.objective.term_weights = weights
     strategy = DDPStrategy(start_method="fork", process_group_backend="gloo") if ranks > 1 else "auto"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

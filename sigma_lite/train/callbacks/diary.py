@@ -33,7 +33,7 @@ class Diary(pl.Callback):
             self.record.write("run", trainer.global_step, **self.facts())
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        for name, term in outputs["terms"].items():
+        for name, term in {**outputs["terms"], "lbl": outputs["lbl"]}.items():
             self._sums[name] = self._sums.get(name, 0) + term
         self._micro_batches += 1
         if not completes_step(trainer, batch_idx):
@@ -45,8 +45,10 @@ class Diary(pl.Callback):
         if self.record:
             self.record.write("step", trainer.global_step, **self._step(trainer, module, values))
 
-    def _step(self, trainer: pl.Trainer, module: Any, terms: dict[str, float]) -> dict[str, Any]:
-        weighted = {name: module.weights[name] * value for name, value in terms.items()}
+    def _step(self, trainer: pl.Trainer, module: Any, means: dict[str, float]) -> dict[str, Any]:
+        weights = module.objective.term_weights
+        terms = {name: means[name] for name in weights}
+        weighted = {name: weight * terms[name] for name, weight in weights.items()}
         k = module.model.k_per_layer
         speed = next(c for c in trainer.callbacks if isinstance(c, Throughput))
         return {
@@ -54,6 +56,7 @@ class Diary(pl.Callback):
             "terms": terms,
             "weighted": weighted,
             "loss": sum(weighted.values()),
+            "lbl": means["lbl"],
             "lr": module.optim.lr * module.rate_factor(trainer.global_step - 1),
             "grad_norm": module.grad_norm,
             "k": list(k),

@@ -12,7 +12,11 @@ from sigma_lite.train.callbacks.diary import Diary, completes_step, rounded
 
 
 class LoadRecorder(pl.Callback):
-    """After each optimizer step that completes a window, write a `load` entry and log layer 0 and dead experts."""
+    """After each optimizer step that completes a window, write a `load` entry and log layer 0 and dead experts.
+
+    A change of the experts per token ends a window early: a step with K = 8 has eight times the slots of one with K = 1, so
+    a window over both would show the loads of before as those of after.
+    """
 
     def __init__(self) -> None:
         self.window: ExpertLoad | None = None  # of this rank
@@ -28,7 +32,10 @@ class LoadRecorder(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.window.update(outputs["routings"])
         self.tokens += batch.ids_BS.numel() * trainer.world_size
-        if not completes_step(trainer, batch_idx) or self.tokens < module.balance.window_tokens:
+        if not completes_step(trainer, batch_idx):
+            return
+        step, k = trainer.global_step, module.k_at(trainer.global_step - 1)
+        if self.tokens < module.balance.window_tokens and module.k_at(step) == k:
             return
         load = self.window.load()
         module.log("layer0_max_deviation", load["max_deviation"][0], prog_bar=True)
@@ -37,7 +44,7 @@ class LoadRecorder(pl.Callback):
         for diary in trainer.callbacks:
             if isinstance(diary, Diary) and diary.record:
                 facts = {name: rounded(load[name]) for name in ("f", "P", "lbl", "router_entropy")}
-                diary.record.write("load", trainer.global_step, tokens=self.tokens, **facts, **bias)
+                diary.record.write("load", step, tokens=self.tokens, k=list(k), **facts, **bias)
         self.window.reset()
         self.tokens = 0
 

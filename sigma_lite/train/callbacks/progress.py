@@ -11,7 +11,13 @@ from tqdm import tqdm
 
 from sigma_lite.train.callbacks.diary import completes_step
 
-SHOWN = {"lm": "loss", "lbl": "LBL", "layer0_max_deviation": "layer 0 max", "heldout_bits_per_byte": "held-out b/B"}
+SHOWN = {
+    "lm": "loss",
+    "balance": "balance",  # of a loss of your own; the LBL is measured whatever is trained
+    "lbl": "LBL",
+    "layer0_max_deviation": "layer 0 max",
+    "heldout_bits_per_byte": "held-out b/B",
+}
 
 
 class StepProgress(ProgressBar):

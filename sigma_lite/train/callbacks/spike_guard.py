@@ -11,9 +11,17 @@ import torch
 from sigma_lite.config import ConfigError, require
 from sigma_lite.train.callbacks.diary import note
 
+FLOOR = 0.25
+"""Least deviation of the log norm that the guard assumes: norms of one run differ by such factors for harmless reasons."""
+
 
 class SpikeGuard(pl.Callback):
     """Compare each step's gradient norm with the running mean and deviation of its logarithm.
+
+    A norm within the clip limit is never refused, for it is as small as one asked for; nor is one below e^(threshold / 4) =
+    7.4 times the usual, however little the norm has varied, for clipping takes care of it. A refused norm enters the
+    statistics with a quarter of an ordinary one's weight: one bad batch hardly moves them, and a level that lasts is
+    accepted after a few steps instead of ending the run.
 
     A change of the experts per token makes another model with another usual norm: the statistics begin anew there.
     The norm is the same number on all ranks, so all ranks decide alike. A skipped step leaves weights and optimizer state
@@ -25,7 +33,7 @@ class SpikeGuard(pl.Callback):
         memory: steps over which the statistics fade; nothing but NaN is refused in the first `memory` steps.
     """
 
-    def __init__(self, threshold: float = 8.0, patience: int = 5, memory: int = 100):
+    def __init__(self, threshold: float = 8.0, patience: int = 20, memory: int = 100):
         require(threshold >= 3, f"spike_guard.threshold={threshold}: below 3 ordinary noise is refused; try 8")
         require(patience >= 1 and memory >= 2, f"spike_guard needs patience >= 1 and memory >= 2, not {patience}, {memory}")
         self.threshold, self.patience, self.memory = threshold, patience, memory
@@ -35,7 +43,7 @@ class SpikeGuard(pl.Callback):
         step = trainer.global_step
         if step > 0 and module.k_at(step) != module.k_at(step - 1):
             self.seen = 0
-        reason = self.judge(float(module.gradient_norm()))
+        reason = self.judge(float(module.gradient_norm()), clip=trainer.gradient_clip_val or 0.0)
         if not reason:
             self.skipped = 0
             return
@@ -49,19 +57,29 @@ class SpikeGuard(pl.Callback):
         optimizer.zero_grad(set_to_none=True)  # AdamW passes over parameters without a gradient
         module.pooled.reset()  # and a balancer's bias over steps without loads
 
-    def judge(self, norm: float) -> str:
-        """Why this norm is refused, or "" after taking it into the statistics."""
+    def judge(self, norm: float, clip: float = 0.0) -> str:
+        """Why this norm is refused, or "" where it is not; it enters the statistics either way, if it is a number.
+
+        Args:
+            norm: of the whole gradient before clipping.
+            clip: the limit that clipping brings it down to, 0 for none.
+        """
         if not math.isfinite(norm):
             return f"gradient norm is {norm}"
-        log, deviation = math.log(norm + 1e-12), math.sqrt(self.variance)
-        limit = self.mean + self.threshold * max(deviation, 0.05)
-        if self.seen >= self.memory and log > limit:
-            return f"gradient norm {norm:.3g} is above {math.exp(limit):.3g}"
+        log = math.log(norm + 1e-12)
+        reach = self.threshold * max(math.sqrt(self.variance), FLOOR)
+        if self.seen < self.memory or log <= self.mean + reach or norm <= clip:
+            self._learn(log, weight=1.0)
+            return ""
+        limit = max(math.exp(self.mean + reach), clip)
+        self._learn(min(log, self.mean + 2 * reach), weight=0.25)
+        return f"gradient norm {norm:.3g} is above {limit:.3g}"
+
+    def _learn(self, log: float, weight: float) -> None:
         self.seen += 1
-        share = 1 / min(self.seen, self.memory)
+        share = weight / min(self.seen, self.memory)
         self.mean += share * (log - self.mean)
         self.variance += share * ((log - self.mean) ** 2 - self.variance)
-        return ""
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("mean", "variance", "seen", "skipped")}

@@ -1,0 +1,70 @@
+"""What training minimises, in one place: Lightning, the chapters' plain loop, ranks, tests and benchmarks all call it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sigma_lite.balance.balancer import Balancer, balancer
+from sigma_lite.balance.losses import expert_counts, load_balancing_loss, z_loss
+from sigma_lite.balance.pooled import PooledCounts
+from sigma_lite.config import BalanceConfig
+from sigma_lite.model import Routing
+
+
+class Losses(NamedTuple):
+    """The losses of one micro-batch, all scalars."""
+
+    total: Tensor  # the sum of the weighted terms: call backward on it
+    terms: dict[str, Tensor]  # "lm", "balance" and "z" before their weights; the last two are means over layers
+    lbl: Tensor  # measured, no gradient: global-batch LBL, mean over layers; 1 = balanced, or blind
+
+
+class Objective:
+    """total = lm + sum over layers of (weight * balance loss + z_weight * router z-loss).
+
+    Weights multiply each layer's loss and the layers are summed, as in Megatron. A term is shown as a mean over layers,
+    because one reads it so; `term_weights` therefore holds the weight of a layer times the number of layers.
+
+    Args:
+        balancer: its losses are the balance term; see balance/balancer.py.
+        weight: of one layer's balance loss.
+        z_weight: of one layer's router z-loss.
+        n_layers: L.
+    """
+
+    def __init__(self, balancer: Balancer, weight: float, z_weight: float, n_layers: int):
+        self.balancer = balancer
+        self.term_weights: Mapping[str, float] = {"lm": 1.0, "balance": weight * n_layers, "z": z_weight * n_layers}
+
+    def __call__(self, lm: Tensor, routings: Sequence[Routing], pooled: PooledCounts, n_rows: int) -> Losses:
+        """The losses of one micro-batch.
+
+        Args:
+            lm: language-model loss, mean nats per scored token.
+            routings: one of each layer.
+            pooled: the load counts of this optimizer step so far; this micro-batch's counts are added to it.
+            n_rows: B; the T tokens of a routing are row-major, T / B of each row.
+        """
+        f_LE = pooled.add(torch.stack([expert_counts(r.ids, r.probs.shape[1]) for r in routings]))
+        terms = {
+            "lm": lm,
+            "balance": self.balancer.losses(routings, f_LE, n_rows).mean(),
+            "z": torch.stack([z_loss(r.logits) for r in routings]).mean(),
+        }
+        total = torch.stack([self.term_weights[name] * term for name, term in terms.items()]).sum()
+        return Losses(total, terms, _measured(routings, f_LE))
+
+
+def objective(config: BalanceConfig, n_layers: int, own: Balancer | None = None) -> Objective:
+    """The objective that `config` names, with a balancer of your own in place of the one that it names."""
+    return Objective(own or balancer(config), config.weight, config.z_weight, n_layers)
+
+
+@torch.no_grad()
+def _measured(routings: Sequence[Routing], f_LE: Tensor) -> Tensor:
+    lbl_L = [load_balancing_loss(r.probs, r.ids, f_E) for r, f_E in zip(routings, f_LE, strict=True)]
+    return torch.stack(lbl_L).mean()
