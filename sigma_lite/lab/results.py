@@ -9,7 +9,6 @@ from typing import Any
 
 from sigma_lite import record
 from sigma_lite.config import nearest, require
-from sigma_lite.figures.series import windows
 from sigma_lite.lab.experiment import Experiment, Run, Scale
 from sigma_lite.storage import StorageError, atomic_write
 
@@ -127,6 +126,8 @@ def run_facts(run: Run, measure: str = "") -> dict[str, Any]:
     Args:
         measure: a name of lab/measure.py's MEASURES, whose result is added as `measured`.
     """
+    from sigma_lite.figures.series import windows  # plotly comes with it, and `plan` does without
+
     entries = record.read(run.dir / "record.jsonl")
     require(is_finished(run), f"{run.dir} is not finished: run the experiment again, it continues")
     start = [e for e in entries if e["kind"] == "run"][-1]

@@ -22,7 +22,7 @@ def routing(seed: int, T: int = 40, E: int = 6, K: int = 2) -> Routing:
 
 
 def test_the_objective_written_out():
-    """Two layers, the second micro-batch of a step: weights are of a layer, layers are summed, f is of both micro-batches."""
+    """Two layers, second micro-batch of a step: weights are of a layer, layers are summed, f is of both micro-batches."""
     first, second, pooled = [routing(0), routing(1)], [routing(2), routing(3)], PooledCounts()
     whole = Objective(GlobalLBL(), weight=0.3, z_weight=0.07, n_layers=2)
     whole(torch.tensor(5.0), first, pooled, n_rows=4)
@@ -37,7 +37,7 @@ def test_the_objective_written_out():
 
 
 def test_a_balancer_that_does_nothing_moves_nothing():
-    """By itself, by the name "none", and below a class that only moves a bias: no gradient of balance, and the LBL is shown."""
+    """By itself, by the name "none", and below a class that only moves a bias: no gradient, and the LBL is shown."""
 
     class OnlyBias(Balancer):
         def moved_bias(self, bias_LE: Tensor, counts_LE: Tensor, step: int) -> Tensor:
