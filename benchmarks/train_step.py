@@ -1,13 +1,13 @@
 """The toy's whole training step against the same model built with transformers, on this machine.
 
 Forward, the whole objective (language model, balance, router z-loss), backward, gradient clipping and fused AdamW, on the
-same weights, rows and threads, each variant in a process of its own; all are timed in each round, in random order, so a drifting machine drifts
-for all. Each of their expert implementations runs twice: with their own losses (`labels=`, `output_router_logits=True`),
-as their users train, and "+ our objective", with our objective on their logits and router logits, which isolates
-the model. A variant whose language-model loss, or gradient norm where the losses are the same, differs from ours is
-refused, not timed. Their format has one K for all layers, so the schedule's list is timed in the second form
-only. Ours runs with a malloc that keeps freed memory, as `sigma-lite fit` sets it; two more rows, ours without and theirs
-with it, show what part of the ratio that is. Writes results/bench/train_step-MACHINE.json.
+same weights, rows and threads, each variant in a process of its own; all are timed in each round, in random order, so a
+drifting machine drifts for all. Each of their expert implementations runs twice: with their own losses (`labels=`,
+`output_router_logits=True`), as their users train, and "+ our objective", with our objective on their logits and router
+logits, which isolates the model. A variant whose language-model loss, or gradient norm where the losses are the same,
+differs from ours is refused, not timed. Their format has one K for all layers, so the schedule's list is timed in the
+second form only. Ours runs with a malloc that keeps freed memory, as `sigma-lite fit` sets it; two more rows, ours
+without and theirs with it, show what part of the ratio that is. Writes results/bench/train_step-MACHINE.json.
 
     python benchmarks/train_step.py [--rounds 12] [--theirs grouped_mm ...] [--out FILE]
 """

@@ -136,9 +136,15 @@ def _prepare(options: argparse.Namespace) -> None:
     ready = prepare(corpus)
     facts = ready.facts()
     print(f"data          {ready.dir}: {facts['train_tokens']:,} training and {facts['heldout_tokens']:,} held-out tokens")
-    print(
-        f"              xz -9e {facts['xz_bits_per_byte']:.3f}, unigram {facts['unigram_bits_per_byte']:.3f} bits per byte"
-    )
+    print(f"              bits per byte: {_baselines(facts)}")
+    copied = facts["heldout_long_lines_in_training"]
+    print(f"              {copied:.1%} of the held-out bytes are lines of 20 characters or more found in the training text")
+
+
+def _baselines(facts: dict) -> str:
+    names = {"xz_given_training": "xz -9e given the training text", "xz": "xz -9e alone", "unigram": "token frequencies"}
+    found = ((name, facts.get(f"{key}_bits_per_byte")) for key, name in names.items())  # data of before knew less
+    return ", ".join(f"{name} {bits:.3f}" for name, bits in found if bits is not None)
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -199,10 +205,7 @@ def _finish(cli) -> None:
         record.append(diary, "sample", step, prompt=PROMPT, text=text)
     facts, sample = record.read(diary, "run")[-1]["data"], at_end("sample")[-1]
     print(f"\n{sample['prompt']}{sample['text']}\n")
-    print(
-        f"held-out      {at_end('validation')[-1]['bits_per_byte']:.4f} bits per byte"
-        f"   (xz -9e {facts['xz_bits_per_byte']:.4f}, unigram {facts['unigram_bits_per_byte']:.4f})"
-    )
+    print(f"held-out      {at_end('validation')[-1]['bits_per_byte']:.4f} bits per byte   ({_baselines(facts)})")
     page = run / "report.html"
     if not page.exists() or page.stat().st_mtime < diary.stat().st_mtime:
         page = write_report(run)

@@ -244,11 +244,13 @@ class OptimConfig:
 class CorpusConfig:
     """Where text comes from and where its tokens are kept.
 
-    `domains` is the standard library as code, prose, bytecode and tables (data/library.py). With `files`, the first
-    folder below `path` in which a document lies is its domain.
+    Three sources are this Python's own library, without a download. `programs` leaves out generated tables, and files that
+    share much of their text are held out or trained on together, so that the held-out score is for text that was not
+    seen. `stdlib` is every file, split by file. `domains` is the library as code, prose, bytecode and tables
+    (data/library.py). With `files`, the first folder below `path` in which a document lies is its domain.
     """
 
-    source: str = "stdlib"  # stdlib (this Python's own library, no download) | domains | files | hf (Hugging Face datasets)
+    source: str = "stdlib"  # programs | stdlib | domains (this Python's library) | files | hf (Hugging Face datasets)
     dir: str = "data/stdlib"  # the prepared tokenizer and shards live here
     path: str | None = None  # files: a file, a folder or a glob of text, code, .jsonl or .parquet
     dataset: str | None = None  # hf: name on the hub, or a local dataset script or folder
@@ -261,7 +263,7 @@ class CorpusConfig:
     parts: int = 1  # slices that processes may prepare side by side; the tokens are the same whoever prepares them
 
     def __post_init__(self) -> None:
-        sources = ("stdlib", "domains", "files", "hf")
+        sources = ("programs", "stdlib", "domains", "files", "hf")
         require(self.source in sources, f"corpus source {self.source!r} does not exist; {nearest(self.source, sources)}")
         require(self.source != "files" or bool(self.path), "corpus source 'files' needs path: a file, folder or glob")
         require(self.source != "hf" or bool(self.dataset), "corpus source 'hf' needs dataset: a name such as 'org/name'")

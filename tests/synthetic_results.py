@@ -59,6 +59,12 @@ def run(arm: str, seed: int, n_layers: int, n_experts: int, n_windows: int, step
             "balance": (1 + 0.1 * rng.random(len(at))).tolist(),
             "z": (3 + rng.random(len(at))).tolist(),
         },
+        "scores": {
+            "step": [steps // 2, steps],
+            "tokens": [steps // 2 * TOKENS_PER_STEP, steps * TOKENS_PER_STEP],
+            "flops": [4e9 * steps // 2 * TOKENS_PER_STEP, 3e9 * steps * TOKENS_PER_STEP],
+            "bits_per_byte": [2.4, float(2 + 0.1 * rng.random())],
+        },
         "load": {
             "step": ends,
             "window_tokens": [ends[0] * TOKENS_PER_STEP] * n_windows,

@@ -124,8 +124,9 @@ def test_bits_per_byte_stand_at_the_tokens_of_their_step_beside_both_baselines()
     held = [entry for entry in RUN if entry["kind"] == "validation"]
     np.testing.assert_allclose(trace(fig, "this model").x, [entry["step"] * 8192 for entry in held])
     np.testing.assert_allclose(trace(fig, "this model").y, [entry["bits_per_byte"] for entry in held])
-    assert set(trace(fig, "xz").y) == {data["xz_bits_per_byte"]}
-    assert set(trace(fig, "unigram").y) == {data["unigram_bits_per_byte"]}
+    assert set(trace(fig, "xz -9e given the training text").y) == {data["xz_given_training_bits_per_byte"]}
+    assert set(trace(fig, "xz -9e given no training text").y) == {data["xz_bits_per_byte"]}
+    assert set(trace(fig, "token frequencies").y) == {data["unigram_bits_per_byte"]}
 
 
 @pytest.mark.parametrize("kept", [lambda e: True, lambda e: e["step"] % 7 == 0, lambda e: e["kind"] != "step"])

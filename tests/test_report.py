@@ -53,7 +53,9 @@ def test_the_head_holds_the_final_numbers(toy):
     tiles = {tile.name: tile for tile in headlines(RUN)}
     most, least = (words.percent(96 * end(LAST_LOAD["f"][0]) - 1) for end in (max, min))
     assert tiles["held-out bits per byte"].value == f"{bits:.3f}"
-    assert tiles["held-out bits per byte"].detail == "xz -9e 1.823 · unigram 2.710"
+    assert tiles["held-out bits per byte"].detail == (
+        "xz -9e given the training text 1.402 · xz -9e given no training text 1.823 · token frequencies alone 2.710"
+    )
     assert tiles["experts per token"].value == "1 of 96" and "8, 6, 4, 2" in tiles["experts per token"].detail
     assert tiles["load deviation, layer 0"].value == f"{most} / {least}"
     assert tiles["training tokens"].value == "8.19\u00a0M" and tiles["wall time"].value == "15\u00a0min 10\u00a0s"
@@ -81,10 +83,10 @@ def changed(kind: str, **facts) -> list[dict]:
 
 def test_verdict_on_compressors_follows_the_numbers():
     assert verdicts(changed("validation", bits_per_byte=1.5))[
-        "Held-out text costs 1.500 bits per byte, xz -9e needs 1.823: 18 % less."
+        "Held-out text costs 1.500 bits per byte, xz -9e given no training text needs 1.823: 18 % less."
     ]
     worse = verdicts(changed("validation", bits_per_byte=2.0))
-    assert worse["Held-out text costs 2.000 bits per byte, xz -9e needs 1.823: 10 % more."] is False
+    assert worse["Held-out text costs 2.000 bits per byte, xz -9e given no training text needs 1.823: 10 % more."] is False
 
 
 def test_verdict_on_the_blind_spot_needs_a_flat_loss_and_an_uneven_load():

@@ -6,7 +6,8 @@ library.py     the library's modules, and documents of four domains made of them
 tokenizer.py   byte-level BPE
 kinds.py       what each token is: keyword, docstring, number, ...
 stages.py      documents become token files, and an interrupted run goes on where it was
-baselines.py   what a compressor makes of the held-out text
+families.py    documents that share much of their text, which the split must not part
+baselines.py   what a compressor makes of the held-out text, without and with the training text
 shards.py      `prepare` runs the stages, `load` opens what they made
 stream.py      token files as one long memory-mapped array
 domains.py     which domain a row belongs to, and an order in which neighbours share one

@@ -1,4 +1,5 @@
-"""What a model must beat on the held-out bytes, in bits per byte: a compressor, and token frequencies alone."""
+"""What a model must beat on the held-out bytes, in bits per byte: a compressor without and with the training text, and
+token frequencies alone. And how much of the held-out text stands in the training text, line for line."""
 
 from __future__ import annotations
 
@@ -8,26 +9,66 @@ from collections.abc import Iterator
 import numpy as np
 from tqdm import tqdm
 
+from sigma_lite.data.families import TELLING
 from sigma_lite.data.stream import TokenStream
 from sigma_lite.data.tokenizer import END_OF_TEXT_ID
 
-XZ_BYTES = 64 * 2**20  # of held-out text at most: the window in which xz finds repetitions at preset 9
+XZ_BYTES = 64 * 2**20  # of text at most: the window in which xz finds repetitions at preset 9
 _BLOCK = 1 << 18  # tokens looked at together
 
 
-def xz_bits_per_byte(heldout: TokenStream, words: list[bytes], progress: bool = False) -> tuple[float, int]:
-    """(bits per byte, bytes) of `xz -9e` over the held-out documents one after the other, the first XZ_BYTES of them.
+def xz_bits_per_byte(heldout: bytes) -> float:
+    """Bits per byte of `xz -9e` over the held-out text alone: what a program needs that has never seen such text.
 
-    `words` are the bytes of each token. Text gives 1 to 3 bits; 8 would be no compression.
+    Text gives 1 to 3 bits; 8 would be no compression.
     """
-    compressor = lzma.LZMACompressor(preset=9 | lzma.PRESET_EXTREME)
-    given = packed = 0
-    for ids in _blocks(heldout, "xz -9e of the held-out text", progress):
-        text = b"".join(map(words.__getitem__, ids.tolist()))[: XZ_BYTES - given]
-        given += len(text)
-        packed += len(compressor.compress(text))
-    packed += len(compressor.flush())
-    return 8 * packed / given, given
+    return 8 * _xz(heldout) / len(heldout)
+
+
+def xz_given_training(train: bytes, heldout: bytes) -> float:
+    """Bits per byte of held-out text for xz that has read the training text first, as a trained model has.
+
+    8 (|xz(training + held-out)| - |xz(training)|) / |held-out|. This is the one to compare a model with. All must fit into
+    the window: XZ_BYTES.
+    """
+    return 8 * (_xz(train + heldout) - _xz(train)) / len(heldout)
+
+
+def seen_lines(train: bytes, heldout: bytes) -> tuple[float, float]:
+    """Shares of the held-out bytes that are lines found in the training text: all, and lines of 20 characters or more.
+
+    Short ones such as `return self` are the language; long ones were copied. Range: 0..1, the second at most the first.
+    """
+    known, found, copied = set(train.split(b"\n")), 0, 0
+    for line in heldout.split(b"\n"):
+        if line in known:
+            found += len(line) + 1
+            copied += (len(line) + 1) * (len(line.strip()) >= TELLING)
+    return found / (len(heldout) + 1), copied / (len(heldout) + 1)
+
+
+def _xz(text: bytes) -> int:
+    return len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME))
+
+
+def first_bytes(stream: TokenStream, words: list[bytes], most: int = XZ_BYTES) -> bytes:
+    """The first `most` bytes of a stream's text; `words` are the bytes of each token."""
+    text = b""
+    for ids in _blocks(stream, "held-out text", progress=False):
+        text += b"".join(map(words.__getitem__, ids.tolist()))
+        if len(text) >= most:
+            break
+    return text[:most]
+
+
+def last_bytes(stream: TokenStream, words: list[bytes], most: int) -> bytes:
+    """The last `most` bytes of a stream's text; of a long stream only its end is read."""
+    pieces, size, end = [], 0, len(stream)
+    while end > 0 and size < most:
+        start = max(0, end - _BLOCK)
+        pieces.append(b"".join(map(words.__getitem__, stream.read(start, end)[0].tolist())))
+        size, end = size + len(pieces[-1]), start
+    return b"".join(reversed(pieces))[max(0, size - most) :]
 
 
 def unigram_bits_per_byte(train: TokenStream, heldout: TokenStream, token_bytes_V: np.ndarray) -> float:

@@ -1,4 +1,5 @@
-"""Where text comes from: this Python's own standard library, whole or by domain, files, or Hugging Face datasets.
+"""Where text comes from: this Python's own standard library (its programs, all of it, or by domain), files, or Hugging
+Face datasets.
 
 Every source gives its documents in an order that does not change, so that an interrupted `prepare` can continue.
 """
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 from sigma_lite.config import ConfigError, CorpusConfig, require
 from sigma_lite.data import library
+from sigma_lite.data.families import families
 from sigma_lite.data.tables import ROWS, count_rows, optional, text_of
 
 
@@ -27,7 +29,7 @@ class Document(NamedTuple):
 
 
 def domain_of(config: CorpusConfig, name: str) -> str | None:
-    """A document's domain: the first folder of its name. None for a file in no folder, and for `stdlib` and `hf`."""
+    """A document's domain: the first folder of its name. None for a file in no folder, and but for `domains` and `files`."""
     folder, slash, _ = name.partition("/")
     return folder if slash and config.source in ("domains", "files") else None
 
@@ -62,7 +64,7 @@ def documents(config: CorpusConfig, skipped: Counter | None = None) -> Iterator[
 
 def documents_of_part(config: CorpusConfig, part: int, skipped: Counter) -> Iterator[Document]:
     """Those of one of the `config.parts` slices, which share no document and no table file."""
-    sources = {"stdlib": _stdlib, "domains": _domains, "files": _files, "hf": _hugging_face}
+    sources = {"programs": _programs, "stdlib": _stdlib, "domains": _domains, "files": _files, "hf": _hugging_face}
     source = sources[config.source](config, skipped, part)
     most = config.max_documents and config.max_documents // config.parts + (part < config.max_documents % config.parts)
     count = 0
@@ -92,7 +94,7 @@ def expected(config: CorpusConfig) -> int | None:
     """About how many documents will come (for a progress bar), or None when only reading would tell."""
     if config.source in ("hf", "domains"):
         return config.max_documents
-    paths = library.paths() if config.source == "stdlib" else _listing(config)[1]
+    paths = library.paths() if config.source in ("stdlib", "programs") else _listing(config)[1]
     rows = sum(count_rows(path) for path in paths)
     return min(rows, config.max_documents or rows)
 
@@ -107,6 +109,19 @@ def _dealt(documents: Callable[[Counter], Iterator[Document]], config: CorpusCon
 
 def _stdlib(config: CorpusConfig, skipped: Counter, part: int) -> Iterator[Document]:
     return _dealt(_library, config, skipped, part)
+
+
+def _programs(config: CorpusConfig, skipped: Counter, part: int) -> Iterator[Document]:
+    """The library's programs. Those that share much of their text are held out or trained on together (data/families.py)."""
+
+    def all_programs(skipped: Counter) -> Iterator[Document]:
+        modules = {module.name: module.text for module in _library(skipped) if module.text}
+        programs = library.programs(modules)
+        skipped["no program"] += len(modules) - len(programs)
+        family = families(programs)
+        yield from (Document(name, text, key=family[name]) for name, text in programs.items())
+
+    return _dealt(all_programs, config, skipped, part)
 
 
 def _library(skipped: Counter) -> Iterator[Document]:

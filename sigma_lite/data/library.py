@@ -57,13 +57,18 @@ def domains(modules: Mapping[str, str]) -> dict[str, Iterator[tuple[str, str, st
     The key is the module's path in every domain, so that all that comes from one module is held out or trained on
     together: docstrings name the functions of the code, and a model that saw one would know half of the other.
     """
-    programs = {name: text for name, text in modules.items() if not _is_table(name) and name != _REFERENCE}
+    own = programs(modules)
     return {
-        "code": (_document("code", name, ".py", code_and_prose(programs[name])[0]) for name in _share(programs, 0)),
-        "prose": _prose(programs, modules.get(_REFERENCE)),
-        "bytecode": (_document("bytecode", name, ".txt", bytecode(programs[name])) for name in _share(programs, 1)),
+        "code": (_document("code", name, ".py", code_and_prose(own[name])[0]) for name in _share(own, 0)),
+        "prose": _prose(own, modules.get(_REFERENCE)),
+        "bytecode": (_document("bytecode", name, ".txt", bytecode(own[name])) for name in _share(own, 1)),
         "tables": _tables(modules),
     }
+
+
+def programs(modules: Mapping[str, str]) -> dict[str, str]:
+    """The modules that somebody wrote as a program: without generated tables, and without the reference that is a text."""
+    return {name: text for name, text in modules.items() if not _is_table(name) and name != _REFERENCE}
 
 
 def _document(domain: str, module: str, suffix: str, text: str) -> tuple[str, str, str]:

@@ -188,9 +188,20 @@ def _finish(folder: Path, corpus: CorpusConfig, progress: bool) -> None:
             raise StorageError(f"{folder}: what was built again differs, the corpus has changed: delete the folder")
         return
     data = _open(folder, manifest)
-    xz, xz_bytes = baselines.xz_bits_per_byte(data.heldout, tokenizer.token_strings(data.tokenizer), progress)
+    words = tokenizer.token_strings(data.tokenizer)
+    heldout = baselines.first_bytes(data.heldout, words)
+    train = baselines.last_bytes(data.train, words, baselines.XZ_BYTES - len(heldout))
+    seen, copied = baselines.seen_lines(train, heldout)
     unigram = baselines.unigram_bits_per_byte(data.train, data.heldout, data.token_bytes)
-    manifest["baselines"] = {"xz_bits_per_byte": xz, "xz_bytes": xz_bytes, "unigram_bits_per_byte": unigram}
+    manifest["baselines"] = {
+        "xz_bits_per_byte": baselines.xz_bits_per_byte(heldout),
+        "xz_bytes": len(heldout),
+        "xz_given_training_bits_per_byte": baselines.xz_given_training(train, heldout),
+        "xz_train_bytes": len(train),
+        "unigram_bits_per_byte": unigram,
+        "heldout_lines_in_training": seen,
+        "heldout_long_lines_in_training": copied,
+    }
     write_json(folder / "manifest.json", manifest)
 
 

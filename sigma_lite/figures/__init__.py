@@ -33,6 +33,7 @@ from sigma_lite.figures.lab_measured import (
 from sigma_lite.figures.learning import bits_per_byte, losses, optimisation, throughput, weighted_losses
 from sigma_lite.figures.sparsity import active_parameters, experts_per_token
 from sigma_lite.figures.static import static_svg
+from sigma_lite.figures.worth import bits_against
 
 OF_RESULTS = {
     draw.__name__: draw
@@ -49,6 +50,7 @@ OF_RESULTS = {
         predicted_and_measured,
         information_by_layer,
         domain_expert_map,
+        bits_against,
     )
 }
 
@@ -56,6 +58,7 @@ __all__ = [
     "OF_RESULTS",
     "active_parameters",
     "balance_loss_by_layer",
+    "bits_against",
     "bias_spread",
     "bits_per_byte",
     "blind_spot",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 from sigma_lite.config import nearest, require
-from sigma_lite.lab.experiment import Arm, Experiment, Patch, RowShare, Share
+from sigma_lite.lab.experiment import Arm, DenseWidth, Experiment, Patch, RowShare, Share, WholeSaves
 from sigma_lite.runfile import overlay
 
 NEVER = 10**9  # a switch step beyond the end of any run
 HEAD = [8, 8, 4, 2]  # experts per token in the low layers before the switch, one in all others: about the report's shape
+DENSE_STEPS = 1.25  # of the dense twin in the time of one of the toy's steps on one core: benchmarks/step_times.py
 SWITCHES = (0.5, 0.7, 0.9)  # shares of the run; when the report switches is UNKNOWN
 
 
@@ -166,6 +167,39 @@ def k_everywhere(K: int) -> Arm:
     return Arm(f"K = {K} of 96", f"{K} of 96 experts per token in every layer", net(top_k=K), seeds=(0,))
 
 
+NO_SCHEDULE = {"head": [], "switch_step": 0}
+
+
+def dense(name: str, says: str, width: DenseWidth, more: Patch = {}) -> Arm:  # noqa: B006  read only
+    """The scale's model with one SwiGLU a layer in place of its router and experts."""
+    model = {
+        "net": {"n_experts": 1, "d_expert": width, "top_k": 1},
+        "sparsity": NO_SCHEDULE,
+        "balance": {"loss": "none", "z_weight": 0.0},
+    }
+    return Arm(name, says, {"model": model, **more})
+
+
+MIXTURE = Arm("mixture", "the scale's own model and schedule")
+WORTH = (
+    MIXTURE,
+    Arm(
+        "mixture, K = 1 throughout",
+        "no schedule: one expert per token from the first step",
+        {"model": {"sparsity": NO_SCHEDULE}},
+    ),
+    dense(
+        "dense, same active size", "as many active parameters as the mixture at its end, same tokens", DenseWidth("active")
+    ),
+    dense("dense, same work", "as many training FLOPs as the mixture, same tokens", DenseWidth("work")),
+    dense(
+        "dense, same time",
+        f"of the same active size, trained {DENSE_STEPS:.2f} times as many steps: as long as the mixture takes on one core",
+        DenseWidth("active"),
+        {"trainer": {"max_steps": WholeSaves(DENSE_STEPS)}},
+    ),
+)
+
 DOMAINS = {"source": "domains", "dir": "data/lab-domains"}
 
 
@@ -205,6 +239,12 @@ EXPERIMENTS = {
             "What does it cost to convert a model to its target sparsity late in training?",
             (TOP1, LOW8, *(converted(share) for share in SWITCHES), LOW3, converted(0.7, LOW3, MILD_HEAD)),
             ("learning_curves", "layer0_deviation", "final_table"),
+        ),
+        Experiment(
+            "worth",
+            "Is a mixture better than a dense model, at equal active size, work or time?",
+            WORTH,
+            ("bits_against", "final_table"),
         ),
         Experiment(
             "global",

@@ -35,6 +35,25 @@ class RowShare:
 
 
 @dataclass(frozen=True)
+class WholeSaves:
+    """A share of a run's optimizer steps, as the nearest number that ends with a checkpoint (save.every)."""
+
+    of_steps: float
+
+
+@dataclass(frozen=True)
+class DenseWidth:
+    """The width of a dense model's one expert that gives it the scale's mixture's size or work.
+
+    Args:
+        same: "active": the parameters that work for a token at the end of the run, embeddings aside; "work": the training
+            FLOPs of the whole run, in which a schedule's first steps have more experts per token.
+    """
+
+    same: str
+
+
+@dataclass(frozen=True)
 class Arm:
     """One line of a plot.
 
@@ -126,14 +145,31 @@ def settings_of(arm: Arm, scale: Scale, seed: int) -> Patch:
 
 
 def _counted(node: Any, scale: Scale) -> Any:
-    """The same settings with every Share as a number of steps, and every RowShare as a number of rows."""
+    """The same settings with each Share as a number of steps, each RowShare as rows, each DenseWidth as hidden units."""
     if isinstance(node, Mapping):
         return {key: _counted(value, scale) for key, value in node.items()}
     if isinstance(node, (list, tuple)):
         return [_counted(value, scale) for value in node]
+    if isinstance(node, WholeSaves):
+        every = scale.settings["save"]["every"]  # type: ignore[index]
+        return max(1, round(node.of_steps * scale.steps / every)) * every
+    if isinstance(node, DenseWidth):
+        return _dense_width(node.same, scale.settings)
     if isinstance(node, RowShare):
         return round(node.of_rows * scale.rows_per_step)
     return round(node.of_steps * scale.steps) if isinstance(node, Share) else node
+
+
+def _dense_width(same: str, settings: Patch) -> int:
+    """The width that comes nearest. Every layer's router and experts are exchanged for one SwiGLU; all else is the same."""
+    model, steps = settings["model"], settings["trainer"]["max_steps"]  # type: ignore[index]
+    net, schedule = model["net"], model.get("sparsity", {})
+    k_last = [net["top_k"]] * net["n_layers"]
+    head = list(schedule.get("head", ()))
+    k_first = head + k_last[len(head) :]
+    share = min(1.0, schedule.get("switch_step", 0) / steps) if same == "work" else 0.0
+    slots = share * sum(k_first) + (1 - share) * sum(k_last)  # experts per token over all layers, mean over the run
+    return round(net["n_experts"] / 3 + net["d_expert"] * slots / net["n_layers"])  # a router row is a third of a unit
 
 
 def run_dir(arm: Arm, scale: Scale, seed: int, root: Path) -> Path:

@@ -144,6 +144,7 @@ def run_facts(run: Run, measure: str = "") -> dict[str, Any]:
         "k": [steps[0]["k"], steps[-1]["k"]],
         "events": [e for e in entries if e["kind"] == "event"],
         "curve": _curve(steps),
+        "scores": _scores(entries, start["config"]),
         "load": _load_series(loads),
         "middle": _middle(loads, run.steps),
         "last": {key: loads[-1][key] for key in ("f", "P", "bias") if key in loads[-1]} if loads else {},
@@ -178,6 +179,26 @@ def _pooled(windows: Sequence[list[float]], entries: list[dict], tokens: int) ->
     """One layer's shares over several windows, weighted by their tokens."""
     weights = [e["tokens"] / tokens for e in entries]
     return [sum(w * x for w, x in zip(weights, values, strict=True)) for values in zip(*windows, strict=True)]
+
+
+def _scores(entries: list[dict], config: dict) -> dict[str, list]:
+    """Held-out bits per byte over the run, against the tokens and the training FLOPs that each took."""
+    from sigma_lite.config import ModelConfig
+    from sigma_lite.scale.traffic import flops_per_token
+
+    net, spent, tokens, flops = ModelConfig(**config["net"]), {0: (0, 0.0)}, 0, 0.0
+    for entry in (e for e in entries if e["kind"] == "step"):
+        per_token = flops_per_token(net, entry["k"], config["rows"]["length"]).training
+        flops += per_token * (entry["tokens"] - tokens)
+        tokens = entry["tokens"]
+        spent[entry["step"]] = tokens, flops
+    scores = {e["step"]: e["bits_per_byte"] for e in entries if e["kind"] == "validation"}
+    return {
+        "step": list(scores),
+        "tokens": [spent[step][0] for step in scores],
+        "flops": [spent[step][1] for step in scores],
+        "bits_per_byte": list(scores.values()),
+    }
 
 
 def _curve(steps: list[dict]) -> dict[str, list[float]]:

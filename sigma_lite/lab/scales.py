@@ -37,6 +37,32 @@ def _cpu(steps: int, window_tokens: int) -> dict:
     }
 
 
+TOY = {  # scaled_configs/toy.yaml; a test holds them together
+    "seed_everything": 0,
+    "model": {
+        "net": {
+            "vocab_size": 4096,
+            "n_layers": 4,
+            "d_model": 128,
+            "n_heads": 2,
+            "n_kv_heads": 1,
+            "head_dim": 64,
+            "n_experts": 96,
+            "d_expert": 64,
+            "top_k": 1,
+        },
+        "sparsity": {"head": [8, 6, 4, 2], "switch_step": 720},
+        "balance": {"loss": "global", "weight": 0.0025, "z_weight": 0.00025, "window_tokens": 100_000},
+        "optim": {"lr": 0.004, "warmup_steps": 50, "decay_fraction": 0.4},
+    },
+    "data": {
+        "corpus": {"source": "programs", "dir": "data/programs"},
+        "rows": {"length": 256, "per_step": 8, "per_micro": 8},
+    },
+    "save": {"every": 100},
+    "trainer": {"max_steps": 1200, "val_check_interval": 240, "accelerator": "cpu", "devices": 1},
+}
+
 GPU = {
     "seed_everything": 0,
     "model": {
@@ -82,6 +108,7 @@ SCALES = {
             _cpu(steps=800, window_tokens=200_000),
             seeds=(0, 1, 2),
         ),
+        Scale("toy", "the model of `make toy`: 7 to 12 minutes an arm on one core", TOY, seeds=(0, 1, 2)),
         Scale("gpu", "one GPU; never run, so nobody knows how long it takes", GPU, seeds=(0, 1, 2)),
     )
 }

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sigma_lite.figures.learning import BASELINES
 from sigma_lite.figures.series import (
     Entries,
     column,
@@ -54,7 +55,7 @@ def _progress(entries: Entries) -> Finding | None:
 def _against(entries: Entries) -> list[Finding]:
     bits, data = last(entries, "validation").get("bits_per_byte"), last(entries, "run").get("data") or {}
     found = []
-    for key, name in (("xz_bits_per_byte", "xz -9e"), ("unigram_bits_per_byte", "a unigram model of the tokens")):
+    for key, name in BASELINES.items():
         other = data.get(key)
         if known(bits) and known(other):
             less = 100 * (1 - bits / other)

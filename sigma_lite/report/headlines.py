@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sigma_lite.figures.learning import BASELINES
 from sigma_lite.figures.series import Entries, column, dead, extremes, known, last, of_kind, per_expert, settings, windows
 from sigma_lite.report.words import count, duration, k_text, percent
 
@@ -33,8 +34,8 @@ def _held_out(entries: Entries) -> Headline | None:
     bits, data = last(entries, "validation").get("bits_per_byte"), last(entries, "run").get("data") or {}
     if not known(bits):
         return None
-    others = [("xz -9e", data.get("xz_bits_per_byte")), ("unigram", data.get("unigram_bits_per_byte"))]
-    return Headline("held-out bits per byte", f"{bits:.3f}", " · ".join(f"{n} {v:.3f}" for n, v in others if known(v)))
+    others = [f"{name} {data[key]:.3f}" for key, name in BASELINES.items() if known(data.get(key))]
+    return Headline("held-out bits per byte", f"{bits:.3f}", " · ".join(others))
 
 
 def _sizes(entries: Entries) -> list[Headline]:

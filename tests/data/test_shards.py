@@ -90,6 +90,11 @@ def test_baselines_are_those_of_the_held_out_text(texts_and_data):
     packed = lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)
     assert baselines["xz_bits_per_byte"] == 8 * len(packed) / len(text)
     assert baselines["xz_bytes"] == len(text) == data.manifest["heldout_bytes"]
+    train = b"".join(texts[row["name"]].encode() for row in data.documents() if row["split"] == "train")
+    more = len(lzma.compress(train + text, preset=9 | lzma.PRESET_EXTREME))
+    more -= len(lzma.compress(train, preset=9 | lzma.PRESET_EXTREME))
+    assert baselines["xz_given_training_bits_per_byte"] == 8 * more / len(text) and baselines["xz_train_bytes"] == len(train)
+    assert 0 <= baselines["heldout_long_lines_in_training"] <= baselines["heldout_lines_in_training"] < 1
     counts = Counter(data.train.read(0, len(data.train))[0].tolist())
     total = sum(counts.values()) + data.vocab_size
     scored = data.heldout.read(1, len(data.heldout))[0].tolist()
