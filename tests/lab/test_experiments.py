@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -11,14 +12,17 @@ import small
 import tiny
 
 from sigma_lite import cli, figures, lab
+from sigma_lite.balance.schedule import k_per_layer
 from sigma_lite.balance.zipf import k_list
 from sigma_lite.config import ConfigError
-from sigma_lite.lab.catalogue import BY_LUMPS, HEAD, TOP1
+from sigma_lite.lab.catalogue import BY_LUMPS, DENSE_STEPS, HEAD, TOP1
 from sigma_lite.lab.experiment import runs_of, settings_of
 from sigma_lite.lab.run import written_yaml
 from sigma_lite.runfile import load_run
+from sigma_lite.scale.traffic import flops_per_token
 
 ROOT = Path("runs")
+CONFIGS = Path(__file__).parents[2] / "scaled_configs"
 
 
 def runs(name: str, scale: str = "cpu"):
@@ -60,14 +64,46 @@ def test_a_run_comes_after_the_one_that_it_begins_from():
 
 def test_every_experiment_can_run_at_every_scale(tmp_path):
     for name, scale in itertools.product(lab.EXPERIMENTS, lab.SCALES):
+        if scale == "toy" and name != "worth":
+            continue  # the toy has four layers; some of the others' lists have six
         experiment, size = lab.experiment(name), lab.scale(scale)
         for run in runs_of(experiment, size, tmp_path):
             load_run([written_yaml(run)])
-            assert size.steps % run.settings["save"]["every"] == 0
+            assert run.steps % run.settings["save"]["every"] == 0
             if run.branch:
                 parent = next(other for other in runs_of(experiment, size, tmp_path) if other.dir == run.branch[0])
                 assert run.branch[1] in parent.settings["save"]["milestones"]
                 assert run.settings["model"]["sparsity"]["switch_step"] == run.branch[1]
+
+
+def test_the_toy_scale_is_the_toy():
+    toy = load_run([CONFIGS / "toy.yaml"])
+    scale = load_run([], dict(lab.SCALES["toy"].settings))
+    assert dataclasses.replace(toy, trainer={}) == dataclasses.replace(scale, trainer={})
+    given = lab.SCALES["toy"].settings["trainer"]
+    assert {key: toy.trainer[key] for key in given} == given
+
+
+def test_dense_twins_have_the_size_the_work_or_the_time_of_the_mixture(tmp_path):
+    runs = {run.arm: run for run in runs_of(lab.experiment("worth"), lab.scale("toy"), tmp_path, seeds=[0])}
+    active, work, tokens = {}, {}, {}
+    for name, run in runs.items():
+        made = load_run([], dict(run.settings))
+        active[name], tokens[name] = made.net.ledger().active, run.steps
+        schedule = {"switch_step": made.sparsity.switch_step, "head": made.sparsity.head, "target": made.net.top_k}
+        steps = [k_per_layer(step, n_layers=made.net.n_layers, **schedule) for step in range(run.steps)]
+        work[name] = sum(flops_per_token(made.net, k, made.rows.length).training for k in steps)
+    mixture = "mixture"
+    assert active["dense, same active size"] == pytest.approx(active[mixture], rel=5e-3)
+    assert work["dense, same work"] == pytest.approx(work[mixture], rel=5e-3)
+    assert work["mixture, K = 1 throughout"] == pytest.approx(work["dense, same active size"], rel=5e-3)
+    assert tokens["dense, same time"] == 1500 and len({tokens[n] for n in tokens if n != "dense, same time"}) == 1
+
+
+def test_the_dense_twins_steps_are_the_measured_ones():
+    """The nearest number of whole checkpoints to what benchmarks/step_times.py has measured."""
+    measured = json.loads(next((CONFIGS.parent / "results" / "bench").glob("step_times-*.json")).read_bytes())
+    assert abs(measured["dense_steps_in_the_time_of_one_of_the_mixture"] - DENSE_STEPS) <= 50 / 1200
 
 
 @pytest.mark.parametrize("name", lab.EXPERIMENTS)
