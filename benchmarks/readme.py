@@ -8,36 +8,40 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
+
 from sigma_lite import figures
 from sigma_lite.balance.metrics import load_deviation
+from sigma_lite.config import ModelConfig
+from sigma_lite.lab.catalogue import WORTH
+from sigma_lite.lab.paired import paired
 from sigma_lite.lab.results import MIDDLE, Results, read_results
 from sigma_lite.record import read
 
 KEPT = "freed memory kept"  # rows of train_step.py that few users of transformers would set up
 ROOT = Path(__file__).parents[1]
-LAB = ("fig2", "fig3", "fig4", "balancers", "sparsity", "table3", "better")  # whose arms the README's table lists
+LAB = {"fig2": ("LBL, K = 1", "LBL, K = 8 low"), "fig3": ("loss-free, K = 1 of 96",)}
+LAB |= {"fig4": ("Top-1 LBL, temperature 0.1",), "better": ("scale-free LBL, temperature 0.3",)}  # of the README's table
+MIXTURE, *TWINS = (arm.name for arm in WORTH)
 
 
 def main() -> None:
-    toy, dense = (read(ROOT / "results" / f"{name}.jsonl") for name in ("toy", "toy_dense"))
     pictures = ROOT / "results" / "figures"
-    figures.static_svg(
-        figures.compare({"96 experts, 1 active": toy, "dense, same active size": dense}), pictures / "toy.svg"
-    )
-    figures.static_svg(figures.deviation_band(toy, layer=0), pictures / "layer0.svg")
+    figures.static_svg(figures.bits_against(with_seconds(recorded("worth", "toy"))), pictures / "worth.svg")
+    figures.static_svg(figures.deviation_band(read(ROOT / "results" / "toy.jsonl"), layer=0), pictures / "layer0.svg")
     figures.static_svg(figures.layer0_deviation(recorded("fig2")), pictures / "lab_fig2.svg")
     readme = ROOT / "README.md"
     text = readme.read_text("utf-8")
-    for name, part in parts(toy, dense).items():
+    for name, part in parts().items():
         before, _, rest = text.partition(begin(name))
         text = before + begin(name) + part + end(name) + rest.partition(end(name))[2]
         print(part)
     readme.write_text(text, "utf-8")
 
 
-def parts(toy: list[dict], dense: list[dict]) -> dict[str, str]:
+def parts() -> dict[str, str]:
     """What stands between the README's marks, by the marks' name."""
-    return {"results": results(toy, dense), "lab": lab()}
+    return {"results": results(), "lab": lab(), "speed": speed()}
 
 
 def begin(name: str) -> str:
@@ -48,51 +52,87 @@ def end(name: str) -> str:
     return f"<!-- {name}:end -->"
 
 
-def results(toy: list[dict], dense: list[dict]) -> str:
-    import torch
-
-    run, last, load = last_of(toy, "run"), last_of(toy, "step"), last_of(toy, "load")
+def results() -> str:
+    worth, toy = with_seconds(recorded("worth", "toy")), read(ROOT / "results" / "toy.jsonl")
+    run, load = last_of(toy, "run"), last_of(toy, "load")
     data, ledger = run["data"], run["ledger"]
-    scores = {
-        "96 experts, one active (`make toy`)": last_of(toy, "validation")["bits_per_byte"],
-        "dense, same active parameters, same tokens (`make dense`)": last_of(dense, "validation")["bits_per_byte"],
-        "`xz -9e` on the same bytes": data["xz_bits_per_byte"],
+    rows = [_worth_row(name, [run for run in worth["runs"] if run["arm"] == name]) for name in worth["arms"]]
+    bits = {
+        "`xz -9e` that has read the training text": data["xz_given_training_bits_per_byte"],
+        "`xz -9e` that has read nothing": data["xz_bits_per_byte"],
         "token frequencies alone": data["unigram_bits_per_byte"],
     }
-    rows = "\n".join(f"| {name} | {bits:.3f} |" for name, bits in scores.items())
+    rows += [f"| {name} | {value:.3f} | | | | |" for name, value in bits.items()]
     high, low = (float(v) for v in load_deviation(torch.tensor(load["f"][0])))
+    against = "\n".join(f"- {TWIN_SAYS[twin]}: {paired(worth, MIXTURE, twin)}" for twin in TWINS)
+    one = worth["runs"][0]
+    megabytes, copied = data["heldout_bytes"] / 1e6, data["heldout_long_lines_in_training"]
+    seeds = len({run["seed"] for run in worth["runs"]})
     return f"""\
-![Held-out bits per byte and training loss of the toy and its dense twin](results/figures/toy.svg)
+![Held-out bits per byte of the mixture and its dense twins](results/figures/worth.svg)
 
-| held-out text, {data["heldout_bytes"] / 1e6:.2f} MB of Python that was not trained on | bits per byte |
-|---|---|
-{rows}
+| held-out text: {megabytes:.2f} MB of programs | bits per byte | active parameters | all | PFLOP | seconds |
+|---|---|---|---|---|---|
+{chr(10).join(rows)}
 
-The toy has {ledger["total"] / 1e6:.1f} M parameters; {ledger["active_initial"] / 1e6:.2f} M work per token before the
-switch and {ledger["active_target"] / 1e6:.2f} M after it (embeddings aside). It saw {last["tokens"] / 1e6:.1f} M tokens in
-{last["seconds"] / 60:.0f} minutes of training on {run["device"]}. At its end the
-busiest of the 96 experts of layer 0 had {1 + high:.1f} times a fair share and the idlest {1 + low:.2f} times, with a
-balancing loss of {load["lbl"][0]:.2f} there, where 1.00 means balanced. So few tokens do not balance so many experts, and
-that is the subject of what comes next:
+Mean over {seeds} seeds and, in brackets, their range. Parameters leave out the embedding. PFLOP are of the whole training;
+seconds are of one core ({one["device"]}), at step times measured side by side.
+{copied:.1%} of the held-out bytes are lines of 20 characters or more that stand in the training text too. The mixture's
+held-out bits per byte, compared in pairs of one seed (negative: the mixture is better):
 
-![Load deviation of layer 0](results/figures/layer0.svg)
+{against}
 
-The training step of the same model in transformers takes {speed()}
+The mixture has {ledger["total"] / 1e6:.1f} M parameters, embeddings included, and sees {one["tokens"] / 1e6:.1f} M tokens.
+At its end the busiest of the 96 experts of layer 0 has {1 + high:.1f} times a fair share and the idlest {1 + low:.2f} times,
+with a balance loss of {load["lbl"][0]:.2f} there, where 1.00 means balanced. So few tokens do not balance so many experts,
+and that is the subject of what comes next.
 
 """
 
 
-def recorded(name: str) -> Results:
-    return read_results(ROOT / "results" / "lab" / f"{name}-cpu.json")
+SAME_MODEL = {"dense, same time": "dense, same active size"}  # its steps take as long; it makes more of them
+TWIN_SAYS = {
+    "mixture, K = 1 throughout": "against one expert per token from the first step, so without the schedule's extra work",
+    "dense, same active size": "against the dense model of the same active size, same tokens, less work",
+    "dense, same work": "against the wider dense model that does the same work on the same tokens",
+    "dense, same time": "against the dense model of the same active size, trained as long as the mixture takes on one core",
+}
+
+
+def _worth_row(name: str, runs: list[dict]) -> str:
+    bits = [run["heldout"]["bits_per_byte"] for run in runs]
+    ledger, scores = ModelConfig(**runs[0]["config"]["net"]).ledger(), runs[0]["scores"]
+    first, last = runs[0]["active_params"]
+    active = f"{last / 1e6:.2f} M" + (f", {first / 1e6:.2f} M before the switch" if first != last else "")
+    spent = f"{scores['flops'][-1] / 1e15:.4f} | {scores['seconds'][-1]:.0f}"
+    score = f"{sum(bits) / len(bits):.3f} ({min(bits):.3f} to {max(bits):.3f})"
+    named = name + " (`make toy`)" * (name == MIXTURE)
+    return f"| {named} | {score} | {active} | {ledger.non_embedding / 1e6:.2f} M | {spent} |"
+
+
+def with_seconds(worth: Results) -> Results:
+    """The same with seconds of one core at each validation: steps times what a step takes, measured side by side."""
+    measured = json.loads(newest("step_times").read_text("utf-8"))["results"]
+    for run in worth["runs"]:
+        name = SAME_MODEL.get(run["arm"], run["arm"])
+        after = measured[name]["median_s"]
+        before = measured.get(f"{name}, before its switch", {"median_s": after})["median_s"]
+        switch = run["config"]["sparsity"]["switch_step"]
+        run["scores"]["seconds"] = [min(s, switch) * before + max(0, s - switch) * after for s in run["scores"]["step"]]
+    return worth
+
+
+def newest(what: str) -> Path:
+    return sorted((ROOT / "results" / "bench").glob(f"{what}-*.json"))[-1]
+
+
+def recorded(name: str, scale: str = "cpu") -> Results:
+    return read_results(ROOT / "results" / "lab" / f"{name}-{scale}.json")
 
 
 def lab() -> str:
     """One line an arm: layer 0 in the middle of the run, held-out score at its end; means over seeds."""
-    arms: dict[str, list[dict]] = {}
-    for name in LAB:
-        for run in recorded(name)["runs"]:
-            if all(run["seed"] != other["seed"] for other in arms.setdefault(run["arm"], [])):
-                arms[run["arm"]].append(run)
+    arms = {arm: [run for run in recorded(name)["runs"] if run["arm"] == arm] for name, own in LAB.items() for arm in own}
     rows = "\n".join(f"| {name} | {' | '.join(_cells(runs))} |" for name, runs in arms.items())
     one = recorded("fig2")["runs"][0]
     net, steps = one["config"]["net"], one["config"]["trainer"]["max_steps"]
@@ -103,11 +143,11 @@ def lab() -> str:
 |---|---|---|---|---|---|---|
 {rows}
 
-{net["n_layers"]} layers, width {net["d_model"]}, {net["n_experts"]} experts where not said otherwise,
+{net["n_layers"]} layers, width {net["d_model"]}, {net["n_experts"]} experts,
 {one["tokens"] / 1e6:.1f} M tokens in {steps} steps on {one["device"]}. Loads are those of the middle of the run
 ({MIDDLE[0]:.0%} to {MIDDLE[1]:.0%} of its steps, {one["middle"]["tokens"] / 1e3:.0f}k tokens), relative to a fair share;
-dead experts and bits per byte those of held-out text at the end. Converted arms are another model in the middle than at
-the end, so their loads are left out.
+dead experts and bits per byte those of held-out text at the end. All arms and what they show: [chapter
+16](notebooks/16_your_own_loss.ipynb).
 
 """
 
@@ -131,19 +171,20 @@ def _cells(runs: list[dict]) -> list[str]:
 
 
 def speed() -> str:
-    found = sorted((ROOT / "results" / "bench").glob("train_step-*.json"))
-    if not found:
-        return "a time that has not been measured yet."
-    facts = json.loads(found[-1].read_text("utf-8"))
-    parts = []
+    facts, said = json.loads(newest("train_step").read_text("utf-8")), []
     for case, variants in facts["results"].items():
         theirs = {n: v for n, v in variants.items() if n.startswith("transformers")}
         kept = next(v["times_ours"] for n, v in theirs.items() if n.endswith(KEPT))
         name, best = min(((n, v) for n, v in theirs.items() if not n.endswith(KEPT)), key=lambda pair: pair[1]["median_s"])
         low, high = best["times_ours_95"]
-        interval = f"95 % interval {low:.2f} to {high:.2f}; with our setting of malloc theirs takes {kept:.2f} times as long"
-        parts.append(f"{best['times_ours']:.2f} times as long as ours at {case} ({interval}; theirs: {name})")
-    return "; ".join(parts) + f". {facts['machine']}; `make bench` measures it on yours."
+        more = f"95 % interval {low:.2f} to {high:.2f}; {kept:.2f} times with our setting of malloc in both"
+        theirs = name.removeprefix("transformers ")
+        said.append(f"{best['times_ours']:.2f} times as long as ours at {case} ({more}; theirs: {theirs})")
+    return f"""\
+The training step of the toy's model in transformers takes {"; ".join(said)}.
+{facts["machine"]}; `make bench` measures it on yours.
+
+"""
 
 
 def last_of(entries: list[dict], kind: str) -> dict:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from sigma_lite.lab import read_results
+from sigma_lite.lab.catalogue import WORTH
 from sigma_lite.record import read
 from sigma_lite.runfile import load_run
 
@@ -17,21 +19,36 @@ def test_its_numbers_are_those_of_the_recorded_runs():
     spec = importlib.util.spec_from_file_location("readme", ROOT / "benchmarks" / "readme.py")
     readme = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(readme)
-    toy, dense = (read(ROOT / "results" / f"{name}.jsonl") for name in ("toy", "toy_dense"))
-    for name, part in readme.parts(toy, dense).items():
+    for name, part in readme.parts().items():
         assert readme.begin(name) + part + readme.end(name) in README, "run benchmarks/readme.py"
 
 
 def test_the_recorded_comparison_is_a_fair_one():
-    toy, dense = (read(ROOT / "results" / f"{name}.jsonl") for name in ("toy", "toy_dense"))
-    ours, theirs = (entries[0] for entries in (toy, dense))
-    assert theirs["ledger"]["active_target"] >= ours["ledger"]["active_target"]
-    for part in ("corpus", "rows", "optim", "trainer", "seed_everything"):
-        assert ours["config"][part] == theirs["config"][part]
-    assert {e["data"]["xz_bits_per_byte"] for e in (ours, theirs)} == {ours["data"]["xz_bits_per_byte"]}
-    scores = [[e for e in entries if e["kind"] == "validation"][-1] for entries in (toy, dense)]
-    assert scores[0]["step"] == scores[1]["step"]
-    assert scores[0]["bits_per_byte"] < scores[1]["bits_per_byte"] < ours["data"]["xz_bits_per_byte"]
+    """One clean commit, one machine, three seeds; every arm on the same text, and the twins as large or as long as named."""
+    worth = read_results(ROOT / "results" / "lab" / "worth-toy.json")
+    arms = {name: [run for run in worth["runs"] if run["arm"] == name] for name in worth["arms"]}
+    assert set(arms) == {arm.name for arm in WORTH}
+    assert all({run["seed"] for run in runs} == {0, 1, 2} for runs in arms.values())
+    assert len({run["commit"] for run in worth["runs"]}) == len({run["device"] for run in worth["runs"]}) == 1
+    assert not worth["runs"][0]["commit"].endswith("-dirty")
+    for run in worth["runs"]:
+        for part in ("corpus", "rows", "optim"):
+            assert without_seed(run["config"][part]) == without_seed(worth["runs"][0]["config"][part])
+        assert not [event for event in run["events"] if event["what"] == "step skipped"]
+    mixture = arms["mixture"][0]
+    assert arms["dense, same active size"][0]["active_params"][1] == pytest.approx(mixture["active_params"][1], rel=5e-3)
+    assert arms["dense, same work"][0]["scores"]["flops"][-1] == pytest.approx(mixture["scores"]["flops"][-1], rel=5e-3)
+
+
+def without_seed(settings: dict) -> dict:
+    return {key: value for key, value in settings.items() if key != "seed"}
+
+
+def test_the_toys_diary_is_that_of_the_mixture():
+    toy = read(ROOT / "results" / "toy.jsonl")
+    recorded = read_results(ROOT / "results" / "lab" / "worth-toy.json")["runs"]
+    mixture = next(run for run in recorded if (run["arm"], run["seed"]) == ("mixture", 0))
+    assert [e for e in toy if e["kind"] == "validation"][-1]["bits_per_byte"] == mixture["heldout"]["bits_per_byte"]
 
 
 def test_its_links_lead_to_files():

@@ -17,7 +17,7 @@ from sigma_lite import cli
 from sigma_lite.balance.balancer import Balancer
 from sigma_lite.balance.bias import bias_step
 from sigma_lite.balance.losses import load_balancing_loss
-from sigma_lite.checkpoint import newest_checkpoint
+from sigma_lite.checkpoint import newest_checkpoint, read_checkpoint
 from sigma_lite.config import BalanceConfig, CorpusConfig, ModelConfig, RowsConfig
 from sigma_lite.data.datamodule import TokenDataModule
 from sigma_lite.data.shards import load
@@ -133,6 +133,39 @@ def test_the_bias_is_saved_and_resumed_exactly(place):
     assert len(biases) == NET.n_layers and whole.keys() == again.keys()
     assert all(torch.equal(whole[name], again[name]) for name in whole)
     assert all(not torch.equal(middle[name], whole[name]) and middle[name].any() for name in biases)
+
+
+MOMENTUM = """
+import torch
+from sigma_lite.balance.balancer import Balancer
+
+class Momentum(Balancer):
+    def __init__(self):
+        self.momentum = torch.zeros(2, 8)
+    def moved_bias(self, bias_LE, counts_LE, step):
+        self.momentum = 0.5 * self.momentum + 0.01 * (counts_LE.float().mean(1, keepdim=True) - counts_LE).sign()
+        return bias_LE + self.momentum
+    def state_dict(self):
+        return {"momentum": self.momentum}
+    def load_state_dict(self, state):
+        self.momentum = state["momentum"]
+"""
+
+
+def test_a_balancers_own_state_is_saved_and_resumed_exactly(place, monkeypatch):
+    """Without its momentum the resumed run would move the bias otherwise."""
+    Path("my_momentum.py").write_text(MOMENTUM)
+    monkeypatch.syspath_prepend(str(place))
+    own = {"class_path": "my_momentum.Momentum"}
+    config = tiny.write_config(place, "own.yaml", trainer__max_steps=8, model__sparsity=None, model__custom_balance=own)
+    cli.main(["fit", "-c", config.name])
+    whole = read_checkpoint(newest_checkpoint("run"))
+    newest_checkpoint("run").unlink()
+    assert read_checkpoint(newest_checkpoint("run"))["balancer"]["momentum"].any()
+    cli.main(["fit", "-c", config.name])
+    again = read_checkpoint(newest_checkpoint("run"))
+    assert torch.equal(whole["balancer"]["momentum"], again["balancer"]["momentum"])
+    assert all(torch.equal(whole["state_dict"][name], again["state_dict"][name]) for name in whole["state_dict"])
 
 
 def test_a_bias_belongs_to_a_model_and_needs_no_gradient():
