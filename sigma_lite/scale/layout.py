@@ -10,7 +10,7 @@ from sigma_lite.runfile import RunConfig
 from sigma_lite.scale.cluster import Cluster
 
 STRATEGY = "sigma_lite.scale.strategy.ExpertParallel"
-IMBALANCE = 1.5  # assumed of every exchange: one device in it gets half as many rows again as its share
+IMBALANCE = 1.5  # assumed of every exchange: the fullest device in it gets half as many rows again as its share
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,17 @@ class Layout:
     per_micro: int = 1  # rows in a forward pass of one device
     recompute: bool = False  # activation checkpointing: keep each block's input only
     sharded: bool = False  # FSDP2: weights, gradients and moments are shared out, and gathered layer by layer
-    imbalance: float = IMBALANCE  # rows that a device gets in an exchange, relative to its share
+    imbalance: float = IMBALANCE  # rows that the fullest device of an exchange gets, relative to its share
 
     @property
     def data(self) -> int:
         """Devices that share the storage of one expert."""
         return self.devices // self.expert_parallel
+
+    @property
+    def fullest(self) -> float:
+        """Rows of the fullest device relative to its share: none has more than all, and alone each has its own."""
+        return min(self.imbalance, self.expert_parallel)
 
 
 def obstacle(net: ModelConfig, per_step: int, layout: Layout) -> str:
