@@ -1,0 +1,61 @@
+"""Where a config, a command and a cluster file do not say the same: which of them a plan follows, in a sentence each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sigma_lite.runfile import RunConfig
+from sigma_lite.scale.cluster import Cluster
+from sigma_lite.scale.layout import STRATEGY, devices_wanted
+
+KINDS = {"cpu": "cpu", "gpu": "gpu", "cuda": "gpu"}  # accelerator: kind of a cluster's devices
+
+
+def notes(run: RunConfig, described: Cluster, placed: Cluster, nodes: int | None, problem: str) -> list[str]:
+    """What a reader of the plan would take for granted and is not so."""
+    found = [f"the config's own layout is not planned: {problem}"] if problem else []
+    found += _nodes(run, described, placed, nodes) + _devices(run, described, placed)
+    accelerator = run.trainer.get("accelerator")
+    if KINDS.get(str(accelerator), described.kind) != described.kind:
+        found.append(
+            f"trainer.accelerator={accelerator}, but the devices of cluster {described.name!r} are {described.kind}s"
+        )
+    if run.custom_balance is not None:
+        found.append("model.custom_balance is not looked at: only training builds it")
+    return found
+
+
+def whole_model_everywhere(run: RunConfig, cluster: Cluster) -> str:
+    """Why several devices without this package's strategy are not planned as they are."""
+    strategy = run.trainer.get("strategy") or "auto"
+    name = strategy.get("class_path") if isinstance(strategy, Mapping) else strategy
+    return (
+        f"trainer.strategy={name} would hold the whole model on each of {cluster.size()}; set {STRATEGY} as in"
+        " scaled_configs/overlays/eight_gpus.yaml"
+    )
+
+
+def _nodes(run: RunConfig, described: Cluster, placed: Cluster, nodes: int | None) -> list[str]:
+    own, number = run.trainer.get("num_nodes"), described.nodes
+    if nodes:
+        return [f"--nodes {nodes} wins over trainer.num_nodes={own}; give it to fit too"] if own not in (None, nodes) else []
+    if own is None and placed.nodes > 1:
+        return [
+            f"the config names no trainer.num_nodes: {number} nodes of cluster {described.name!r} are planned, fit takes 1"
+        ]
+    if own not in (None, number):
+        return [f"trainer.num_nodes={own} of the config wins over nodes: {number} of cluster {described.name!r}"]
+    return []
+
+
+def _devices(run: RunConfig, described: Cluster, placed: Cluster) -> list[str]:
+    wanted, number = devices_wanted(run), described.devices_per_node
+    if wanted is None and number > 1:
+        given = run.trainer.get("devices", "auto")
+        return [f"trainer.devices={given} names no number: all {number} devices of a node are planned"]
+    if wanted not in (None, number):
+        how = "shared by so many processes" if wanted > number else "of a node are planned"
+        return [
+            f"trainer.devices={wanted} of the config wins over {number} of cluster {described.name!r}: {placed.size()} {how}"
+        ]
+    return []
