@@ -114,7 +114,9 @@ def _plain_type(annotation: ast.expr | None) -> object:
 
 def _sections() -> dict[str, tuple[Path, str]]:
     """Where the class lies that takes a section's keys."""
-    lightning = Path(importlib.util.find_spec("lightning").origin).parent
+    found = importlib.util.find_spec("lightning")
+    require(found is not None, "Lightning is not installed here, and says which keys a trainer has: pip install -e .")
+    lightning = Path(found.origin).parent
     callbacks = PACKAGE / "train" / "callbacks"
     return {
         "trainer": (lightning / "pytorch" / "trainer" / "trainer.py", "Trainer"),
