@@ -50,8 +50,8 @@ def preflight(environment: dict[str, str]) -> str:
     except RuntimeError as error:  # torch's store and both backends raise kinds of it
         first = str(error).strip().split("\n")[0][:200]
         raise ConfigError(
-            f"preflight: rank {rank} of {ranks} on {socket.gethostname()} did not reach all others in {patience:.0f} s: start"
-            f" as many tasks as there are GPUs, and look at NCCL_SOCKET_IFNAME and the links ({first})"
+            f"preflight: rank {rank} of {ranks} on {socket.gethostname()} did not reach all others in {patience:.0f} s:"
+            f" start as many tasks as there are GPUs, and look at NCCL_SOCKET_IFNAME and the links ({first})"
         ) from error
     finally:
         if dist.is_initialized():
