@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from sigma_lite.runfile import RunConfig
 from sigma_lite.scale.cluster import Cluster
-from sigma_lite.scale.layout import STRATEGY, devices_wanted
+from sigma_lite.scale.layout import STRATEGY, devices_wanted, strategy_config
 
 KINDS = {"cpu": "cpu", "gpu": "gpu", "cuda": "gpu"}  # accelerator: kind of a cluster's devices
 
@@ -20,9 +20,39 @@ def notes(run: RunConfig, described: Cluster, placed: Cluster, nodes: int | None
         found.append(
             f"trainer.accelerator={accelerator}, but the devices of cluster {described.name!r} are {described.kind}s"
         )
-    if run.custom_balance is not None:
-        found.append("model.custom_balance is not looked at: only training builds it")
-    return found
+    return found + _schedule(run) + _left_out(run) + _straddling(run, placed)
+
+
+def _schedule(run: RunConfig) -> list[str]:
+    switch, last, head = run.sparsity.switch_step, run.trainer.get("max_steps"), run.sparsity.head
+    if head and not switch:
+        return ["sparsity.switch_step=0: no step is before the switch, so sparsity.head is never used"]
+    if head and isinstance(last, int) and switch >= last:
+        return [
+            f"sparsity.switch_step={switch} is not before trainer.max_steps={last}: the run ends without a step after it"
+        ]
+    return []
+
+
+def _left_out(run: RunConfig) -> list[str]:
+    """Settings that change what a run takes and that the planner knows nothing of."""
+    strategy = strategy_config(run.trainer.get("strategy"))
+    left = {
+        "model.custom_balance": run.custom_balance is not None,
+        "trainer.max_time": run.trainer.get("max_time") is not None,
+        "trainer.strategy's compile_attention": strategy is not None and strategy.compile_attention,
+    }
+    return [f"{name} is not planned" for name, given in left.items() if given]
+
+
+def _straddling(run: RunConfig, placed: Cluster) -> list[str]:
+    strategy, per_node = strategy_config(run.trainer.get("strategy")), placed.devices_per_node
+    ranks = strategy.expert_parallel if strategy else 1
+    if placed.nodes == 1 or per_node % ranks == 0 or ranks % per_node == 0:
+        return []
+    return [
+        f"expert_parallel={ranks} and {per_node} devices of a node: some exchanges cross nodes, traffic is near, not exact"
+    ]
 
 
 def whole_model_everywhere(run: RunConfig, cluster: Cluster) -> str:

@@ -87,7 +87,7 @@ def _memory(facts: dict[str, Any]) -> list[str]:
 
 
 def _traffic(facts: dict[str, Any]) -> list[str]:
-    lines = [_line("fullest link of a device in a step", f"{'inside the node':>18s} {'to other nodes':>18s}")]
+    lines = [_line("fullest link in a step, initial K", f"{'inside the node':>18s} {'to other nodes':>18s}")]
     for name, sent in facts["initial"]["wire_bytes_per_step"].items():
         sizes = f"{size_of(sent['intra_node']):>18s} {size_of(sent['inter_node']):>18s}"
         lines.append(_line(f"  {name.replace('_', ' ')}", sizes))
@@ -95,7 +95,10 @@ def _traffic(facts: dict[str, Any]) -> list[str]:
 
 
 def _time(facts: dict[str, Any]) -> list[str]:
-    lines = ["predicted, never measured on a GPU by us; fast: vendor-grade kernels and overlap, slow: ordinary ones"]
+    lines = [
+        "predicted, never measured on a GPU by us; fast: vendor-grade kernels and overlap, slow: ordinary ones;",
+        "steps only: no validation, no waiting for checkpoints, restarts or the queue",
+    ]
     for stage in ("initial", "target"):
         speed = facts[stage]
         lines.append(_line(f"step, {stage} K", f"{_range(speed['step_seconds'], 's')}, bound by {speed['bound_by'][1]}"))

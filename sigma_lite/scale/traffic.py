@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -58,7 +59,7 @@ def exchanged(
     With `imbalance` 1 that is what every device sends.
     """
     ranks = layout.expert_parallel
-    near = min(ranks, cluster.devices_per_node)  # neighbours along the expert axis share a node
+    near = math.gcd(ranks, cluster.devices_per_node)  # who of them shares a node: neighbours along the expert axis do
     row = (6 if layout.recompute else 4) * net.d_model * number.compute
     rows = tokens * sum(k_per_layer) * layout.fullest
     return Wire(rows * row * (near - 1) / ranks, rows * row * (ranks - near) / ranks)

@@ -19,8 +19,9 @@ from sigma_lite.runfile import load_run
 from sigma_lite.scale import keeping, strategy
 from sigma_lite.scale.cluster import load_cluster
 from sigma_lite.scale.forecast import forecast
-from sigma_lite.scale.layout import STRATEGY, Layout, StrategyConfig, place
+from sigma_lite.scale.layout import PRECISIONS, STRATEGY, Layout, StrategyConfig, place
 from sigma_lite.scale.table import as_table
+from sigma_lite.scale.traffic import exchanged
 from sigma_lite.train import rules
 from sigma_lite.train.callbacks.save import Save
 
@@ -117,6 +118,33 @@ def test_a_plan_says_what_it_does_not_follow(changes, args, words):
     facts = planned(changes, *args)
     assert any(words in note for note in facts["notes"]), facts["notes"]
     assert words in as_table(facts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sparsity": {"switch_step": 0}}, "sparsity.head is never used"),
+        ({"sparsity": {"switch_step": 100_000}}, "ends without a step after it"),
+        ({"custom_balance": {"class_path": "mine.Loss"}}, "model.custom_balance is not planned"),
+        ({"trainer": {"max_time": "01:00:00:00"}}, "trainer.max_time is not planned"),
+        ({"trainer": {"strategy": ours(expert_parallel=8, compile_attention=True)}}, "compile_attention is not planned"),
+        ({"trainer": {"num_nodes": 6, "strategy": ours(expert_parallel=3)}}, "some exchanges cross nodes"),
+    ],
+)
+def test_a_plan_says_what_it_leaves_out(changes, words):
+    run = load_run([FULL])
+    rows = dataclasses.replace(run.rows, per_step=48 * 16)
+    sparsity = dataclasses.replace(run.sparsity, **changes.get("sparsity", {}))
+    given = {"custom_balance": changes.get("custom_balance"), "trainer": {**run.trainer, **changes.get("trainer", {})}}
+    facts = forecast(dataclasses.replace(run, rows=rows, sparsity=sparsity, **given), "h100-node")
+    assert any(words in note for note in facts["notes"]), facts["notes"]
+
+
+def test_ranks_that_do_not_fill_nodes_evenly_send_to_others():
+    """Of a group of three on nodes of eight, one may lie on a node of its own."""
+    node, net = load_cluster("h100-node").resized(nodes=3), load_run([FULL]).net
+    sent = exchanged(net, 1000, (1,) * net.n_layers, Layout(24, 3, sharded=True), PRECISIONS["bf16-mixed"], node)
+    assert sent.intra == 0 < sent.inter
 
 
 def test_a_plan_that_follows_everything_notes_nothing():
