@@ -104,6 +104,9 @@ def _parser() -> argparse.ArgumentParser:
         "--cluster", metavar="NAME|FILE", help="a built-in machine or your own yaml (default: by trainer.accelerator)"
     )
     sub.add_argument("--nodes", type=int, metavar="N", help="so many nodes of it (default: trainer.num_nodes)")
+    sub.add_argument(
+        "--imbalance", type=float, metavar="X", help="rows of the fullest device, in shares; 1 is even (default: 1.5)"
+    )
 
     sub = command("report", _report, "Draw a run as one HTML page that opens without a network.")
     sub.add_argument("RUN", type=Path, help="folder of the run, such as runs/toy")
@@ -149,9 +152,13 @@ def _baselines(facts: dict) -> str:
 
 def _plan(options: argparse.Namespace) -> None:
     from sigma_lite.scale.forecast import forecast
+    from sigma_lite.scale.layout import IMBALANCE
     from sigma_lite.scale.table import as_table
+    from sigma_lite.train import rules
 
-    facts = forecast(load_run(options.config, options.over), options.cluster, options.nodes)
+    rules.check(options.config, options.over, to_the_end=True)  # what fit would refuse
+    uneven = IMBALANCE if options.imbalance is None else options.imbalance
+    facts = forecast(load_run(options.config, options.over), options.cluster, options.nodes, uneven)
     print(json.dumps(facts) if options.json else as_table(facts))
 
 

@@ -42,7 +42,9 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     rows: RowsConfig = field(default_factory=RowsConfig)
-    trainer: Mapping[str, object] = field(default_factory=dict)  # Lightning's own keys, checked by LightningCLI
+    trainer: Mapping[str, object] = field(default_factory=dict)  # Lightning's own keys, checked by train/rules.py
+    save: Mapping[str, object] = field(default_factory=dict)  # when checkpoints are written: train/callbacks/save.py
+    custom_balance: object = None  # a balancer of the reader's own, which only training builds
 
     def __post_init__(self) -> None:
         check_schedule(self.net, self.sparsity)
@@ -61,7 +63,7 @@ def load_run(paths: Sequence[str | Path], over: Mapping[str, object] | None = No
         merged = overlay(merged, read_yaml(path))
     merged = overlay(merged, dict(over or {}))
     known = {*SECTIONS, "trainer", "save", "spike_guard", "seed_everything", "ckpt_path"}
-    parts: dict[str, object] = {"trainer": merged.get("trainer") or {}}
+    parts: dict[str, object] = {name: merged.get(name) or {} for name in ("trainer", "save")}
     for key in merged:
         require(key in known, f"unknown key {key!r}; {nearest(key, known)}")
     for section, classes in SECTIONS.items():
@@ -72,6 +74,7 @@ def load_run(paths: Sequence[str | Path], over: Mapping[str, object] | None = No
             require(name in choices, f"unknown key {section}.{name}; {nearest(name, choices)}")
         for name, cls in classes.items():
             parts[name] = from_mapping(cls, given.get(name) or {}, where=f"{section}.{name}")
+    parts["custom_balance"] = (merged.get("model") or {}).get("custom_balance")
     linked = "vocab_size" not in ((merged.get("data") or {}).get("corpus") or {})
     require(linked, "data.corpus.vocab_size is always the model's: leave it out and set model.net.vocab_size")
     parts["corpus"] = dataclasses.replace(parts["corpus"], vocab_size=parts["net"].vocab_size)
@@ -100,21 +103,22 @@ def from_mapping(cls: type, given: Mapping[str, object], where: str):
     hints = typing.get_type_hints(cls)
     for key, value in given.items():
         require(key in hints, f"unknown key {where}.{key}; {nearest(key, hints)}")
-        require(_fits(value, hints[key]), f"{where}.{key}={value!r}: expected {_type_name(hints[key])}")
+        require(value_fits(value, hints[key]), f"{where}.{key}={value!r}: expected {type_name(hints[key])}")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
 
 
-def _fits(value: object, hint: object) -> bool:
+def value_fits(value: object, hint: object) -> bool:
+    """Whether a value from yaml is of a type made of int, float, bool, str, tuples of these and alternatives."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:
         open_ended = args[-1] is Ellipsis
         return (
             isinstance(value, (list, tuple))
             and (open_ended or len(value) == len(args))
-            and all(_fits(v, args[0 if open_ended else i]) for i, v in enumerate(value))
+            and all(value_fits(v, args[0 if open_ended else i]) for i, v in enumerate(value))
         )
     if origin in (types.UnionType, typing.Union):
-        return any(_fits(value, arg) for arg in args)
+        return any(value_fits(value, arg) for arg in args)
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:
@@ -122,7 +126,7 @@ def _fits(value: object, hint: object) -> bool:
     return isinstance(value, hint)
 
 
-def _type_name(hint: object) -> str:
+def type_name(hint: object) -> str:
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 

@@ -154,15 +154,17 @@ def test_scripts_are_bash_that_parses_and_stops_at_the_first_error(script):
 def test_torchrun_script_starts_what_it_says(tmp_path):
     """With a torchrun that only prints its arguments."""
     fake = tmp_path / "torchrun"
-    fake.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+    fake.write_text('#!/usr/bin/env bash\necho "$@"\n')
     fake.chmod(0o755)
     config = str(CONFIGS / "node_8gpu.yaml")
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NODES": "2", "DEVICES": "4", "HEAD": "head:1234"}
     script = CONFIGS / "launch" / "torchrun.sh"
     done = subprocess.run([script, "-c", config, "--trainer.max_steps=3"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    arguments = done.stdout.split()
-    assert {"--nnodes=2", "--nproc-per-node=4", "--rdzv-endpoint=head:1234"} <= set(arguments)
+    first, arguments = (line.split() for line in done.stdout.splitlines())
+    for started in (first, arguments):
+        assert {"--nnodes=2", "--nproc-per-node=4", "--rdzv-endpoint=head:1234"} <= set(started)
+    assert first[-2:] == ["-m", "sigma_lite.scale.preflight"] and "--max-restarts=0" in first
     assert arguments[arguments.index("sigma_lite") - 1] == "-m"
     assert arguments[arguments.index("sigma_lite") + 1 :] == [
         "fit",
@@ -188,6 +190,7 @@ def test_prepare_script_shares_out_the_parts(tmp_path):
     fake = tmp_path / "srun"
     fake.write_text(
         "#!/usr/bin/env bash\nset -eu\n"
+        'while [[ "$1" == --* ]]; do [[ "$1" == --ntasks=* ]] && SLURM_NTASKS="${1#*=}"; shift; done\n'
         'for ((n = 0; n < SLURM_NTASKS; n++)); do SLURM_PROCID="$n" "$@" & tasks[n]=$!; done\n'
         'for task in "${tasks[@]}"; do wait "$task"; done\n'
     )

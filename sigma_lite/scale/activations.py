@@ -69,7 +69,7 @@ def _experts(net: ModelConfig, T: int, k: int, layout: Layout, number: Precision
     """
     compiled = gpu or compiled_on_cpu(net, number)
     exchanged = layout.expert_parallel > 1
-    rows = int(T * k * layout.imbalance) if exchanged else T * k
+    rows = int(T * k * layout.fullest)
     as_it_came = 0 if number.compute == number.stream else T  # of the same format it is the norm's output, counted there
     inputs = as_it_came if compiled and not exchanged else rows
     plan = INDEX // 2 if compiled else 2 * INDEX

@@ -29,19 +29,23 @@ class Cluster:
     devices_per_node: int = 1
     intra_node_gbps: float = 0.0  # GB/s one way between devices of a node, for each device; 0: there is one device
     inter_node_gbps: float = 0.0  # GB/s one way between nodes, for each device; 0: there is one node
-    price_per_hour: float = 0.0  # of one device, in any currency
+    disk_gbps: float = 1.0  # GB/s that all devices together write to the disk of the run
+    price_per_hour: float = 0.0  # of one device
+    currency: str = ""  # of the price
     sources: dict = field(default_factory=dict)  # {figure: where it comes from}
     name: str = ""
 
     def __post_init__(self) -> None:
         require(self.kind in ("gpu", "cpu"), f"cluster kind {self.kind!r}: {nearest(self.kind, ('gpu', 'cpu'))}")
-        for name in ("memory_gib", "peak_tflops", "memory_gbps", "nodes", "devices_per_node"):
+        for name in ("memory_gib", "peak_tflops", "memory_gbps", "nodes", "devices_per_node", "disk_gbps"):
             require(getattr(self, name) > 0, f"cluster {name}={getattr(self, name)}: must be greater than 0")
         for name, many in (("intra_node_gbps", self.devices_per_node > 1), ("inter_node_gbps", self.nodes > 1)):
             rate = getattr(self, name)
             require(rate >= 0, f"cluster {name}={rate}: must be 0 or more GB/s")
             require(rate > 0 or not many, f"cluster {name} is missing: {self.size()} need it, in GB/s for each device")
         require(self.price_per_hour >= 0, f"cluster price_per_hour={self.price_per_hour}: must be 0 or more")
+        priced = f"cluster currency is missing: price_per_hour={self.price_per_hour} is in which? Write currency: USD"
+        require(not self.price_per_hour or bool(self.currency), priced)
         for figure in self.sources:
             require(figure in _FIGURES, f"cluster sources names {figure!r}, which is no figure; {nearest(figure, _FIGURES)}")
 
@@ -78,7 +82,7 @@ class Cluster:
         return dataclasses.replace(self, devices_per_node=processes, intra_node_gbps=link, **rates)
 
 
-_FIGURES = {f.name for f in dataclasses.fields(Cluster)} - {"kind", "sources", "name"}
+_FIGURES = {f.name for f in dataclasses.fields(Cluster)} - {"kind", "sources", "name", "currency"}
 
 
 def built_in() -> list[str]:

@@ -67,17 +67,28 @@ def step(run: RunConfig, layout: Layout, cluster: Cluster, k_per_layer: Sequence
     """One optimizer step at a level of craft."""
     bandwidth = cluster.memory_gbps * 1e9 * MEMORY_REACHED
     tokens = run.rows.per_step * run.rows.length / layout.devices
-    flops = flops_per_token(run.net, k_per_layer, run.rows.length)
-    passes = 4 / 3 if layout.recompute else 1.0  # a second forward pass
-    products = passes * flops.training * tokens / (cluster.peak_tflops * 1e12 * craft.compute)
+    work = worked(run, layout, k_per_layer)
+    products = work * tokens / (cluster.peak_tflops * 1e12 * craft.compute)
     compute = max(products, streamed(run, layout) / bandwidth)
     optimizer = optimizer_bytes(run, layout) / bandwidth
     parts = wire(run, layout, cluster, k_per_layer)
     network = network_seconds(Wire(sum(w.intra for w in parts.values()), sum(w.inter for w in parts.values())), cluster)
     micros = run.rows.per_step / (layout.devices * layout.per_micro)
+    passes = 4 / 3 if layout.recompute else 1.0  # a second forward pass
     host = micros * run.net.n_layers * LAUNCHES * passes * LAUNCH_SECONDS[cluster.kind]
     seconds = max(together(compute, network, craft.overlap), host) + optimizer
     return Step(compute, optimizer, network, host, seconds)
+
+
+def worked(run: RunConfig, layout: Layout, k_per_layer: Sequence[int]) -> float:
+    """FLOPs of the fullest device for each of its own tokens: all others wait for its experts (the makespan).
+
+    Recomputation runs the layers' forward pass a second time, and not the head's.
+    """
+    flops = flops_per_token(run.net, k_per_layer, run.rows.length)
+    passes = 4 if layout.recompute else 3
+    waited = (layout.fullest - 1) * 2 * run.net.ledger(k_per_layer).active_experts
+    return passes * (flops.matrices + flops.attention + waited) + 3 * flops.head
 
 
 def mfu(run: RunConfig, layout: Layout, cluster: Cluster, k_per_layer: Sequence[int], seconds: float) -> float:

@@ -3,37 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from sigma_lite.config import require
 from sigma_lite.runfile import RunConfig
-from sigma_lite.scale import cost
+from sigma_lite.scale import cost, keeping
 from sigma_lite.scale.cluster import Cluster, load_cluster
-from sigma_lite.scale.layout import Layout, choices, layout_of, obstacle, place, precision_of
+from sigma_lite.scale.layout import IMBALANCE, Layout, choices, layout_of, obstacle, place, precision_of
 from sigma_lite.scale.memory import dispatch_per_layer, fits, kept_per_layer, memory, peak, usable
+from sigma_lite.scale.notes import notes, whole_model_everywhere
 from sigma_lite.scale.plan import k_before_and_after, plan
 from sigma_lite.scale.traffic import wire
 
 MOST_NODES = 256  # tried when a run does not fit
 
 
-def forecast(run: RunConfig, cluster_name: str | None = None, nodes: int | None = None) -> dict[str, Any]:
+def forecast(
+    run: RunConfig, cluster_name: str | None = None, nodes: int | None = None, imbalance: float = IMBALANCE
+) -> dict[str, Any]:
     """Everything `sigma-lite plan` says, as plain values: bytes, seconds, and [fast, slow] where a range is meant.
 
     Args:
         cluster_name: a built-in description or a yaml file; None: a laptop or H100, by trainer.accelerator.
         nodes: instead of trainer.num_nodes or the description's own number.
+        imbalance: rows that the fullest device of an exchange gets, relative to its share; 1 is even.
 
     Raises ConfigError for a cluster that cannot be read, and for rows that no layout of its devices can share out.
     """
     require(nodes is None or nodes > 0, f"--nodes {nodes}: must be at least 1")
-    cluster = place(run, load_cluster(cluster_name or _usual(run, nodes)), nodes)
-    given = layout_of(run, cluster)
+    require(1 <= imbalance < math.inf, f"--imbalance {imbalance}: must be 1 (even) or more, and finite")
+    described = load_cluster(cluster_name or _usual(run, nodes))
+    cluster = place(run, described, nodes)
+    given = layout_of(run, cluster, imbalance)
     problem = obstacle(run.net, run.rows.per_step, given)
     if not problem and cluster.devices > 1 and not given.sharded:
-        problem = f"several devices need trainer.strategy: see scaled_configs/overlays; this plan is for {cluster.size()}"
-    best = suggestion(run, cluster)
+        problem = whole_model_everywhere(run, cluster)
+    best = suggestion(run, cluster, imbalance)
     require(bool(best) or not problem, f"no layout of {cluster.size()} can run this: {problem}")
     layout = given if not problem or best is None else best
     stages = {
@@ -42,6 +49,7 @@ def forecast(run: RunConfig, cluster_name: str | None = None, nodes: int | None 
     }
     return {
         **plan(run),
+        "notes": notes(run, described, cluster, nodes, problem),
         "cluster": _described(cluster, cluster_name is None),
         "precision": precision_of(run).name,
         "layout": _laid_out(run, layout) | {"problem": problem, "from": "config" if layout is given else "planner"},
@@ -49,23 +57,30 @@ def forecast(run: RunConfig, cluster_name: str | None = None, nodes: int | None 
         "fits": all(stage["fits"] for stage in stages.values()),
         **stages,
         "run": _whole(run, cluster, stages),
+        "checkpoints": keeping.checkpoints(run, layout, cluster, stages["initial"]["step_seconds"][-1]),
+        "data": keeping.data(run),
         "suggested": None if best is None else _laid_out(run, best) | _speed(run, best, cluster),
-        "fits_from_nodes": None if best else _enough_nodes(run, cluster),
+        "fits_from_nodes": None if best else _enough_nodes(run, cluster, imbalance),
     }
 
 
 def _usual(run: RunConfig, nodes: int | None) -> str:
-    if run.trainer.get("accelerator") == "cpu":
+    accelerator = run.trainer.get("accelerator")
+    if accelerator == "cpu":
         return "laptop"
+    unknown = accelerator not in (None, "auto", "gpu", "cuda")
+    require(
+        not unknown, f"no machine is known for trainer.accelerator={accelerator}: describe yours and give --cluster FILE"
+    )
     several = [n for n in (nodes, run.trainer.get("num_nodes"), run.trainer.get("devices")) if isinstance(n, int) and n > 1]
     return "h100-node" if several else "h100"
 
 
-def suggestion(run: RunConfig, cluster: Cluster) -> Layout | None:
+def suggestion(run: RunConfig, cluster: Cluster, imbalance: float = IMBALANCE) -> Layout | None:
     """The layout that fits before and after the switch and is fastest at its worst; None where nothing fits."""
     ks = k_before_and_after(run)
     plain = cost.CRAFT[cluster.kind][1]
-    able = [lay for lay in choices(run, cluster) if all(fits(memory(run, lay, cluster, k), cluster) for k in ks)]
+    able = [lay for lay in choices(run, cluster, imbalance) if all(fits(memory(run, lay, cluster, k), cluster) for k in ks)]
 
     def rank(layout: Layout) -> tuple:
         seconds = cost.step(run, layout, cluster, ks[0], plain).seconds
@@ -75,12 +90,12 @@ def suggestion(run: RunConfig, cluster: Cluster) -> Layout | None:
     return min(able, key=rank, default=None)
 
 
-def _enough_nodes(run: RunConfig, cluster: Cluster) -> int | None:
+def _enough_nodes(run: RunConfig, cluster: Cluster, imbalance: float) -> int | None:
     """The smallest power of two of such nodes on which a layout fits; None for a machine that has no network."""
     nodes = cluster.nodes
     while cluster.inter_node_gbps and nodes < MOST_NODES:
         nodes *= 2
-        if suggestion(run, cluster.resized(nodes)):
+        if suggestion(run, cluster.resized(nodes), imbalance):
             return nodes
     return None
 
@@ -126,6 +141,7 @@ def _whole(run: RunConfig, cluster: Cluster, stages: dict[str, Any]) -> dict[str
         "hours": hours,
         "days": [h / 24 for h in hours],
         "cost": [h * cluster.devices * cluster.price_per_hour for h in hours],
+        "currency": cluster.currency,
     }
 
 
@@ -136,5 +152,5 @@ def _laid_out(run: RunConfig, layout: Layout) -> dict[str, Any]:
 
 def _described(cluster: Cluster, by_default: bool) -> dict[str, Any]:
     given = dataclasses.asdict(cluster)
-    figures = [name for name in given if name not in ("name", "kind", "sources")]
+    figures = [name for name in given if name not in ("name", "kind", "sources", "currency")]
     return given | {"by_default": by_default, "sources": {name: cluster.source(name) for name in figures}}

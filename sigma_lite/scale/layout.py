@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sigma_lite.config import ModelConfig, nearest, require
-from sigma_lite.runfile import RunConfig
+from sigma_lite.config import ModelConfig, require
+from sigma_lite.runfile import RunConfig, from_mapping
 from sigma_lite.scale.cluster import Cluster
 
 STRATEGY = "sigma_lite.scale.strategy.ExpertParallel"
-IMBALANCE = 1.5  # assumed of every exchange: one device in it gets half as many rows again as its share
+IMBALANCE = 1.5  # assumed of every exchange: the fullest device in it gets half as many rows again as its share
 
 
 @dataclass(frozen=True)
@@ -23,22 +23,50 @@ class Precision:
     stream: int  # the residual stream and what norms give out
 
 
-PRECISIONS = {
-    "32-true": Precision("32-true", 4, 4, 4),
-    "bf16-mixed": Precision("bf16-mixed", 4, 2, 4),
-    "16-mixed": Precision("16-mixed", 4, 2, 4),
-    "bf16-true": Precision("bf16-true", 2, 2, 2),
-    "16-true": Precision("16-true", 2, 2, 2),
-}
-ALIASES = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "None": "32-true"}
+PRECISIONS = {"32-true": Precision("32-true", 4, 4, 4), "bf16-mixed": Precision("bf16-mixed", 4, 2, 4)}
+ALIASES = {"32": "32-true", "bf16": "bf16-mixed", "None": "32-true"}
+
+
+def precision_named(given: object) -> Precision:
+    """What `trainer.precision` means; Lightning's default is 32-true. Raises ConfigError for one that is not trained in."""
+    name = ALIASES.get(str(given), str(given))
+    why = "choose 32-true or bf16-mixed, which keep weights, router and bias in fp32"
+    require(name in PRECISIONS, f"trainer.precision={given}: {why}")
+    return PRECISIONS[name]
 
 
 def precision_of(run: RunConfig) -> Precision:
-    """What `trainer.precision` means; Lightning's default is 32-true. Raises ConfigError naming the nearest."""
-    given = str(run.trainer.get("precision"))
-    name = ALIASES.get(given, given)
-    require(name in PRECISIONS, f"the planner knows no trainer.precision={given}; {nearest(name, PRECISIONS)}")
-    return PRECISIONS[name]
+    return precision_named(run.trainer.get("precision"))
+
+
+@dataclass(frozen=True)
+class StrategyConfig:
+    """The arguments of scale/strategy.py's ExpertParallel, which says what they mean."""
+
+    expert_parallel: int = 1
+    recompute: bool = False
+    compile_attention: bool = False
+    timeout_s: float = 1800.0
+    process_group_backend: str | None = None
+
+    def __post_init__(self) -> None:
+        require(self.expert_parallel >= 1, f"expert_parallel={self.expert_parallel}: must be at least 1 rank")
+        require(self.timeout_s > 0, f"timeout_s={self.timeout_s}: must be greater than 0 seconds")
+
+
+def strategy_config(strategy: object) -> StrategyConfig | None:
+    """The arguments that `trainer.strategy` gives, None where it is not this package's.
+
+    Raises ConfigError for an argument that does not exist (naming the nearest) or cannot be.
+    """
+    group = strategy if isinstance(strategy, Mapping) else {"class_path": strategy}
+    for key in group:
+        require(key in ("class_path", "init_args", "dict_kwargs"), f"unknown key trainer.strategy.{key}; write init_args")
+    path = str(group.get("class_path"))
+    if not path.startswith("sigma_lite.") and path != STRATEGY.rpartition(".")[2]:
+        return None
+    require(path in (STRATEGY, STRATEGY.rpartition(".")[2]), f"trainer.strategy={path} does not exist; write {STRATEGY}")
+    return from_mapping(StrategyConfig, group.get("init_args") or {}, where="trainer.strategy.init_args")
 
 
 @dataclass(frozen=True)
@@ -50,12 +78,17 @@ class Layout:
     per_micro: int = 1  # rows in a forward pass of one device
     recompute: bool = False  # activation checkpointing: keep each block's input only
     sharded: bool = False  # FSDP2: weights, gradients and moments are shared out, and gathered layer by layer
-    imbalance: float = IMBALANCE  # rows that a device gets in an exchange, relative to its share
+    imbalance: float = IMBALANCE  # rows that the fullest device of an exchange gets, relative to its share
 
     @property
     def data(self) -> int:
         """Devices that share the storage of one expert."""
         return self.devices // self.expert_parallel
+
+    @property
+    def fullest(self) -> float:
+        """Rows of the fullest device relative to its share: none has more than all, and alone each has its own."""
+        return min(self.imbalance, self.expert_parallel)
 
 
 def obstacle(net: ModelConfig, per_step: int, layout: Layout) -> str:
@@ -77,36 +110,45 @@ def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
+def devices_wanted(run: RunConfig) -> int | None:
+    """Devices of a node that `trainer.devices` asks for: a number, a list, or either as text; None: all there are."""
+    given = run.trainer.get("devices")
+    if isinstance(given, str) and given.strip("-, 0123456789") == "" and given.strip():
+        numbers = [int(n) for n in given.split(",") if n.strip()]
+        given = numbers if "," in given else numbers[0]
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        return len(given)
+    return given if isinstance(given, int) and given > 0 else None
+
+
 def place(run: RunConfig, cluster: Cluster, nodes: int | None) -> Cluster:
     """The part of the cluster that the run uses: `trainer.num_nodes` and `devices` win where they are numbers."""
-    counts = [run.trainer.get(name) for name in ("num_nodes", "devices")]
-    wanted, devices = (n if isinstance(n, int) and n > 0 else None for n in counts)
-    return cluster.resized(nodes or wanted, devices)
+    wanted = run.trainer.get("num_nodes")
+    return cluster.resized(nodes or (wanted if isinstance(wanted, int) else None), devices_wanted(run))
 
 
-def layout_of(run: RunConfig, cluster: Cluster) -> Layout:
+def layout_of(run: RunConfig, cluster: Cluster, imbalance: float = IMBALANCE) -> Layout:
     """What the config says: one device, or the strategy of this package with its arguments."""
-    strategy = run.trainer.get("strategy")
-    path = strategy.get("class_path") if isinstance(strategy, Mapping) else strategy
-    ours = str(path).rpartition(".")[2] == STRATEGY.rpartition(".")[2]
-    args = (strategy.get("init_args") or {}) if ours and isinstance(strategy, Mapping) else {}
+    ours = strategy_config(run.trainer.get("strategy"))
+    args = ours or StrategyConfig()
     return Layout(
         devices=cluster.devices,
-        expert_parallel=int(args.get("expert_parallel", 1)),
+        expert_parallel=args.expert_parallel,
         per_micro=run.rows.per_micro,
-        recompute=bool(args.get("recompute", False)),
-        sharded=ours,
+        recompute=args.recompute,
+        sharded=ours is not None,
+        imbalance=imbalance,
     )
 
 
-def choices(run: RunConfig, cluster: Cluster) -> list[Layout]:
+def choices(run: RunConfig, cluster: Cluster, imbalance: float = IMBALANCE) -> list[Layout]:
     """Every layout of these devices that can be run, with 1, 2, 4 ... rows a micro-batch."""
     found = []
     for expert in _divisors(cluster.devices):
         for power in range(run.rows.per_step.bit_length()):
             for recompute in (False, True):
                 several = cluster.devices > 1 or recompute
-                layout = Layout(cluster.devices, expert, 2**power, recompute, sharded=several)
+                layout = Layout(cluster.devices, expert, 2**power, recompute, several, imbalance)
                 if not obstacle(run.net, run.rows.per_step, layout):
                     found.append(layout)
     return found

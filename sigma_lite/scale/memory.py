@@ -40,6 +40,8 @@ def memory(run: RunConfig, layout: Layout, cluster: Cluster, k_per_layer: Sequen
         "loss": (run.net.vocab_size * number.weight + T * number.compute) * D,
         "rows": 3 * T * INDEX + T * run.rows.length,  # ids, targets, documents, and who may look at whom
     }
+    if not gpu and run.save.get("beside"):
+        items["checkpoint_copy"] = 3 * own  # a CPU's memory is the host's
     return items | {"working": max(_loss(run.net, T, number), _backward(run, layout, gpu, k_per_layer, kept, items))}
 
 
@@ -63,8 +65,8 @@ def kept_per_layer(run: RunConfig, layout: Layout, gpu: bool, k_per_layer: Seque
 def dispatch_per_layer(run: RunConfig, layout: Layout, k_per_layer: Sequence[int]) -> list[int]:
     """Bytes of the sorted rows, and with an exchange of those that come back, of each layer: they grow with its K."""
     number, T = precision_of(run), layout.per_micro * run.rows.length
-    copies = 3 if layout.expert_parallel > 1 else 1  # sorted; received and sorted again; returned
-    return [copies * T * k * run.net.d_model * number.compute for k in k_per_layer]
+    copies = 2 + layout.fullest if layout.expert_parallel > 1 else 1  # sorted; received; returned
+    return [int(copies * T * k * run.net.d_model * number.compute) for k in k_per_layer]
 
 
 def parameters_of_device(run: RunConfig, layout: Layout) -> int:
@@ -119,7 +121,8 @@ def _backward(run: RunConfig, layout: Layout, gpu: bool, k_per_layer: Sequence[i
         given_back = sum(kept[n + 1 :]) + T * net.d_model * (number.stream + number.weight)
         # The head's gradient joins the one that is there, or becomes it; those of lower layers are not there yet.
         given_back += head if accumulating else items["gradients"] * (n + 1) // L
-        room = T * k * _of_a_slot(net, number, gpu, k) * number.compute + T * net.d_model * number.stream
+        rows = int(T * k * layout.fullest)
+        room = rows * _of_a_slot(net, number, gpu, k) * number.compute + T * net.d_model * number.stream
         if accumulating and not layout.sharded:
             room += 3 * net.n_experts * net.d_model * net.d_expert * number.weight
         if layout.recompute:

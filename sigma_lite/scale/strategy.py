@@ -24,8 +24,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from sigma_lite.checkpoint import remove
-from sigma_lite.config import ConfigError, require
+from sigma_lite.config import ConfigError
 from sigma_lite.model import Transformer
+from sigma_lite.scale.layout import StrategyConfig, precision_named
 from sigma_lite.scale.shard import Mesh, is_sharded, make_mesh, shard
 from sigma_lite.scale.sharded_checkpoint import load_sharded, save_sharded
 
@@ -52,8 +53,7 @@ class ExpertParallel(ModelParallelStrategy):
         timeout_s: float = 1800.0,
         process_group_backend: str | None = None,
     ):
-        require(expert_parallel >= 1, f"expert_parallel={expert_parallel}: must be at least 1 rank")
-        require(timeout_s > 0, f"timeout_s={timeout_s}: must be greater than 0 seconds")
+        StrategyConfig(expert_parallel, recompute, compile_attention, timeout_s, process_group_backend)  # checks them
         super().__init__(process_group_backend=process_group_backend, timeout=timedelta(seconds=timeout_s))
         self.expert_parallel, self.recompute, self.compile_attention = expert_parallel, recompute, compile_attention
         self.mesh: Mesh | None = None
@@ -84,7 +84,7 @@ class ExpertParallel(ModelParallelStrategy):
         with torch.device("meta"):
             yield
         precision = self.precision_plugin.precision
-        require(precision in ("32-true", "bf16-mixed"), f"precision={precision}: choose 32-true or bf16-mixed")
+        precision_named(precision)
         dtype = torch.bfloat16 if precision == "bf16-mixed" else None
         for model in self.lightning_module.modules():
             if isinstance(model, Transformer) and not is_sharded(model):

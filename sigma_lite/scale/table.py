@@ -30,8 +30,8 @@ COUNTS = (  # rows that every plan has, in the order of reading
 
 
 def as_table(facts: dict[str, Any]) -> str:
-    """Model, machine, memory, traffic, time; a line each, and the assumptions at the end."""
-    parts = [_counts(facts), _machine(facts), _memory(facts), _traffic(facts), _time(facts), _advice(facts)]
+    """Model, machine, memory, traffic, time, disk; a line each, and the assumptions at the end."""
+    parts = [_counts(facts), _machine(facts), _memory(facts), _traffic(facts), _time(facts), _disk(facts), _advice(facts)]
     return "\n\n".join("\n".join(lines) for lines in parts)
 
 
@@ -48,12 +48,22 @@ def _value(value: Any) -> str:
 def _machine(facts: dict[str, Any]) -> list[str]:
     cluster, layout = facts["cluster"], facts["layout"]
     how = " (by default; --cluster NAME or FILE: " + ", ".join(built_in()) + ")" if cluster["by_default"] else ""
-    by = "" if layout["from"] == "config" else f" (chosen here: {layout['problem']})"
+    by = "" if layout["from"] == "config" else " (NOT the config's: see the note)"
     return [
         _line("cluster", f"{cluster['name']}, {cluster['nodes']} x {cluster['devices_per_node']} devices{how}"),
         _line("layout", _layout(layout) + by),
         _line("precision", facts["precision"]),
+        _line("imbalance", _imbalance(layout)),
+        *(_line("NOTE", note) for note in facts["notes"]),
     ]
+
+
+def _imbalance(layout: dict[str, Any]) -> str:
+    ranks, given = layout["expert_parallel"], layout["imbalance"]
+    if ranks == 1:
+        return "none: every device has all experts"
+    most = f", of {ranks} devices {ranks:g} at most" if given > ranks else ""
+    return f"the fullest device of an exchange gets {given:g} times its share{most} (--imbalance)"
 
 
 def _layout(layout: dict[str, Any]) -> str:
@@ -77,7 +87,7 @@ def _memory(facts: dict[str, Any]) -> list[str]:
 
 
 def _traffic(facts: dict[str, Any]) -> list[str]:
-    lines = [_line("sent by a device in a step", f"{'inside the node':>18s} {'to other nodes':>18s}")]
+    lines = [_line("fullest link in a step, initial K", f"{'inside the node':>18s} {'to other nodes':>18s}")]
     for name, sent in facts["initial"]["wire_bytes_per_step"].items():
         sizes = f"{size_of(sent['intra_node']):>18s} {size_of(sent['inter_node']):>18s}"
         lines.append(_line(f"  {name.replace('_', ' ')}", sizes))
@@ -85,7 +95,10 @@ def _traffic(facts: dict[str, Any]) -> list[str]:
 
 
 def _time(facts: dict[str, Any]) -> list[str]:
-    lines = ["predicted, never measured on a GPU by us; fast: vendor-grade kernels and overlap, slow: ordinary ones"]
+    lines = [
+        "predicted, never measured on a GPU by us; fast: vendor-grade kernels and overlap, slow: ordinary ones;",
+        "steps only: no validation, no waiting for checkpoints, restarts or the queue",
+    ]
     for stage in ("initial", "target"):
         speed = facts[stage]
         lines.append(_line(f"step, {stage} K", f"{_range(speed['step_seconds'], 's')}, bound by {speed['bound_by'][1]}"))
@@ -95,7 +108,29 @@ def _time(facts: dict[str, Any]) -> list[str]:
         lines.append(_line("whole run", f"{whole['steps']:,} steps, {whole['tokens'] / 1e6:,.0f} M tokens"))
         lines.append(_line("time", duration(whole["hours"])))
         if price := facts["cluster"]["price_per_hour"]:
-            lines.append(_line("price", f"{_range(whole['cost'], '')}at {price:g} a device and hour"))
+            lines.append(_line("price", f"{_range(whole['cost'], whole['currency'])} at {price:g} a device and hour"))
+    return lines
+
+
+def _disk(facts: dict[str, Any]) -> list[str]:
+    saves, text = facts["checkpoints"], facts["data"]
+    while_training = "while training goes on" if saves["beside"] else "while training waits"
+    written = f", {saves['written']} times in the run" if saves["written"] else ""
+    lines = [
+        _line("checkpoint", f"{size_of(saves['checkpoint_bytes'])}, every {saves['every']} steps{written}"),
+        _line("  written in", f"{saves['write_seconds']:.2g} s {while_training}"),
+        _line("  disk", f"{size_of(saves['disk_bytes'])} for {saves['on_disk']}: those that are kept and one being written"),
+        _line("  host memory of a node", f"{size_of(saves['host_bytes'])} while one is written"),
+        _line(
+            "  warn a job before its end", f"{saves['stop_seconds']:,} s: a step and two checkpoints, twice, and a minute"
+        ),
+    ]
+    if text["prepared_tokens"] is not None:
+        passes = f", {text['passes']:.2g} passes over it" if text["passes"] is not None else ""
+        lines.append(_line("data on disk", f"{size_of(text['disk_bytes'])} in {text['dir']}{passes}"))
+    elif text["disk_bytes"] is not None:
+        each = f"{text['bytes_per_token']} bytes for each of the {text['tokens_read'] / 1e6:,.0f} M tokens that are read"
+        lines.append(_line("data on disk", f"{size_of(text['disk_bytes'])} at most, not prepared yet: {each}"))
     return lines
 
 

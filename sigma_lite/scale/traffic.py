@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -42,7 +43,7 @@ def flops_per_token(net: ModelConfig, k_per_layer: Sequence[int], length: int) -
 
 
 class Wire(NamedTuple):
-    """Bytes that one device sends in a step, to devices of its node and to other nodes."""
+    """Bytes through one device's link in a step, the busier direction of it: inside its node, and to other nodes."""
 
     intra: float
     inter: float
@@ -51,23 +52,31 @@ class Wire(NamedTuple):
 def exchanged(
     net: ModelConfig, tokens: int, k_per_layer: Sequence[int], layout: Layout, number: Precision, cluster: Cluster
 ) -> Wire:
-    """All-to-all of a step: a row goes to its expert's rank and its result comes back, and both again in the backward."""
+    """All-to-all of a step: a row goes to its expert's rank and its result comes back; both again in the backward pass, and
+    with recomputation once more, because the layer is computed a second time from its input.
+
+    Counted is the link that everybody waits for: the one into the fullest device on the way out, out of it on the way back.
+    With `imbalance` 1 that is what every device sends.
+    """
     ranks = layout.expert_parallel
-    near = min(ranks, cluster.devices_per_node)  # neighbours along the expert axis share a node
-    row = 4 * net.d_model * number.compute
-    rows = tokens * sum(k_per_layer)
+    near = math.gcd(ranks, cluster.devices_per_node)  # who of them shares a node: neighbours along the expert axis do
+    row = (6 if layout.recompute else 4) * net.d_model * number.compute
+    rows = tokens * sum(k_per_layer) * layout.fullest
     return Wire(rows * row * (near - 1) / ranks, rows * row * (ranks - near) / ranks)
 
 
 def gathered(net: ModelConfig, layout: Layout, number: Precision, cluster: Cluster) -> Wire:
     """FSDP2 in one micro-batch: weights are gathered before the forward and the backward pass, gradients summed after.
 
-    Dense weights travel as they are stored, experts in the compute format, gradients in fp32.
+    Dense weights travel as they are stored, experts in the compute format, gradients in fp32. Embedding, head and last norm
+    are gathered once and kept until the backward pass ends. Recomputation gathers nothing more: its second forward pass runs
+    while the layer's weights are there for the backward pass.
     """
     if not layout.sharded:
         return Wire(0.0, 0.0)
     counts = net.ledger()
-    dense = (counts.total - counts.experts) * (2 * number.weight + FP32)
+    kept = counts.embedding + net.d_model
+    dense = (counts.total - counts.experts) * (2 * number.weight + FP32) - kept * number.weight
     experts = counts.experts / layout.expert_parallel * (2 * number.compute + FP32)
     near = min(layout.expert_parallel, cluster.devices_per_node)
     spread = cluster.nodes / max(1, layout.expert_parallel // cluster.devices_per_node)  # nodes that share an expert
@@ -78,7 +87,7 @@ def gathered(net: ModelConfig, layout: Layout, number: Precision, cluster: Clust
 
 
 def wire(run: RunConfig, layout: Layout, cluster: Cluster, k_per_layer: Sequence[int]) -> dict[str, Wire]:
-    """Bytes that one device sends in an optimizer step, by reason."""
+    """Bytes through the fullest device's link in an optimizer step, by reason."""
     number = precision_of(run)
     tokens = run.rows.per_step * run.rows.length // layout.devices
     micros = run.rows.per_step // (layout.devices * layout.per_micro)
@@ -90,11 +99,14 @@ def wire(run: RunConfig, layout: Layout, cluster: Cluster, k_per_layer: Sequence
 
 
 def streamed(run: RunConfig, layout: Layout) -> float:
-    """Bytes of weights that a device reads from its own memory in a step: forward, backward, and a gradient written."""
+    """Bytes of weights that a device reads from its own memory in a step: forward, backward, and a gradient written; with
+    recomputation the layers' once more.
+    """
     micros = run.rows.per_step // (layout.devices * layout.per_micro)
     counts = run.net.ledger()
-    used = counts.total - counts.experts + counts.experts / layout.expert_parallel
-    return 3 * used * precision_of(run).compute * micros
+    layers = counts.total - counts.embedding - counts.experts + counts.experts / layout.expert_parallel
+    passes = 3 * (counts.embedding + layers) + layout.recompute * layers
+    return passes * precision_of(run).compute * micros
 
 
 def optimizer_bytes(run: RunConfig, layout: Layout) -> float:

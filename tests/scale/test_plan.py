@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -10,15 +11,19 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from sigma_lite import cli
 from sigma_lite.config import ConfigError, ModelConfig
+from sigma_lite.model import Transformer
 from sigma_lite.runfile import load_run
 from sigma_lite.scale import cost, traffic
 from sigma_lite.scale.cluster import BUILT_IN, built_in, load_cluster
 from sigma_lite.scale.forecast import forecast, suggestion
 from sigma_lite.scale.layout import PRECISIONS, Layout, choices, layout_of, obstacle
-from sigma_lite.scale.memory import fits, memory
+from sigma_lite.scale.memory import fits, memory, peak
 from sigma_lite.scale.plan import k_before_and_after
 from sigma_lite.scale.table import as_table, duration, size_of
 
@@ -57,11 +62,12 @@ def test_a_row_travels_four_times_to_ranks_that_do_not_hold_its_expert():
     net = ModelConfig(n_layers=2, d_model=128, n_experts=8)
     node = load_cluster("h100-node")
     for ranks in (2, 4, 8):
-        layout = Layout(8, ranks, sharded=True)
+        layout = Layout(8, ranks, sharded=True, imbalance=1.0)
         sent = traffic.exchanged(net, 1000, (2, 1), layout, MIXED, node)
         assert sent.intra == pytest.approx(1000 * 3 * 128 * 2 * 4 * (ranks - 1) / ranks)
         assert sent.inter == 0
-    far = traffic.exchanged(net, 1000, (2, 1), Layout(16, 16, sharded=True), MIXED, node.resized(nodes=2))
+    even = Layout(16, 16, sharded=True, imbalance=1.0)
+    far = traffic.exchanged(net, 1000, (2, 1), even, MIXED, node.resized(nodes=2))
     assert far.inter == pytest.approx(1000 * 3 * 128 * 2 * 4 / 2), "half of the ranks are on the other node"
     assert traffic.exchanged(net, 1000, (2, 1), Layout(8, 1, sharded=True), MIXED, node) == (0, 0)
 
@@ -81,7 +87,7 @@ def test_few_tokens_travel_to_experts_and_many_let_the_experts_travel():
     E, F, node = 96, 768, load_cluster("h100-node")
     for width in (1536, 512):
         net = ModelConfig(n_layers=1, d_model=width, n_experts=E, d_expert=F)
-        shared_out, gathered = Layout(8, 8, sharded=True), Layout(8, 1, sharded=True)
+        shared_out, gathered = (Layout(8, ranks, sharded=True, imbalance=1.0) for ranks in (8, 1))
         weights = traffic.gathered(net, gathered, MIXED, node).intra - traffic.gathered(net, shared_out, MIXED, node).intra
         for tokens, less in ((3 * E * F * 9 // 10, True), (3 * E * F * 11 // 10, False)):
             assert (traffic.exchanged(net, tokens, (1,), shared_out, MIXED, node).intra < weights) == less
@@ -89,7 +95,7 @@ def test_few_tokens_travel_to_experts_and_many_let_the_experts_travel():
 
 def test_a_step_lasts_as_long_as_its_parts_say(full):
     node = load_cluster("h100-node").resized(nodes=8)
-    layout = layout_of(full, node)
+    layout = dataclasses.replace(layout_of(full, node), imbalance=1.0)
     before, after = k_before_and_after(full)
     for k in (before, after):
         fast, slow = (cost.step(full, layout, node, k, craft) for craft in cost.CRAFT["gpu"])
@@ -97,8 +103,45 @@ def test_a_step_lasts_as_long_as_its_parts_say(full):
         assert max(fast.compute, fast.network) + fast.optimizer <= fast.seconds
         assert slow.seconds == pytest.approx(slow.compute + slow.network + slow.optimizer), "nothing overlaps"
     # without waiting or moving, MFU is the share of the peak that was put in
-    only = cost.mfu(full, layout, node, after, slow.compute * 3 / 4)  # recomputation is no model FLOP
+    flops = traffic.flops_per_token(full.net, after, full.rows.length)
+    done = flops.training + flops.forward - flops.head  # recomputation is no model FLOP, and leaves the head out
+    only = cost.mfu(full, layout, node, after, slow.compute * flops.training / done)
     assert only == pytest.approx(cost.CRAFT["gpu"][1].compute)
+
+
+def test_recomputation_multiplies_the_layers_once_more_and_not_the_head():
+    """Against torch's own count of matrix products; the experts' kernel and attention are not among them."""
+    net = ModelConfig(vocab_size=640, n_layers=3, d_model=16, n_heads=2, n_kv_heads=1, head_dim=8, n_experts=8, d_expert=8)
+    ids, counted = torch.randint(net.vocab_size, (2, 32)), []
+    for recompute in (False, True):
+        model = Transformer(net)
+        for block in model.blocks if recompute else ():
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+        with FlopCounterMode(display=False) as flops:
+            model.loss(ids, ids.roll(-1, 1))[0].backward()
+        counted.append(flops.get_total_flops())
+    counts = net.ledger()
+    assert counted[1] - counted[0] == 2 * ids.numel() * (counts.attention + counts.router)
+
+
+def test_the_fullest_device_is_waited_for_in_memory_traffic_and_time(full):
+    """Law: `imbalance` multiplies its rows, so its exchange and its experts' work and memory, and nothing without experts
+    apart. Nobody gets more than all rows."""
+    node = load_cluster("h100-node").resized(nodes=8)
+    k, plain = k_before_and_after(full)[0], cost.CRAFT["gpu"][1]
+
+    def parts(imbalance: float, ranks: int = 8) -> tuple[float, float, int]:
+        layout = Layout(64, ranks, 16, recompute=True, sharded=True, imbalance=imbalance)
+        sent = traffic.wire(full, layout, node, k)["tokens_to_experts"]
+        return sum(sent), cost.step(full, layout, node, k, plain).compute, peak(memory(full, layout, node, k))
+
+    even, uneven = parts(1.0), parts(2.0)
+    assert uneven[0] == pytest.approx(2 * even[0])
+    flops, experts = traffic.flops_per_token(full.net, k, full.rows.length), 2 * full.net.ledger(k).active_experts
+    layers = 4 * (flops.forward - flops.head)
+    assert uneven[1] / even[1] == pytest.approx((layers + 4 * experts + 3 * flops.head) / (layers + 3 * flops.head))
+    assert uneven[2] > even[2]
+    assert parts(8.0) == parts(100.0) and parts(1.0, ranks=1) == parts(4.0, ranks=1)
 
 
 def test_optimizer_moves_28_bytes_a_parameter_in_fp32(full):
@@ -217,7 +260,7 @@ def test_bad_wishes_are_refused_with_the_nearest_fix(tmp_path, full):
         forecast(dataclasses.replace(full, trainer={"devices": 16}), "h100-node")
     with pytest.raises(ConfigError, match="--nodes 0"):
         forecast(full, "h100-node", nodes=0)
-    with pytest.raises(ConfigError, match="precision=8-true; choose from|precision=8-true; did you mean"):
+    with pytest.raises(ConfigError, match="precision=8-true: choose 32-true or bf16-mixed"):
         forecast(dataclasses.replace(full, trainer={"precision": "8-true"}), "h100")
     with pytest.raises(ConfigError, match="rows.per_step=1024 does not divide into 24 devices"):
         forecast(full, "h100-node", nodes=3)

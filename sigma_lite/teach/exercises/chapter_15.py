@@ -30,7 +30,8 @@ def sent_bytes(tokens: int, k_per_layer: tuple[int, ...], d_model: int, ranks: i
     """Tokens to experts and back, forward and backward, in bf16."""
     net = replace(NET, d_model=d_model)
     one_node = Cluster("gpu", 80, 989, 3350, devices_per_node=ranks, intra_node_gbps=450)
-    return exchanged(net, tokens, k_per_layer, Layout(ranks, ranks, sharded=True), PRECISIONS["bf16-mixed"], one_node).intra
+    even = Layout(ranks, ranks, sharded=True, imbalance=1.0)
+    return exchanged(net, tokens, k_per_layer, even, PRECISIONS["bf16-mixed"], one_node).intra
 
 
 def _all_of_them_travel(tokens: int, k_per_layer: tuple[int, ...], d_model: int, ranks: int) -> float:

@@ -12,11 +12,11 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
 from sigma_lite.checkpoint import checkpoint_path, checkpoints, remove, step_of
-from sigma_lite.config import require
 from sigma_lite.scale.background import Background
 from sigma_lite.storage import StorageError
 from sigma_lite.train.callbacks.diary import completes_step
 from sigma_lite.train.callbacks.stop import Stopped, asked_to_stop
+from sigma_lite.train.rules import check_save, check_saved_end
 
 
 class Save(Checkpoint):
@@ -34,18 +34,13 @@ class Save(Checkpoint):
     """
 
     def __init__(self, every: int = 100, keep: int = 2, milestones: tuple[int, ...] = (), beside: bool = False):
-        require(every >= 1, f"save.every={every}: must be at least 1 optimizer step")
-        require(keep >= 2, f"save.keep={keep}: keep at least 2, so that a damaged one is not the only one")
+        check_save(every, keep)
         self.every, self.keep, self.milestones = every, keep, frozenset(milestones)
         self.beside, self.writer = beside, Background()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        last = trainer.max_steps
-        require(
-            stage != "fit" or last % self.every == 0,
-            f"save.every={self.every} does not divide trainer.max_steps={last}, so the end would not be saved;"
-            f" try save.every={next((n for n in range(self.every, 0, -1) if last % n == 0), 1)}",
-        )
+        if stage == "fit":
+            check_saved_end(self.every, trainer.max_steps)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Better to say now that the disk is too small than at the first checkpoint."""
