@@ -64,7 +64,7 @@ class Experiment:
     question: str
     arms: tuple[Arm, ...]
     figures: tuple[str, ...] = ("layer0_deviation", "final_table")
-    measure: str = ""  # "layers": what each router goes by, measured after training (lab/layer0.py)
+    measure: str = ""  # what is measured after training, a name of lab/measure.py's MEASURES
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]

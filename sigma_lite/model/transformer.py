@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,6 +16,7 @@ from sigma_lite.model.block import Block
 from sigma_lite.model.norm import RMSNorm
 from sigma_lite.model.rotary import rotation
 from sigma_lite.model.router import Routing
+from sigma_lite.model.weights import Weight, fill, passing, weight_of
 
 
 class Output(NamedTuple):
@@ -39,6 +38,10 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer >= config.attention_from_layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.own_weights = {
+            "embedding.weight": Weight(config.init_std),
+            "head.weight": passing(config.d_model, decays=False),  # unless it is the embedding's
+        }
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.reset_parameters()
@@ -116,29 +119,9 @@ class Transformer(nn.Module):
             if not parameter.is_meta:
                 self.initialise(name, parameter)
 
-    @torch.no_grad()
     def initialise(self, name: str, weight: Tensor) -> None:
-        """Fill a tensor of parameter `name`'s full shape with what it begins as.
-
-        Normal weights with variance 1 / fan-in, so that every layer passes on the variance it gets. What is added to the
-        residual stream is scaled by 1 / sqrt(2 L), because 2 L such terms add up (GPT-2). Experts' outputs are multiplied
-        by a gate that starts near 1 / E for pre-softmax routing; `expert_gain` makes up for it. Norm gains are 1.
-        """
-        config, into_stream = self.config, 1 / math.sqrt(2 * self.config.n_layers)
-        if weight.dim() == 1:
-            weight.fill_(1)
-            return
-        std = {"embedding.weight": config.init_std, "router.weight": config.router_init_std}.get(
-            ".".join(name.split(".")[-2:]), 1 / math.sqrt(weight.shape[-1])
-        )
-        std *= into_stream if name.endswith("out.weight") else 1
-        std *= into_stream * config.expert_gain if name.endswith("experts.w2") else 1
-        weight.normal_(0, std, generator=_generator(name, weight.device))
-
-
-def _generator(name: str, device: torch.device) -> torch.Generator:
-    digest = hashlib.sha256(f"{torch.initial_seed()}/{name}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+        """Fill a tensor of parameter `name`'s full shape with what it begins as, which its module says."""
+        fill(weight, weight_of(self, name), name)
 
 
 CHUNK = 512  # tokens whose logits exist at one time; on a CPU this beats torch's own choice by a fifth
