@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 
 from sigma_lite.figures import style
 from sigma_lite.figures.arms import LEGEND_BELOW, Results, above, arms, dress, percent_axis
+from sigma_lite.figures.origin import marked, origins
 from sigma_lite.figures.series import deep_layer
 
 NO_RUNS = "no run of this experiment is finished"
@@ -80,9 +81,12 @@ def deviation_by_sparsity(results: Results) -> go.Figure:
 
 
 def final_rows(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the final numbers, as text: mean over seeds, and their range in brackets."""
+    """Head and rows of the final numbers, as text: mean over seeds, and their range in brackets.
+
+    What `origins` says belongs under them; an arm marked † has a run by code that is in no commit.
+    """
     rows = [
-        [name, *(_cell([read(run) for run in runs], number, unit) for read, number, unit in COLUMNS.values())]
+        [marked(name, runs), *(_cell([read(run) for run in runs], number, unit) for read, number, unit in COLUMNS.values())]
         for _, name, runs in arms(results)
     ]
     return ["arm", *COLUMNS], rows
@@ -101,7 +105,8 @@ def final_table(results: Results) -> go.Figure:
         cells={"values": columns, **look},
         columnwidth=[max(map(len, [name, *column])) for name, column in zip(head, columns, strict=True)],
     )
-    return dress(go.Figure(table), title, TABLE_SAYS, TABLE_SAYS, height=150 + 26 * len(rows), margin_l=16)
+    caption = " ".join([TABLE_SAYS, *origins(results)])
+    return dress(go.Figure(table), title, TABLE_SAYS, caption, height=150 + 26 * len(rows), margin_l=16)
 
 
 COLUMNS: dict[str, tuple[Callable[[dict], float], str, str]] = {  # name: (number of a run, how it is written, unit)

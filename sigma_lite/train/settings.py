@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 
-from sigma_lite.balance.balancer import same_balancer
 from sigma_lite.checkpoint import read_settings
 from sigma_lite.config import nearest, require
+from sigma_lite.identity import difference, doubt
 from sigma_lite.runfile import SECTIONS, load_run, overrides, read_yaml
 from sigma_lite.train.callbacks.save import Save
 from sigma_lite.train.callbacks.spike_guard import SpikeGuard
@@ -26,6 +27,8 @@ FIXED = {  # keys of Lightning's trainer that would break a run into other steps
     "fast_dev_run": "set max_steps=1",
     "use_distributed_sampler": "the data module gives every rank its own rows",
 }
+
+ANOTHER_RUN = ": choose another trainer.default_root_dir, or delete that folder to start again"
 
 
 def check(files: list[str], args: list[str]) -> None:
@@ -52,16 +55,17 @@ def require_same_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
     Places of files may differ; and rows.per_micro, which another device needs another of, unless the balance loss is one
     of each micro-batch: a step has the same rows.
     """
-    saved, now = _flat(completed(read_settings(checkpoint))), _flat(json.loads(json.dumps(settings)))
-    if same_balancer(saved.get("custom_balance"), now.get("custom_balance")):
-        saved["custom_balance"] = now.get("custom_balance")
+    saved, now = completed(read_settings(checkpoint)), json.loads(json.dumps(settings))
+    own, own_now = (part.pop("custom_balance", None) for part in (saved, now))
+    differs = difference(own, own_now)
+    require(not differs, f"{checkpoint.parents[1]} holds a run with {differs}{ANOTHER_RUN}")
+    if unsure := doubt(own, own_now):
+        warnings.warn(f"{checkpoint.parents[1]}: {unsure}", stacklevel=2)
+    saved, now = _flat(saved), _flat(now)
     free = {"corpus.dir"} if _of_a_micro_batch(settings) else {"corpus.dir", "rows.per_micro"}
     for name in sorted((saved.keys() | now.keys()) - free):
-        require(
-            saved.get(name) == now.get(name),
-            f"{checkpoint.parents[1]} holds a run with {name}={saved.get(name)}, this config says {now.get(name)}: choose"
-            " another trainer.default_root_dir, or delete that folder to start again",
-        )
+        differs = f"{name}={saved.get(name)}, this config says {now.get(name)}"
+        require(saved.get(name) == now.get(name), f"{checkpoint.parents[1]} holds a run with {differs}{ANOTHER_RUN}")
 
 
 def _of_a_micro_batch(settings: Mapping[str, Any]) -> bool:
