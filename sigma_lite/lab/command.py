@@ -44,7 +44,8 @@ def add_parser(sub: argparse.ArgumentParser) -> None:
 
 def _chosen(names: Sequence[str]) -> list[str]:
     """Names of experiments, each once. Raises ConfigError naming the nearest."""
-    return list(EXPERIMENTS) if "all" in names else [experiment(name).name for name in dict.fromkeys(names)]
+    found = [experiment(name).name for name in dict.fromkeys(names) if name != "all"]
+    return list(EXPERIMENTS) if "all" in names else found
 
 
 def _run(options: argparse.Namespace) -> None:

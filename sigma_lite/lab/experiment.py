@@ -179,7 +179,11 @@ def runs_of(
     seeds: Sequence[int] | None = None,
     arms: Sequence[str] | None = None,
 ) -> list[Run]:
-    """Every run of an experiment, or of some of its arms, those that others branch from first."""
+    """Every run of an experiment, or of some of its arms, those that others branch from first.
+
+    Raises: ConfigError for seeds that are none, or one twice, which would count twice in every mean.
+    """
+    require(seeds is None or len(seeds) == len(set(seeds)) > 0, f"seeds={list(seeds or [])}: give at least one, each once")
     return [
         _run(experiment, arm, scale, seed, root)
         for arm in experiment.chosen(arms)

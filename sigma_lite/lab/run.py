@@ -15,8 +15,9 @@ from typing import Any
 
 import yaml
 
-from sigma_lite.config import ConfigError
+from sigma_lite.config import ConfigError, require
 from sigma_lite.identity import identify
+from sigma_lite.lab.catalogue import EXPERIMENTS
 from sigma_lite.lab.experiment import Arm, Experiment, Run, Scale, runs_of
 from sigma_lite.lab.kept import copied, forget, require_code_in_memory, require_commit, settle, warn_if_written_to
 from sigma_lite.lab.results import Results, is_finished, read_results, results_path, write_results
@@ -52,6 +53,7 @@ def run_experiment(
     Raises: ConfigError for an unknown arm, for kept runs of other code, for a recording of code that is in no commit, or
         naming the logs of arms that failed; the others' work is kept.
     """
+    require(workers is None or workers >= 1, f"workers={workers}: at least 1 process must run")
     wanted = runs_of(experiment, scale, Path(runs), seeds, arms)
     require_commit(scale, Path(results).resolve() == RESULTS.resolve() and not all(map(is_finished, wanted)))
     settle(wanted, if_changed)
@@ -100,6 +102,11 @@ def compare(
     from sigma_lite.balance.balancer import as_balancer
     from sigma_lite.lab.worker import train
 
+    require(len(arms) > 0, "there is no arm: give at least one, such as {'LBL': {}}")
+    require(
+        name not in EXPERIMENTS,
+        f"name={name!r} is an experiment of the lab, whose results would be replaced: choose another",
+    )
     own = {arm: value for arm, value in arms.items() if not isinstance(value, Mapping)}
     for value in own.values():
         as_balancer(value)  # what is none is refused before the first arm has trained

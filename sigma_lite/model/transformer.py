@@ -56,7 +56,7 @@ class Transformer(nn.Module):
             documents_BS: equal numbers mark positions of one document; attention stays inside. None: one document a row.
             cache: one KeyValueCache a layer; `ids_BS` then continues what the cache has seen, and is added to it.
 
-        Raises: ValueError for ids that are not [B, S] integers.
+        Raises: ValueError for ids that are not [B, S] integers, and for a cache of another number of layers.
         """
         x_BSD, routings = self.backbone(ids_BS, documents_BS=documents_BS, cache=cache)
         return Output(self.head(x_BSD), routings)
@@ -85,12 +85,14 @@ class Transformer(nn.Module):
         """The normalised stream [B, S, D] before the head, and the routings."""
         if ids_BS.dim() != 2 or ids_BS.is_floating_point():
             raise ValueError(f"ids must be integers [B, S], got {ids_BS.dtype} {list(ids_BS.shape)}")
-        seen, S = (cache[-1].length if cache else 0), ids_BS.shape[1]
+        if cache is not None and len(cache) != len(self.blocks):
+            raise ValueError(f"cache has {len(cache)} entries for {len(self.blocks)} layers: give one KeyValueCache a layer")
+        seen, S = (cache[-1].length if cache is not None else 0), ids_BS.shape[1]
         positions_S = torch.arange(seen, seen + S, device=ids_BS.device)
         turn = rotation(positions_S, self.config.head_dim, self.config.rope_theta)
         mask_BSS = attention_mask(S, seen + S, documents_BS, ids_BS.device)
         x_BSD, routings = self.embedding(ids_BS), []
-        for block, layer_cache in zip(self.blocks, cache or [None] * len(self.blocks), strict=True):
+        for block, layer_cache in zip(self.blocks, [None] * len(self.blocks) if cache is None else cache, strict=True):
             x_BSD, routing = block(x_BSD, turn, mask_BSS, layer_cache)
             routings.append(routing)
         return self.norm(x_BSD), routings
@@ -111,6 +113,9 @@ class Transformer(nn.Module):
         return torch.stack([block.moe.router.bias for block in self.blocks])
 
     def set_bias(self, bias_LE: Tensor) -> None:
+        """Raises ValueError for another shape: [L, 1] or [L] would be spread over all experts, and change no choice."""
+        if bias_LE.shape != self.bias_LE.shape:
+            raise ValueError(f"bias is {list(bias_LE.shape)}, expected [L, E] = {list(self.bias_LE.shape)}")
         for block, bias_E in zip(self.blocks, bias_LE, strict=True):
             block.moe.router.bias.copy_(bias_E)
 
@@ -157,7 +162,7 @@ class _MixedCrossEntropy(torch.autograd.Function):
         scored_T = targets_T != -100
         dx_TD, dhead_VD = torch.empty_like(x_TD), torch.zeros_like(head_VD, dtype=torch.float32)
         nats = dhead_VD.new_zeros(())
-        chunks = (tensor.split(CHUNK) for tensor in (x_TD, targets_T.clamp(min=0), scored_T, dx_TD))
+        chunks = (tensor.split(CHUNK) for tensor in (x_TD, targets_T.where(scored_T, 0), scored_T, dx_TD))
         for x_CD, targets_C, scored_C, dx_CD in zip(*chunks, strict=True):
             logp_CV = torch.mm(x_CD, head_VD.T).float().log_softmax(-1)
             nats -= (logp_CV.gather(1, targets_C[:, None])[:, 0] * scored_C).sum()
