@@ -82,9 +82,9 @@ class ModelConfig:
     tie_embeddings: bool = True  # output head = token embedding
     rope_theta: float = 10_000.0  # RoPE base: positions up to about this many tokens stay distinguishable
     norm_eps: float = 1e-6  # added to the mean square in RMSNorm
-    init_std: float = 0.02  # normal initialisation of embedding and attention; see model/transformer.py
+    init_std: float = 0.02  # standard deviation of the token embedding at initialisation
     router_init_std: float = 0.02  # of the router rows; logits then start with std router_init_std * sqrt(d_model)
-    expert_gain: float = 1.0  # scale of the experts' output projection at initialisation; see model/experts.py
+    expert_gain: float = 1.0  # scale of the experts' output projection at initialisation: see model/experts.py
 
     def __post_init__(self) -> None:
         _positive(self, "vocab_size", "n_layers", "d_model", "n_heads", "n_kv_heads", "head_dim", "n_experts")
@@ -224,7 +224,7 @@ class OptimConfig:
     warmup_steps: int = 100  # linear from 0
     decay_fraction: float = 0.3  # last share of the run, in which the rate falls linearly towards 0
     final_lr_ratio: float = 0.05  # of lr, where that fall stops
-    weight_decay: float = 0.1  # on attention and expert matrices only
+    weight_decay: float = 0.1  # on attention and expert matrices only: each module of model/ says which of its weights decay
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-10  # small: an expert that sees 1/96 of the tokens has gradients far below Adam's usual 1e-8
 

@@ -2,7 +2,8 @@
 
 Each entry has a `kind` and the optimizer `step` at which it was true:
 
-    run         command, versions, device, config, ledger, data      once a start; a resumed run has several
+    run         command, versions, device, cpu, experts, commit, code, config, ledger, data
+                once a start; a resumed run has several. `code` holds a fingerprint of each file that decides training
     step        tokens, terms, weighted, loss, lbl (measured, whatever is trained), lr, grad_norm, k, active_params,
                 tokens_per_s, seconds
     load        tokens (of the window), k of its steps, f and P [L][E], lbl [L], router_entropy [L] in nats, bias [L][E]

@@ -196,3 +196,13 @@ def test_the_table_gives_mean_and_range():
     assert cells["bits per byte"] == "2.3000 (2.1000 to 2.6000)" and cells["LBL layer 0"] == "1.010 (1.010 to 1.010)"
     results["runs"] = results["runs"][:1]
     assert figures.final_rows(results)[1][0][1:3] == ["+100\u00a0%", "−50\u00a0%"]
+
+
+def test_what_a_figure_leaves_out_its_caption_says():
+    results = synthetic_results.results(seeds=(0, 1))
+    results["runs"] = [run for run in results["runs"] if run["arm"] != "LBL, K = 1" or run["seed"] == 0]
+    said = figures.learning_curves(results).layout.meta["caption"]
+    assert "leave out the fall of each curve's first tenth" in said
+    assert "Seeds 1 have no run of 'LBL, K = 1' and so no difference" in said
+    for draw in (figures.loss_against_balance, figures.deviation_by_layer, figures.deviation_by_sparsity):
+        assert "what lies below is drawn there" in draw(results).layout.meta["caption"]

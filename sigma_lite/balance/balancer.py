@@ -10,10 +10,7 @@ or a subclass of `Balancer`. `SigmaLit(custom_balance=mine)`, `model.custom_bala
 
 from __future__ import annotations
 
-import ast
-import importlib
-import inspect
-import sys
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -67,8 +64,9 @@ class Balancer:
                 " load_state_dict: write one, or begin a new run"
             )
 
+    @reprlib.recursive_repr()
     def __repr__(self) -> str:
-        """Class and settings, as the record of a run names them: a run resumed with other settings is another run."""
+        """Class and settings, for people; what a record holds, and what a resumed run is held to, is in identity.py."""
         settings = {k: v for k, v in vars(self).items() if isinstance(v, (int, float, str, Balancer))}
         return f"{type(self).__qualname__}({', '.join(f'{k}={v!r}' for k, v in settings.items())})"
 
@@ -155,27 +153,3 @@ def as_balancer(own: Balancer | BalanceLoss) -> Balancer:
             f"{own!r} is not a balancer: give a function (routing, f_E) -> scalar, or an object of a Balancer subclass"
         )
     return FromFunction(own)
-
-
-def same_balancer(one: str | None, other: str | None) -> bool:
-    """Whether two recorded names, such as "ideas.Mine(strength=0.1)", mean the same balancer.
-
-    A setting that one of them is too old to know has its default, or a new one would make every older run another run.
-    """
-    return one == other or None not in (one, other) and _with_defaults(one) == _with_defaults(other)
-
-
-def _with_defaults(named: str) -> object:
-    try:
-        call = ast.parse(named, mode="eval").body
-    except SyntaxError:  # a lambda
-        return named
-    module, _, name = ast.unparse(getattr(call, "func", call)).rpartition(".")
-    if not isinstance(call, ast.Call) or not module.startswith("sigma_lite.") and module not in sys.modules:
-        return named  # a checkpoint must not name code that is then run
-    try:
-        known = inspect.signature(getattr(importlib.import_module(module), name)).parameters.values()
-    except (ImportError, AttributeError):  # gone since
-        return named
-    defaults = {p.name: repr(p.default) for p in known if isinstance(p.default, (int, float, str))}
-    return module, name, defaults | {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}

@@ -31,6 +31,7 @@ from sigma_lite.figures.lab_measured import (
     predicted_and_measured,
 )
 from sigma_lite.figures.learning import bits_per_byte, losses, optimisation, throughput, weighted_losses
+from sigma_lite.figures.origin import commits_of, machine_of, origins, refused_steps
 from sigma_lite.figures.sparsity import active_parameters, experts_per_token
 from sigma_lite.figures.static import static_svg
 from sigma_lite.figures.worth import bits_against
@@ -62,6 +63,7 @@ __all__ = [
     "bias_spread",
     "bits_per_byte",
     "blind_spot",
+    "commits_of",
     "compare",
     "compare_deviation",
     "dead_experts",
@@ -81,8 +83,11 @@ __all__ = [
     "loss_against_balance",
     "losses",
     "lumps_and_load",
+    "machine_of",
     "optimisation",
+    "origins",
     "predicted_and_measured",
+    "refused_steps",
     "router_entropy",
     "share_and_probability",
     "static_svg",

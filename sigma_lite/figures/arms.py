@@ -67,6 +67,9 @@ def _upper_bar(trace: go.Scatter) -> np.ndarray | float:
     return 0.0 if trace.error_y.array is None else trace.error_y.array
 
 
+ENDS = "The axis ends at +1\u00a0%: what lies below is drawn there."
+
+
 def above(values: Sequence[float], least: float = 1.0) -> np.ndarray:
     """Deviations as fractions -> percent for a log axis, which has no place for 0: at least `least` %."""
     return np.maximum(100 * np.asarray(values, dtype=float), least)

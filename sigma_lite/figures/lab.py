@@ -88,6 +88,10 @@ def learning_curves(results: Results) -> go.Figure:
     if rows == 2:
         fig.update_yaxes(title_text="difference<br>(nats per token)", row=2)
     caption = "Training loss; a point is the mean of 1 % of the steps. Dotted lines: experts per token are switched."
+    caption += " The axes leave out the fall of each curve's first tenth."
+    alone = sorted({run["seed"] for _, _, runs in found for run in runs} - first.keys())
+    if alone:
+        caption += f" Seeds {', '.join(map(str, alone))} have no run of {reference!r} and so no difference."
     subtitle = f"below: minus {reference}, seed by seed" if rows == 2 else "lower is better"
     return _over_tokens(fig, title, subtitle, caption, 380 + 160 * (rows - 1), rows=rows)
 

@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from sigma_lite.figures import style
-from sigma_lite.figures.arms import LEGEND_BELOW, Results, above, arms, dress, percent_axis
+from sigma_lite.figures.arms import ENDS, LEGEND_BELOW, Results, above, arms, dress, percent_axis
+from sigma_lite.figures.origin import marked, origins
 from sigma_lite.figures.series import deep_layer
 
 NO_RUNS = "no run of this experiment is finished"
@@ -34,6 +35,7 @@ def loss_against_balance(results: Results) -> go.Figure:
     percent_axis(fig, "layer 0: busiest expert on held-out text", axis="xaxis")
     fig.update_yaxes(title_text="held-out bits per byte")
     caption = "Down is a better model, left a more even layer 0. One point an arm and seed, both measured on held-out text."
+    caption = f"{caption} {ENDS}"
     return dress(fig, title, "better: down and left", caption, height=460)
 
 
@@ -49,6 +51,7 @@ def deviation_by_layer(results: Results) -> go.Figure:
     fig.update_xaxes(title_text="layer", dtick=1 if len(fig.data[0].x) <= 16 else 4)
     percent_axis(fig, "most loaded expert, held-out text")
     caption = "Deviation from the uniform share on held-out text; bars: range over seeds. Layer 0 is the lowest."
+    caption = f"{caption} {ENDS}"
     return dress(fig, title, "0 % would be an even layer", caption, height=420)
 
 
@@ -76,13 +79,17 @@ def deviation_by_sparsity(results: Results) -> go.Figure:
     together = [fig.layout.yaxis.range, fig.layout.yaxis2.range]
     fig.update_yaxes(range=[min(low for low, _ in together), max(high for _, high in together)])
     caption = "Deviation from the uniform share on held-out text, mean over seeds; the dots are single runs."
+    caption = f"{caption} {ENDS}"
     return dress(fig, title, "left: more experts; right: more of them per token", caption, height=470, **LEGEND_BELOW)
 
 
 def final_rows(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the final numbers, as text: mean over seeds, and their range in brackets."""
+    """Head and rows of the final numbers, as text: mean over seeds, and their range in brackets.
+
+    What `origins` says belongs under them; an arm marked † has a run by code that is in no commit.
+    """
     rows = [
-        [name, *(_cell([read(run) for run in runs], number, unit) for read, number, unit in COLUMNS.values())]
+        [marked(name, runs), *(_cell([read(run) for run in runs], number, unit) for read, number, unit in COLUMNS.values())]
         for _, name, runs in arms(results)
     ]
     return ["arm", *COLUMNS], rows
@@ -101,7 +108,8 @@ def final_table(results: Results) -> go.Figure:
         cells={"values": columns, **look},
         columnwidth=[max(map(len, [name, *column])) for name, column in zip(head, columns, strict=True)],
     )
-    return dress(go.Figure(table), title, TABLE_SAYS, TABLE_SAYS, height=150 + 26 * len(rows), margin_l=16)
+    caption = " ".join([TABLE_SAYS, *origins(results)])
+    return dress(go.Figure(table), title, TABLE_SAYS, caption, height=150 + 26 * len(rows), margin_l=16)
 
 
 COLUMNS: dict[str, tuple[Callable[[dict], float], str, str]] = {  # name: (number of a run, how it is written, unit)

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from sigma_lite.figures import style
-from sigma_lite.figures.arms import Results, above, arms, dress, percent_axis
+from sigma_lite.figures.arms import ENDS, Results, above, arms, dress, percent_axis
 
 NOT_MEASURED = "no run of this experiment carries this measurement"
 
@@ -67,7 +67,7 @@ def lumps_and_load(results: Results) -> go.Figure:
     fig.add_scatter(x=ends, y=ends, mode="lines", line={"dash": "dash", "color": style.GREY}, name="as at random")
     percent_axis(fig, "its lumps thrown at experts at random: fullest expert", axis="xaxis")
     percent_axis(fig, "measured: most loaded expert, held-out text")
-    caption = "Each token keeps how it spreads over experts; which experts is drawn. Diamonds: layer 0."
+    caption = "Each token keeps how it spreads over experts; which experts is drawn. Diamonds: layer 0. " + ENDS
     return dress(fig, title, "on the line: the router packs no better than chance", caption, height=480)
 
 
@@ -100,7 +100,10 @@ def domain_expert_map(results: Results) -> go.Figure:
     fig.update_xaxes(showticklabels=False)
     fig.update_xaxes(title_text="experts, sorted by domain", row=len(drawn))
     scale = {"cmin": 0, "cmax": 8, "colorscale": "Blues", "colorbar": {"title": {"text": "E f"}, "len": 0.5}}
-    caption = "Load within each domain in units of the uniform share (the colour ends at 8). Blocks: specialists."
+    caption = (
+        "Load within each domain in units of the uniform share (the colour ends at 8), each arm's first seed."
+        " Blocks: specialists."
+    )
     return dress(
         fig, title, "dark: an expert that a domain uses often", caption, height=170 * len(drawn) + 90, coloraxis=scale
     )

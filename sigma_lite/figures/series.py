@@ -130,7 +130,7 @@ def tokens_at(entries: Entries, steps: np.ndarray) -> np.ndarray:
     at, tokens = at[np.isfinite(tokens)], tokens[np.isfinite(tokens)]
     if not len(at):
         rows = settings(entries).get("rows") or {}
-        return steps * rows.get("per_step", 1) * rows.get("length", 1)
+        return steps * rows.get("per_step", np.nan) * rows.get("length", np.nan)
     beyond = np.maximum(steps - at[-1], 0) * tokens[-1] / max(at[-1], 1)
     return np.interp(steps, np.concatenate([[0], at]), np.concatenate([[0], tokens])) + beyond
 

@@ -74,6 +74,8 @@ def choose_backend(x_TD: Tensor, w13: Tensor, backend: str = "auto", choices: in
         reason += f" where Triton cannot run ({obstacle})"
     elif not (obstacle := cpu_obstacle(x_TD, w13)):
         return "cpu", "its vectors hold one feature of many tokens, so that weights are read where they lie"
+    else:
+        reason += f" where the cpu kernel cannot run ({obstacle})"
     obstacle = _grouped_obstacle(x_TD, w13)
     return ("loop", obstacle) if obstacle else ("grouped", reason)
 

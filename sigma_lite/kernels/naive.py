@@ -10,13 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sigma_lite.kernels.loop import require_all_seen
+
 
 def grouped_swiglu_naive(x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
     """Same value as kernels/loop.py, in any dtype. Never chosen by "auto": it is here to be measured."""
-    y_TD = torch.zeros_like(x_TD)
+    y_TD, seen = torch.zeros_like(x_TD), 0
     for expert in range(len(w13)):
         token, slot = (ids_TK == expert).nonzero(as_tuple=True)
         gate, up = F.linear(x_TD[token], w13[expert]).chunk(2, dim=-1)
         y = F.linear(F.silu(gate) * up, w2[expert]) * gates_TK[token, slot, None].to(x_TD.dtype)
-        y_TD = y_TD.index_add(0, token, y)
+        y_TD, seen = y_TD.index_add(0, token, y), seen + len(token)
+    require_all_seen(seen, ids_TK, len(w13))
     return y_TD

@@ -36,12 +36,16 @@ def add_parser(sub: argparse.ArgumentParser) -> None:
     run.add_argument("--seeds", type=int, nargs="+", help="instead of the scale's")
     run.add_argument("--arms", nargs="+", metavar="ARM", help="names of arms as `lab list` gives them, instead of all")
     run.add_argument("--workers", type=int, help="runs at a time (default: one a core; one on a GPU)")
+    changed = run.add_mutually_exclusive_group()
+    for name, does in (("again", "train kept runs that other code has made anew"), ("reuse", "take them as they are")):
+        changed.add_argument(f"--{name}", dest="if_changed", action="store_const", const=name, help=does)
     show.add_argument("--svg", type=Path, metavar="DIR", help="also write each figure as an SVG file; needs a Chrome")
 
 
 def _chosen(names: Sequence[str]) -> list[str]:
     """Names of experiments, each once. Raises ConfigError naming the nearest."""
-    return list(EXPERIMENTS) if "all" in names else [experiment(name).name for name in dict.fromkeys(names)]
+    found = [experiment(name).name for name in dict.fromkeys(names) if name != "all"]
+    return list(EXPERIMENTS) if "all" in names else found
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -63,6 +67,7 @@ def _run(options: argparse.Namespace) -> None:
                 seeds=options.seeds,
                 arms=options.arms,
                 workers=options.workers,
+                if_changed=options.if_changed,
             )
         )
         print(f"\n{name}: {EXPERIMENTS[name].question}\n{read_results(paths[-1]).table()}")

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sigma_lite.config import nearest, require
+from sigma_lite.config import ConfigError, nearest, require
+from sigma_lite.identity import identify_named
 from sigma_lite.runfile import overlay
 
 Patch = Mapping[str, object]
@@ -64,7 +65,7 @@ class Arm:
         branch: (another arm's name, share of the run): begin from that arm's checkpoint at that share of its steps
             instead of from the start. Up to there the two must be the same run.
         seeds: instead of the scale's, where one seed is enough.
-        own: name of a balancer that exists only in memory; keeps its runs apart from those of the bare settings.
+        own: what a balancer that exists only in memory is (class, settings and code, as text); an edited one is another run.
     """
 
     name: str
@@ -83,7 +84,7 @@ class Experiment:
     question: str
     arms: tuple[Arm, ...]
     figures: tuple[str, ...] = ("layer0_deviation", "final_table")
-    measure: str = ""  # "layers": what each router goes by, measured after training (lab/layer0.py)
+    measure: str = ""  # what is measured after training, a name of lab/measure.py's MEASURES
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -107,12 +108,16 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Scale:
-    """How large: a whole yaml as nested keys, and the seeds. `says` gives hardware and time, as measured."""
+    """How large: a whole yaml as nested keys, and the seeds. `says` gives hardware and time, as measured.
+
+    Results of a `recorded` scale are kept beside the code, which must then be the code of a commit.
+    """
 
     name: str
     says: str
     settings: Patch
     seeds: tuple[int, ...] = (0,)
+    recorded: bool = False
 
     @property
     def steps(self) -> int:
@@ -175,11 +180,32 @@ def _dense_width(same: str, settings: Patch) -> int:
 def run_dir(arm: Arm, scale: Scale, seed: int, root: Path) -> Path:
     """ROOT/SCALE/HASH/seedN: the hash is of what the weights depend on, so another experiment's same arm is found.
 
-    A branch is not part of it: beginning from another run's checkpoint saves time and changes nothing.
+    That is the settings, and the code of what they name or of the arm's own balancer. A branch is not part of it:
+    beginning from another run's checkpoint saves time and changes nothing. Nor is the rest of the package: see kept.py.
     """
     settings = {key: value for key, value in settings_of(arm, scale, seed=-1).items() if key != "save"}
-    what = json.dumps([settings, arm.own], sort_keys=True)
+    what = json.dumps([settings, arm.own, *_code_of(arm, settings)], sort_keys=True)
     return root / scale.name / hashlib.blake2b(what.encode(), digest_size=4).hexdigest() / f"seed{seed}"
+
+
+def _code_of(arm: Arm, settings: Patch) -> list[str]:
+    """Fingerprints of the classes and functions that the settings name. Raises ConfigError for one that is not there."""
+    try:
+        return [identify_named(path) for path in _named(settings)]
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"arm {arm.name!r} names code that cannot be imported: {error}") from error
+
+
+def _named(node: Any, key: str = "") -> Iterator[str]:
+    """Import paths in settings: what a `class_path` says, and a custom_balance that is a name."""
+    if isinstance(node, Mapping):
+        for name in sorted(node):
+            yield from _named(node[name], name)
+    elif isinstance(node, (list, tuple)):
+        for item in node:
+            yield from _named(item)
+    elif key in ("class_path", "custom_balance") and isinstance(node, str):
+        yield node
 
 
 def runs_of(
@@ -189,7 +215,11 @@ def runs_of(
     seeds: Sequence[int] | None = None,
     arms: Sequence[str] | None = None,
 ) -> list[Run]:
-    """Every run of an experiment, or of some of its arms, those that others branch from first."""
+    """Every run of an experiment, or of some of its arms, those that others branch from first.
+
+    Raises: ConfigError for seeds that are none, or one twice, which would count twice in every mean.
+    """
+    require(seeds is None or len(seeds) == len(set(seeds)) > 0, f"seeds={list(seeds or [])}: give at least one, each once")
     return [
         _run(experiment, arm, scale, seed, root)
         for arm in experiment.chosen(arms)

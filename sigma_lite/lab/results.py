@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sigma_lite import record
 from sigma_lite.config import nearest, require
+from sigma_lite.identity import code_digest, difference
 from sigma_lite.lab.experiment import Experiment, Run, Scale
 from sigma_lite.storage import StorageError, atomic_write
 
@@ -23,13 +25,13 @@ class Results(dict):
     """
 
     def table(self) -> str:
-        """The final numbers of every arm as lines of text: mean over seeds, and their range."""
-        from sigma_lite.figures import final_rows
+        """The final numbers of every arm as lines of text: mean over seeds, and their range; then where they come from."""
+        from sigma_lite.figures import final_rows, origins
 
         head, rows = final_rows(self)
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows))
-        return "\n".join(line.rstrip() for line in lines)
+        return "\n".join([*(line.rstrip() for line in lines), "", *origins(self)]).rstrip()
 
     def only(self, *arms: str) -> Results:
         """The same with these arms, in this order: a figure of few lines. Raises ConfigError naming the nearest arm."""
@@ -49,10 +51,10 @@ class Results(dict):
         return OF_RESULTS[name](self)
 
     def _repr_html_(self) -> str:
-        from sigma_lite.figures import final_rows
+        from sigma_lite.figures import final_rows, origins
         from sigma_lite.report import markup
 
-        return markup.table(*final_rows(self))
+        return markup.table(*final_rows(self)) + "".join(markup.paragraph(said, "subtitle") for said in origins(self))
 
 
 def is_finished(run: Run) -> bool:
@@ -99,25 +101,31 @@ def read_results(path: str | Path) -> Results:
 def _kept(path: Path, new: list[dict[str, Any]], arms: set[str]) -> list[dict[str, Any]]:
     """Runs recorded earlier, perhaps elsewhere, of other seeds of these arms: more seeds add to a file.
 
-    One whose settings are not those of the arm's new runs was another experiment, and is dropped.
+    One whose settings are not those of the arm's new runs was another experiment, and one of an arm that is no more has no
+    place. Both are dropped, and it is said.
     """
     if not path.is_file():
         return []
     latest, names = {facts["arm"]: facts for facts in new}, {(facts["arm"], facts["seed"]) for facts in new}
-    old = [facts for facts in read_results(path)["runs"] if facts["arm"] in arms]
-    old = [facts for facts in old if (facts["arm"], facts["seed"]) not in names]
-    return [facts for facts in old if _same_settings(facts, latest.get(facts["arm"], facts))]
+    old = [facts for facts in read_results(path)["runs"] if (facts["arm"], facts["seed"]) not in names]
+    kept = []
+    for facts in old:
+        why = _other_settings(facts, latest.get(facts["arm"], facts)) if facts["arm"] in arms else "the arm is no more"
+        if why:
+            print(f"{path}: {facts['arm']!r} seed {facts['seed']}, recorded earlier, is dropped: {why}", file=sys.stderr)
+        else:
+            kept.append(facts)
+    return kept
 
 
-def _same_settings(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two runs differ in their seed only; a setting that one of them is too old to know counts as equal."""
-    from sigma_lite.balance.balancer import same_balancer  # torch comes with it, and `plan` does without
-
-    for part in ("net", "sparsity", "balance", "optim", "rows", "trainer"):
-        a, b = one["config"][part], other["config"][part]
-        if any(a[key] != b[key] for key in (a.keys() & b.keys()) - {"seed"}):
-            return False
-    return same_balancer(one["config"]["custom_balance"], other["config"]["custom_balance"])
+def _other_settings(then: dict[str, Any], now: dict[str, Any]) -> str:
+    """In what two runs differ besides their seed, "" for nothing; a setting that one is too old to know counts as equal."""
+    for part in ("net", "sparsity", "balance", "optim", "corpus", "rows", "trainer"):
+        a, b = (side["config"].get(part, {}) for side in (then, now))
+        for key in sorted((a.keys() & b.keys()) - {"seed", "dir"}):
+            if a[key] != b[key]:
+                return f"{part}.{key}={a[key]} then, {b[key]} now"
+    return difference(then["config"].get("custom_balance"), now["config"].get("custom_balance"))
 
 
 def run_facts(run: Run, measure: str = "") -> dict[str, Any]:
@@ -130,7 +138,8 @@ def run_facts(run: Run, measure: str = "") -> dict[str, Any]:
 
     entries = record.read(run.dir / "record.jsonl")
     require(is_finished(run), f"{run.dir} is not finished: run the experiment again, it continues")
-    start = [e for e in entries if e["kind"] == "run"][-1]
+    starts = [e for e in entries if e["kind"] == "run"]
+    start = starts[-1]
     steps = [e for e in entries if e["kind"] == "step"]
     loads = windows(entries)
     heldout = [e for e in entries if e["kind"] == "validation"][-1]
@@ -138,6 +147,10 @@ def run_facts(run: Run, measure: str = "") -> dict[str, Any]:
         "arm": run.arm,
         "seed": run.seed,
         **{key: start[key] for key in ("time", "commit", "device", "versions", "config")},
+        **{key: start[key] for key in ("cpu", "experts") if key in start},
+        "commits": list(dict.fromkeys(e.get("commit") for e in starts)),  # of all starts: each has made some of the steps
+        "code": list(dict.fromkeys(code_digest(e["code"]) for e in starts if "code" in e)),
+        "refused_steps": sum("skip" in e["what"] for e in entries if e["kind"] == "event"),
         "tokens": steps[-1]["tokens"],
         "seconds": steps[-1]["seconds"],
         "active_params": [steps[0]["active_params"], steps[-1]["active_params"]],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,8 +15,11 @@ from typing import Any
 
 import yaml
 
-from sigma_lite.config import ConfigError
+from sigma_lite.config import ConfigError, require
+from sigma_lite.identity import identify
+from sigma_lite.lab.catalogue import EXPERIMENTS
 from sigma_lite.lab.experiment import Arm, Experiment, Run, Scale, runs_of
+from sigma_lite.lab.kept import copied, forget, require_code_in_memory, require_commit, settle, warn_if_written_to
 from sigma_lite.lab.results import Results, is_finished, read_results, results_path, write_results
 from sigma_lite.record import last_step
 from sigma_lite.runfile import load_run
@@ -35,6 +39,7 @@ def run_experiment(
     seeds: Sequence[int] | None = None,
     arms: Sequence[str] | None = None,
     workers: int | None = None,
+    if_changed: str | None = None,
 ) -> Path:
     """Train every arm that is not finished, then write RESULTS/NAME-SCALE.json; returns its path.
 
@@ -43,10 +48,15 @@ def run_experiment(
         seeds: instead of the scale's; what the file holds of other seeds stays.
         arms: names, instead of all, with those that they branch from; what the file holds of other arms stays.
         workers: processes at a time; default one a core, of one thread each, or one where the scale wants a GPU.
+        if_changed: what to do with kept runs that other code has made: "again" or "reuse"; None refuses (see kept.py).
 
-    Raises: ConfigError for an unknown arm, or naming the logs of arms that failed; the others' work is kept.
+    Raises: ConfigError for an unknown arm, for kept runs of other code, for a recording of code that is in no commit, or
+        naming the logs of arms that failed; the others' work is kept.
     """
+    require(workers is None or workers >= 1, f"workers={workers}: at least 1 process must run")
     wanted = runs_of(experiment, scale, Path(runs), seeds, arms)
+    require_commit(scale, Path(results).resolve() == RESULTS.resolve() and not all(map(is_finished, wanted)))
+    settle(wanted, if_changed)
     _prepare_data(wanted)  # all settings are checked before any work starts
     todo = {run.dir: run for run in wanted if not is_finished(run)}  # two arms with the same settings are one run
     for has_parent in (False, True):
@@ -65,6 +75,7 @@ def compare(
     seeds: Sequence[int] = (0,),
     runs: str | Path = RUNS,
     results: str | Path = RESULTS,
+    if_changed: str | None = None,
 ) -> Results:
     """Train your own arms one after another in this process, for instance from a notebook.
 
@@ -77,25 +88,46 @@ def compare(
 
     Args:
         arms: name -> nested settings laid over the scale's ({"model": {"balance": {"weight": 0.1}}}), or a balancer: a
-            function (routing, f_E) -> scalar or a Balancer object. A balancer's run is begun anew each time, because
-            code has no name by which to find it again; runs of settings are kept.
+            function (routing, f_E) -> scalar or a Balancer object. Runs are kept. One of a balancer is found again by its
+            code: that of its class and what the class inherits, of helpers that it names in the same file or notebook,
+            and the values that it reads. So an edit of any of these is a new run; the run before stays in RUNS until you
+            delete it. Each run gets a copy of an object, as it is now: what one seed changes in it, the next does not see.
         name: of the results file, RESULTS/NAME-SCALE.json.
+        if_changed: what to do with kept runs that another version of this package has made: "again" trains them anew,
+            "reuse" takes them as they are.
+
+    Raises: ConfigError, before the first arm trains, for what is no balancer, for settings that cannot be, and for kept
+        runs of other code, naming the files that changed.
     """
     from sigma_lite.balance.balancer import as_balancer
     from sigma_lite.lab.worker import train
 
+    require(len(arms) > 0, "there is no arm: give at least one, such as {'LBL': {}}")
+    require(
+        name not in EXPERIMENTS,
+        f"name={name!r} is an experiment of the lab, whose results would be replaced: choose another",
+    )
     own = {arm: value for arm, value in arms.items() if not isinstance(value, Mapping)}
     for value in own.values():
         as_balancer(value)  # what is none is refused before the first arm has trained
-    made = tuple(Arm(arm, "", {} if arm in own else value, own=arm if arm in own else "") for arm, value in arms.items())
+    known = {arm: identify(value) for arm, value in own.items()}
+    made = tuple(
+        Arm(arm, "", own=json.dumps(known[arm], sort_keys=True)) if arm in own else Arm(arm, "", value)
+        for arm, value in arms.items()
+    )
     experiment = Experiment(name, "How do these arms compare?", made)
     wanted = runs_of(experiment, scale, Path(runs), seeds)
+    require_code_in_memory()
+    settle(wanted, if_changed)
     _prepare_data(wanted)
     for run in wanted:
-        if run.arm in own:
-            _forget(run.dir)
+        if not_told := known.get(run.arm, {}).get("unknown"):
+            print(f"{run.arm}: trained anew, nobody can tell whether it is the same: {', '.join(not_told)}", file=sys.stderr)
+            forget(run.dir)
         if not is_finished(run):
-            train(written_yaml(run), own=own.get(run.arm))
+            train(written_yaml(run), own=copied(own[run.arm], run.arm, last=len(seeds) == 1) if run.arm in own else None)
+            if run.arm in own:
+                warn_if_written_to(own[run.arm], known[run.arm], run.arm)
     path = results_path(results, experiment.name, scale.name)
     write_results(path, experiment, scale, wanted, "lab.compare")
     return read_results(path)
@@ -123,11 +155,6 @@ def _prepare_data(runs: Sequence[Run]) -> None:
     corpora = {load_run([written_yaml(run)]).corpus for run in runs}
     for corpus in sorted(corpora, key=lambda c: c.dir):
         prepare(corpus)
-
-
-def _forget(folder: Path) -> None:
-    for path in [folder / "record.jsonl", *folder.glob("checkpoints/*")]:
-        path.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------------------------------------- processes

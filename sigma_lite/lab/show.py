@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from sigma_lite import __version__
-from sigma_lite.figures import OF_RESULTS, final_rows, static_svg
+from sigma_lite.figures import OF_RESULTS, commits_of, final_rows, machine_of, origins, refused_steps, static_svg
 from sigma_lite.figures.lab_final import TABLE_SAYS
 from sigma_lite.lab.results import Results, read_results
 from sigma_lite.report import markup
@@ -62,7 +62,7 @@ def _lead(found: Sequence[Results]) -> list[str]:
     """Scale, machine and code, each once."""
     runs = [run for results in found for run in results["runs"]]
     scales = [f"scale {results['scale']}: {results['scale_says']}" for results in found]
-    commits = [f"commit {run['commit']}" for run in runs if run.get("commit")]
+    commits = [f"commit {commit}" for run in runs for commit in commits_of(run)]
     return list(dict.fromkeys([*scales, *(str(run["device"]) for run in runs), *commits]))
 
 
@@ -71,6 +71,7 @@ def _section(results: Results) -> Section:
     wanted = [figure for figure in results["figures"] if figure != "final_table"]  # the page has a table of its own
     plots = tuple(_plot(results, figure) for figure in dict.fromkeys([*wanted, *ALWAYS]))
     numbers = "<h3>Final numbers</h3>" + markup.paragraph(TABLE_SAYS, "subtitle") + markup.table(*final_rows(results))
+    numbers += "".join(markup.paragraph(said, "subtitle") for said in origins(results))
     return Section(name, results["question"], "", (_arms(results), numbers, *plots, _provenance(results)))
 
 
@@ -87,7 +88,7 @@ def _arms(results: Results) -> str:
 
 def _provenance(results: Results) -> str:
     """How to repeat it: command, one line a run, and the whole config of each arm, folded."""
-    head = ("arm", "seed", "tokens", "active parameters", "training time", "started", "commit")
+    head = ("arm", "seed", "tokens", "active parameters", "training time", "started", "refused steps", "machine", "commit")
     rows = [
         (
             run["arm"],
@@ -96,7 +97,9 @@ def _provenance(results: Results) -> str:
             " → ".join(dict.fromkeys(map(count, run["active_params"]))),
             duration(run["seconds"]),
             run["time"],
-            run.get("commit") or "not recorded",
+            refused_steps(run),
+            machine_of(run),
+            " → ".join(commits_of(run)) or "not recorded",
         )
         for run in results["runs"]
     ]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sigma_lite.config import ModelConfig
 from sigma_lite.model.norm import RMSNorm
 from sigma_lite.model.rotary import Rotation, rotate
+from sigma_lite.model.weights import into_stream, passing
 
 
 class Attention(nn.Module):
@@ -21,6 +22,8 @@ class Attention(nn.Module):
         self.key = nn.Linear(config.d_model, config.n_kv_heads * config.head_dim, bias=False)
         self.value = nn.Linear(config.d_model, config.n_kv_heads * config.head_dim, bias=False)
         self.out = nn.Linear(config.n_heads * config.head_dim, config.d_model, bias=False)
+        inner, outer = passing(config.d_model), passing(self.out.in_features, into_stream(config.n_layers))
+        self.own_weights = {f"{name}.weight": inner for name in ("query", "key", "value")} | {"out.weight": outer}
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
 

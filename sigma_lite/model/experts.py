@@ -7,16 +7,22 @@ from torch import Tensor, nn
 
 from sigma_lite.config import ModelConfig
 from sigma_lite.kernels import grouped_swiglu
+from sigma_lite.model.weights import into_stream, passing
 
 
 class Experts(nn.Module):
-    """E SwiGLU networks. Stacked, not a ModuleList: one matmul call, and every expert always has a gradient tensor."""
+    """E SwiGLU networks. Stacked, not a ModuleList: one matmul call, and every expert always has a gradient tensor.
+
+    Outputs are multiplied by a gate that starts near 1 / E for pre-softmax routing; `expert_gain` can make up for it.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         E, D, F = config.n_experts, config.d_model, config.d_expert
         self.w13 = nn.Parameter(torch.empty(E, 2 * F, D))  # gate rows first, then up rows
         self.w2 = nn.Parameter(torch.empty(E, D, F))
+        outer = passing(F, into_stream(config.n_layers) * config.expert_gain)
+        self.own_weights = {"w13": passing(D), "w2": outer}
         self.backend = "auto"
 
     def forward(self, x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from sigma_lite.model.weights import GAIN
+
 
 class RMSNorm(nn.Module):
     """[..., D] -> [..., D], each vector scaled to root mean square 1 before the gain."""
@@ -14,6 +16,7 @@ class RMSNorm(nn.Module):
     def __init__(self, width: int, eps: float):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
+        self.own_weights = {"weight": GAIN}
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sigma_lite.config import ModelConfig
+from sigma_lite.model.weights import Weight
 
 TINY = torch.finfo(torch.float32).tiny  # sigmoids of logits below -104 are all 0, and 0 / 0 would be NaN
 
@@ -31,7 +32,8 @@ class Router(nn.Module):
 
     `top_k` may change between steps (progressive sparsification): the gates keep their scale, no weight changes.
     `bias` decides the choice only, never the gate (loss-free balance, 2408.15664); it has no gradient and is 0 unless a
-    balancer moves it.
+    balancer moves it. The weight does not decay: that would flatten the logits, which lowers the balancing loss without
+    balancing anything.
     """
 
     bias: Tensor
@@ -39,6 +41,7 @@ class Router(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.n_experts, config.d_model))
+        self.own_weights = {"weight": Weight(config.router_init_std, routes=True)}
         self.register_buffer("bias", torch.zeros(config.n_experts))
         self.top_k, self.score = config.top_k, config.router_score
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,6 +16,7 @@ from sigma_lite.model.block import Block
 from sigma_lite.model.norm import RMSNorm
 from sigma_lite.model.rotary import rotation
 from sigma_lite.model.router import Routing
+from sigma_lite.model.weights import Weight, fill, passing, weight_of
 
 
 class Output(NamedTuple):
@@ -39,6 +38,10 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer >= config.attention_from_layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.own_weights = {
+            "embedding.weight": Weight(config.init_std),
+            "head.weight": passing(config.d_model, decays=False),  # unless it is the embedding's
+        }
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.reset_parameters()
@@ -53,7 +56,7 @@ class Transformer(nn.Module):
             documents_BS: equal numbers mark positions of one document; attention stays inside. None: one document a row.
             cache: one KeyValueCache a layer; `ids_BS` then continues what the cache has seen, and is added to it.
 
-        Raises: ValueError for ids that are not [B, S] integers.
+        Raises: ValueError for ids that are not [B, S] integers, and for a cache of another number of layers.
         """
         x_BSD, routings = self.backbone(ids_BS, documents_BS=documents_BS, cache=cache)
         return Output(self.head(x_BSD), routings)
@@ -82,12 +85,14 @@ class Transformer(nn.Module):
         """The normalised stream [B, S, D] before the head, and the routings."""
         if ids_BS.dim() != 2 or ids_BS.is_floating_point():
             raise ValueError(f"ids must be integers [B, S], got {ids_BS.dtype} {list(ids_BS.shape)}")
-        seen, S = (cache[-1].length if cache else 0), ids_BS.shape[1]
+        if cache is not None and len(cache) != len(self.blocks):
+            raise ValueError(f"cache has {len(cache)} entries for {len(self.blocks)} layers: give one KeyValueCache a layer")
+        seen, S = (cache[-1].length if cache is not None else 0), ids_BS.shape[1]
         positions_S = torch.arange(seen, seen + S, device=ids_BS.device)
         turn = rotation(positions_S, self.config.head_dim, self.config.rope_theta)
         mask_BSS = attention_mask(S, seen + S, documents_BS, ids_BS.device)
         x_BSD, routings = self.embedding(ids_BS), []
-        for block, layer_cache in zip(self.blocks, cache or [None] * len(self.blocks), strict=True):
+        for block, layer_cache in zip(self.blocks, [None] * len(self.blocks) if cache is None else cache, strict=True):
             x_BSD, routing = block(x_BSD, turn, mask_BSS, layer_cache)
             routings.append(routing)
         return self.norm(x_BSD), routings
@@ -108,6 +113,9 @@ class Transformer(nn.Module):
         return torch.stack([block.moe.router.bias for block in self.blocks])
 
     def set_bias(self, bias_LE: Tensor) -> None:
+        """Raises ValueError for another shape: [L, 1] or [L] would be spread over all experts, and change no choice."""
+        if bias_LE.shape != self.bias_LE.shape:
+            raise ValueError(f"bias is {list(bias_LE.shape)}, expected [L, E] = {list(self.bias_LE.shape)}")
         for block, bias_E in zip(self.blocks, bias_LE, strict=True):
             block.moe.router.bias.copy_(bias_E)
 
@@ -116,29 +124,9 @@ class Transformer(nn.Module):
             if not parameter.is_meta:
                 self.initialise(name, parameter)
 
-    @torch.no_grad()
     def initialise(self, name: str, weight: Tensor) -> None:
-        """Fill a tensor of parameter `name`'s full shape with what it begins as.
-
-        Normal weights with variance 1 / fan-in, so that every layer passes on the variance it gets. What is added to the
-        residual stream is scaled by 1 / sqrt(2 L), because 2 L such terms add up (GPT-2). Experts' outputs are multiplied
-        by a gate that starts near 1 / E for pre-softmax routing; `expert_gain` makes up for it. Norm gains are 1.
-        """
-        config, into_stream = self.config, 1 / math.sqrt(2 * self.config.n_layers)
-        if weight.dim() == 1:
-            weight.fill_(1)
-            return
-        std = {"embedding.weight": config.init_std, "router.weight": config.router_init_std}.get(
-            ".".join(name.split(".")[-2:]), 1 / math.sqrt(weight.shape[-1])
-        )
-        std *= into_stream if name.endswith("out.weight") else 1
-        std *= into_stream * config.expert_gain if name.endswith("experts.w2") else 1
-        weight.normal_(0, std, generator=_generator(name, weight.device))
-
-
-def _generator(name: str, device: torch.device) -> torch.Generator:
-    digest = hashlib.sha256(f"{torch.initial_seed()}/{name}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+        """Fill a tensor of parameter `name`'s full shape with what it begins as, which its module says."""
+        fill(weight, weight_of(self, name), name)
 
 
 CHUNK = 512  # tokens whose logits exist at one time; on a CPU this beats torch's own choice by a fifth
@@ -174,7 +162,7 @@ class _MixedCrossEntropy(torch.autograd.Function):
         scored_T = targets_T != -100
         dx_TD, dhead_VD = torch.empty_like(x_TD), torch.zeros_like(head_VD, dtype=torch.float32)
         nats = dhead_VD.new_zeros(())
-        chunks = (tensor.split(CHUNK) for tensor in (x_TD, targets_T.clamp(min=0), scored_T, dx_TD))
+        chunks = (tensor.split(CHUNK) for tensor in (x_TD, targets_T.where(scored_T, 0), scored_T, dx_TD))
         for x_CD, targets_C, scored_C, dx_CD in zip(*chunks, strict=True):
             logp_CV = torch.mm(x_CD, head_VD.T).float().log_softmax(-1)
             nats -= (logp_CV.gather(1, targets_C[:, None])[:, 0] * scored_C).sum()

@@ -38,6 +38,9 @@ def commands(entries: Entries) -> str:
 def _machine(start: dict) -> list[tuple[str, object]]:
     versions = start.get("versions") or {}
     rows = [("started", start.get("time")), ("device", start.get("device")), ("commit", start.get("commit"))]
+    cpu, experts = start.get("cpu") or {}, start.get("experts") or {}
+    rows.append(("vector instructions", cpu.get("instructions")))
+    rows.append(("experts", f"backend {experts['backend']!r}: {experts['why']}" if experts else None))
     rows.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
     return [(name, "not recorded" if value in (None, "") else value) for name, value in rows]
 

@@ -18,6 +18,7 @@ from sigma_lite.balance.pooled import PooledCounts
 from sigma_lite.balance.schedule import k_per_layer
 from sigma_lite.config import BalanceConfig, ModelConfig, OptimConfig, SparsityConfig, check_schedule, require
 from sigma_lite.data.rows import IGNORED
+from sigma_lite.identity import identify
 from sigma_lite.model import Routing, Transformer
 from sigma_lite.train.bits import BitsPerByte
 from sigma_lite.train.callbacks.sparsity_schedule import SparsitySchedule
@@ -60,6 +61,7 @@ class SigmaLit(pl.LightningModule):
     def balance_with(self, own: Callable | None) -> None:
         """Use this Balancer or BalanceLoss instead of what the settings name; None: what they name."""
         self.custom_balance = own
+        self.own_identity = None if own is None else identify(own)  # before training can change its state
         self.objective = objective(self.balance, self.net.n_layers, None if own is None else as_balancer(own))
 
     def configure_model(self) -> None:
@@ -185,11 +187,7 @@ class SigmaLit(pl.LightningModule):
     def settings(self) -> dict[str, Any]:
         """The settings that weights depend on, as plain values."""
         parts = {"net": self.net, "sparsity": self.sparsity, "balance": self.balance, "optim": self.optim}
-        own = self.custom_balance
-        if own is not None:  # a function has a name; a partial or an object lends its class's
-            named = repr(own) if isinstance(own, Balancer) else getattr(own, "__qualname__", type(own).__qualname__)
-            own = f"{own.__module__}.{named}"
-        return {**{name: dataclasses.asdict(part) for name, part in parts.items()}, "custom_balance": own}
+        return {**{name: dataclasses.asdict(part) for name, part in parts.items()}, "custom_balance": self.own_identity}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["settings"] = json.dumps(self.run_settings or self.settings())

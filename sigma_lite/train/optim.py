@@ -10,23 +10,19 @@ from torch import Tensor, nn
 
 from sigma_lite.balance.pooled import sum_over_ranks
 from sigma_lite.config import OptimConfig
+from sigma_lite.model.weights import weight_of
 
 
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict]:
-    """Decay what multiplies activations; leave alone what sets their scale or names a token.
+    """Those that decay, those that do not, and routers with a rate of their own; each module says which is which.
 
-    Attention and expert matrices decay. Norm gains, the embedding and the router do not: decaying the router would
-    flatten its logits, which lowers the balancing loss without balancing anything. A router with a rate of its own is
-    a group of its own.
+    Raises: ValueError for a parameter of which no module says it.
     """
     decayed, kept, routers = [], [], []
     for name, parameter in model.named_parameters():
-        if name.endswith("router.weight") and optim.router_lr != 1:
-            routers.append(parameter)
-        elif ("attention." in name or ".experts." in name) and parameter.dim() > 1:
-            decayed.append(parameter)
-        else:
-            kept.append(parameter)
+        rule = weight_of(model, name)
+        own_rate = rule.routes and optim.router_lr != 1
+        (routers if own_rate else decayed if rule.decays else kept).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": optim.weight_decay},
         {"params": kept, "weight_decay": 0.0},

@@ -23,6 +23,7 @@ from sigma_lite import record
 from sigma_lite.checkpoint import newest_checkpoint, read_settings, step_of
 from sigma_lite.config import ConfigError, require
 from sigma_lite.data.datamodule import TokenDataModule
+from sigma_lite.identity import changed_files, package_code
 from sigma_lite.runfile import RunConfig
 from sigma_lite.scale.lost import lost_rank
 from sigma_lite.scale.plan import plan
@@ -37,7 +38,7 @@ from sigma_lite.train.checkpoint import SafeCheckpointIO
 from sigma_lite.train.memory import keep_freed_memory
 from sigma_lite.train.module import SigmaLit
 from sigma_lite.train.predictions import write_predictions
-from sigma_lite.train.provenance import device_name, git_commit
+from sigma_lite.train.provenance import origin
 from sigma_lite.train.settings import check, require_same_settings
 
 TRAINER_DEFAULTS = {
@@ -124,6 +125,7 @@ class RunCLI(LightningCLI):
             require_same_settings(newest, self.settings())
             if step_of(newest) >= trainer.max_steps:
                 return
+            self._say_other_code()
         diary = next(c for c in trainer.callbacks if isinstance(c, Diary))
         diary.facts = self.facts
         model.run_settings = self.settings()
@@ -138,6 +140,17 @@ class RunCLI(LightningCLI):
         except RuntimeError as error:
             require(not lost_rank(error), f"{lost_rank(error)}; the same command continues from the last checkpoint")
             raise
+
+    def _say_other_code(self) -> None:
+        """A run may go on after an update of this package, but not without a word."""
+        starts = record.read(self.run_dir / "record.jsonl", "run")
+        changed = changed_files(starts[-1]["code"], package_code()) if starts and "code" in starts[-1] else []
+        if changed and self.trainer.is_global_zero:
+            warnings.warn(
+                f"{self.run_dir} goes on with other code than it was trained by so far; changed: {', '.join(changed)}."
+                " Each start in its record.jsonl holds its commit and code",
+                stacklevel=2,
+            )
 
     def validate(self, model: SigmaLit, datamodule: TokenDataModule, ckpt_path: str | None = None, **options: Any) -> Any:
         return self.trainer.validate(model, datamodule=datamodule, ckpt_path=self.trained(ckpt_path), **options)
@@ -200,8 +213,13 @@ class RunCLI(LightningCLI):
             "command": shlex.join(self.command),
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "versions": {**versions, "sigma_lite": sigma_lite.__version__},
-            "device": device_name(self.trainer.strategy.root_device, self.trainer.world_size),
-            "commit": git_commit(),
+            **origin(
+                self.trainer.strategy.root_device,
+                self.trainer.world_size,
+                self.model.net,
+                self.datamodule.rows.per_micro * self.datamodule.rows.length,
+                str(self.trainer.precision),
+            ),
             "config": self.settings(),
             "ledger": {
                 "total": counts["total_params"],

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sigma_lite.balance.balancer import same_balancer
 from sigma_lite.checkpoint import read_settings
 from sigma_lite.config import require
+from sigma_lite.identity import difference, doubt
 from sigma_lite.runfile import SECTIONS, overrides
 from sigma_lite.train import rules
+
+ANOTHER_RUN = ": choose another trainer.default_root_dir, or delete that folder to start again"
 
 
 def check(files: list[str], args: list[str]) -> None:
@@ -26,16 +29,17 @@ def require_same_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
     Places of files may differ; and rows.per_micro, which another device needs another of, unless the balance loss is one
     of each micro-batch: a step has the same rows.
     """
-    saved, now = _flat(completed(read_settings(checkpoint))), _flat(json.loads(json.dumps(settings)))
-    if same_balancer(saved.get("custom_balance"), now.get("custom_balance")):
-        saved["custom_balance"] = now.get("custom_balance")
+    saved, now = completed(read_settings(checkpoint)), json.loads(json.dumps(settings))
+    own, own_now = (part.pop("custom_balance", None) for part in (saved, now))
+    differs = difference(own, own_now)
+    require(not differs, f"{checkpoint.parents[1]} holds a run with {differs}{ANOTHER_RUN}")
+    if unsure := doubt(own, own_now):
+        warnings.warn(f"{checkpoint.parents[1]}: {unsure}", stacklevel=2)
+    saved, now = _flat(saved), _flat(now)
     free = {"corpus.dir"} if _of_a_micro_batch(settings) else {"corpus.dir", "rows.per_micro"}
     for name in sorted((saved.keys() | now.keys()) - free):
-        require(
-            saved.get(name) == now.get(name),
-            f"{checkpoint.parents[1]} holds a run with {name}={saved.get(name)}, this config says {now.get(name)}: choose"
-            " another trainer.default_root_dir, or delete that folder to start again",
-        )
+        differs = f"{name}={saved.get(name)}, this config says {now.get(name)}"
+        require(saved.get(name) == now.get(name), f"{checkpoint.parents[1]} holds a run with {differs}{ANOTHER_RUN}")
 
 
 def _of_a_micro_batch(settings: Mapping[str, Any]) -> bool:

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from sigma_lite.balance.balancer import same_balancer
 from sigma_lite.balance.losses import expert_counts, load_balancing_loss, load_share
 from sigma_lite.balance.scale_free import ScaleFreeLBL, scale_free_load_balancing_loss
 from sigma_lite.model import Routing
@@ -69,15 +68,3 @@ def test_through_the_spread_no_step_asks_for_smaller_logits():
     flat_TE = torch.zeros(32, 4, requires_grad=True)
     scale_free_load_balancing_loss(flat_TE, torch.tensor([1.0, 0, 0, 0]), through_spread=True).backward()
     assert flat_TE.grad.isfinite().all()
-
-
-def test_a_balancer_recorded_before_it_had_a_setting_is_still_the_same():
-    path = "sigma_lite.balance.scale_free.ScaleFreeLBL"
-    now = f"{ScaleFreeLBL.__module__}.{ScaleFreeLBL()!r}"
-    assert now == f"{path}(temperature=0.3, through_spread=False)"
-    assert same_balancer(f"{path}(temperature=0.3)", now)
-    assert same_balancer(None, None) and same_balancer("ideas.<lambda>", "ideas.<lambda>")
-    others = [f"{path}(temperature=0.1)", f"{path}(temperature=0.3, through_spread=True)"]
-    gone = ["sigma_lite.balance.gone.Mine()", "sigma_lite.balance.scale_free.Gone(temperature=0.3)"]
-    for other in (None, path, "not.imported.Mine()", "ideas.<lambda>", *others, *gone):
-        assert not same_balancer(other, now) and not same_balancer(now, other)

@@ -174,3 +174,16 @@ def test_wrong_input_is_named():
         grouped_swiglu(x, ids, gates, w13, w2[:, :, :4])
     with pytest.raises(ValueError, match="'grouped' cannot run this: float64"):
         grouped_swiglu(x.double(), ids, gates.double(), w13.double(), w2.double(), backend="grouped")
+
+
+@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("wrong", [-1, 4])
+def test_an_expert_that_does_not_exist_is_refused_not_left_out(backend, wrong):
+    x, w13, w2 = torch.randn(3, 16), torch.randn(4, 32, 16), torch.randn(4, 16, 16)
+    with pytest.raises((IndexError, RuntimeError), match="ids must lie in 0..3|out of bounds"):
+        grouped_swiglu(x, torch.tensor([[0], [wrong], [3]]), torch.ones(3, 1), w13, w2, backend=backend)
+
+
+def test_auto_says_why_the_fastest_kernel_is_not_taken():
+    reason = explain_backend(torch.empty(2, 24), torch.empty(4, 24, 24))
+    assert reason.startswith("grouped:") and "where the cpu kernel cannot run (D=24 is not a multiple of 16" in reason

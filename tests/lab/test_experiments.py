@@ -132,6 +132,8 @@ def test_wrong_experiments_are_refused():
 @pytest.mark.parametrize(
     "args, says",
     [
+        (("run", "all", "fg2"), "experiment 'fg2' does not exist; did you mean 'fig2'?"),
+        (("run", "fig2", "--again", "--reuse"), "not allowed with argument"),
         (("run", "fg2"), "experiment 'fg2' does not exist; did you mean 'fig2'?"),
         (("show", "fig2", "tabel3"), "experiment 'tabel3' does not exist; did you mean 'table3'?"),
         (("run", "fig2", "--scale", "quik"), "scale 'quik' does not exist; did you mean 'quick'?"),
@@ -156,3 +158,24 @@ def test_the_list_names_everything(capsys):
         assert all(arm.name in printed for arm in experiment.arms)
     for scale in lab.SCALES.values():
         assert scale.says in printed
+
+
+@pytest.mark.parametrize("seeds", [(), (0, 0), (1, 2, 1)])
+def test_seeds_count_once(seeds):
+    """No seed at all gave an empty table, one twice a mean in which it weighs double."""
+    with pytest.raises(ConfigError, match="give at least one, each once"):
+        runs_of(small.TWO, small.scale(), ROOT, seeds=seeds)
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_somebody_has_to_work(workers, tmp_path):
+    """0 was taken for the default, and with -1 the lab waited for ever."""
+    with pytest.raises(ConfigError, match=f"workers={workers}: at least 1"):
+        lab.run_experiment(small.TWO, small.scale(), runs=tmp_path, results=tmp_path, workers=workers)
+
+
+def test_a_comparison_needs_arms_and_a_name_of_its_own(tmp_path):
+    with pytest.raises(ConfigError, match="there is no arm"):
+        lab.compare({}, small.scale(), runs=tmp_path, results=tmp_path)
+    with pytest.raises(ConfigError, match="name='fig2' is an experiment of the lab"):
+        lab.compare({"LBL": {}}, small.scale(), name="fig2", runs=tmp_path, results=tmp_path)

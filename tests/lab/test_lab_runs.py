@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,11 +21,12 @@ from forked import Forked
 from sigma_lite import lab, record, storage
 from sigma_lite.checkpoint import newest_checkpoint, read_checkpoint
 from sigma_lite.config import ConfigError
-from sigma_lite.lab import run_experiment
+from sigma_lite.lab import kept, run_experiment
 from sigma_lite.lab.experiment import runs_of
 from sigma_lite.lab.results import read_results, results_path, run_facts, write_results
 from sigma_lite.lab.run import written_yaml
 from sigma_lite.storage import StorageError
+from sigma_lite.train import provenance
 from sigma_lite.train.callbacks.diary import Diary
 
 CLOCK = ("time", "seconds", "tokens_per_s", "command")
@@ -66,8 +70,80 @@ def test_a_finished_experiment_is_not_trained_again(table3, tmp_path, monkeypatc
     assert (tmp_path / "results/table3-tiny.json").read_bytes() == before
 
 
-def test_more_seeds_add_to_a_results_file(table3, tmp_path):
-    """Runs of other seeds stay, perhaps from another machine; those of other settings or of no arm go."""
+def test_rows_carry_code_commits_machine_and_refused_steps(table3):
+    for run in read_results(table3 / "results/table3-tiny.json")["runs"]:
+        assert run["commits"][-1] == run["commit"] and len(run["code"]) == 1 and run["refused_steps"] == 0
+        assert run["cpu"]["instructions"] and run["experts"]["backend"] and run["time"]
+
+
+def test_a_refused_step_is_a_number_of_the_row(table3, tmp_path):
+    shutil.copytree(table3, tmp_path, dirs_exist_ok=True)
+    (run,) = runs_of(lab.Experiment("x", "?", (small.TOP1,)), small.scale(), tmp_path / "runs")
+    record.append(run.dir / "record.jsonl", "event", 5, what="step skipped", why="a spike")
+    assert run_facts(run)["refused_steps"] == 1
+
+
+@pytest.mark.parametrize("commit, refused", [("0123abc-dirty", True), ("0123abc", False), (None, False)])
+def test_a_recording_is_of_a_commit(place, monkeypatch, commit, refused):
+    """Before any work; only where it would be kept beside the code."""
+    monkeypatch.setattr(provenance, "git_commit", lambda: commit)
+    monkeypatch.setattr(lab.run, "_prepare_data", lambda runs: (_ for _ in ()).throw(StorageError("work began")))
+    recorded = dataclasses.replace(small.scale(), recorded=True)
+    error, says = (ConfigError, "differ from commit 0123abc: commit them first") if refused else (StorageError, "work began")
+    with pytest.raises(error, match=says):
+        run_experiment(small.TWO, recorded, runs="runs")
+    for size, folder in ((recorded, "elsewhere"), (small.scale(), lab.run.RESULTS)):
+        with pytest.raises(StorageError, match="work began"):
+            run_experiment(small.TWO, size, runs="runs", results=folder)
+    assert {name for name, size in lab.SCALES.items() if size.recorded} == {"cpu", "gpu"}
+
+
+def test_a_child_of_a_run_by_other_code_is_refused_with_it(table3, tmp_path, monkeypatch, capsys):
+    """The checkpoint from which it began was made by that code."""
+    shutil.copytree(table3, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    now = kept.package_code()
+    monkeypatch.setattr(kept, "package_code", lambda: now | {"model/router.py": "00000000"})
+    everything = {"runs": "runs", "results": "results"}
+    with pytest.raises(ConfigError, match="'top-1' seed 0, 'low 2' seed 0, 'converted' seed 0 in .*: model/router.py. Say"):
+        run_experiment(small.TABLE3, small.scale(), **everything)
+    before = read_results("results/table3-tiny.json")["runs"]
+    run_experiment(small.TABLE3, small.scale(), **everything, if_changed="reuse")
+    assert read_results("results/table3-tiny.json")["runs"] == before
+
+
+def test_forgetting_a_run_forgets_what_was_measured_of_it(tmp_path):
+    for name in ("record.jsonl", "layers.json", "checkpoints/step=000006.safetensors", "run.yaml"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+    kept.forget(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "run.lock", "run.yaml"]
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_an_arm_that_names_code_which_is_not_there_is_refused_before_any_work(place):
+    arm = lab.Arm("wrong", "?", {"model": {"custom_balance": {"class_path": "sigma_lite.papers.shinka.Shinkaa"}}})
+    with pytest.raises(ConfigError, match="arm 'wrong' names code that cannot be imported: .*Shinkaa"):
+        run_experiment(lab.Experiment("x", "?", (arm,)), small.scale(), runs="runs", results="results")
+    assert not Path("runs").exists()
+
+
+def test_an_edit_of_a_named_class_is_another_folder(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arm, found = lab.Arm("own", "?", {"model": {"custom_balance": "lab_idea.mine"}}), []
+    for text in ("def mine(r, f):\n    return f.sum()\n", "def mine(r, f):\n    return f.sum() + f.max()\n"):
+        (tmp_path / "lab_idea.py").write_text(text)
+        monkeypatch.delitem(sys.modules, "lab_idea", raising=False)
+        importlib.invalidate_caches()
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        found.append(runs_of(lab.Experiment("x", "?", (arm,)), small.scale(), Path("runs"))[0].dir)
+    monkeypatch.delitem(sys.modules, "lab_idea")
+    assert found[0] != found[1]
+
+
+def test_more_seeds_add_to_a_results_file(table3, tmp_path, capsys):
+    """Runs of other seeds stay, perhaps from another machine; those of other settings or of no arm go, and it is said."""
     path = results_path(tmp_path, "table3", "tiny")
     recorded = read_results(table3 / "results/table3-tiny.json")
     (known,) = [run for run in recorded["runs"] if run["arm"] == "top-1"]
@@ -84,6 +160,9 @@ def test_more_seeds_add_to_a_results_file(table3, tmp_path):
     write_results(path, small.TABLE3, small.scale(), runs_of(small.TABLE3, small.scale(), table3 / "runs"), "again")
     found = [(run["arm"], run["seed"]) for run in read_results(path)["runs"]]
     assert found == [("top-1", 1), ("top-1", 2), ("top-1", 0), ("low 2", 0), ("converted", 0)]
+    said = capsys.readouterr().err
+    assert "'top-1' seed 3, recorded earlier, is dropped: net.d_model=64 then, 32 now" in said
+    assert "'gone' seed 4, recorded earlier, is dropped: the arm is no more" in said and said.count("dropped") == 2
 
 
 def test_some_arms_of_an_experiment_with_those_they_branch_from(table3, place):

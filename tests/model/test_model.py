@@ -213,3 +213,22 @@ def test_bf16_autocast_keeps_the_router_in_fp32(model):
         out = model(ids())
     assert out.logits.dtype == torch.bfloat16
     assert out.routings[0].logits.dtype == torch.float32
+
+
+def test_a_target_that_does_not_exist_is_refused_in_16_bits_too():
+    """It was scored as token 0."""
+    x, head = torch.randn(4, 16, requires_grad=True), torch.randn(10, 16)
+    for dtype_on in (False, True):
+        for wrong in (-1, 10):
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype_on), pytest.raises((IndexError, RuntimeError)):
+                cross_entropy(x, head, torch.tensor([0, 1, wrong, -100]))
+
+
+def test_a_cache_and_a_bias_of_another_shape_are_refused(model):
+    """An empty cache was no cache, and a bias of one number a layer was added to every expert alike."""
+    for caches in ([], [KeyValueCache()]):
+        with pytest.raises(ValueError, match=rf"cache has {len(caches)} entries for 2 layers"):
+            model(ids(), cache=caches)
+    for shape in ((2,), (2, 1), (1, 8), (3, 8)):
+        with pytest.raises(ValueError, match=r"expected \[L, E\] = \[2, 8\]"):
+            model.set_bias(torch.zeros(shape))

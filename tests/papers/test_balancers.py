@@ -176,15 +176,17 @@ def test_a_run_names_them_with_their_settings(place, capsys):
     tiny.write_config(place, "own.yaml", model__custom_balance=both, **common)
     cli.main(["fit", "-c", "own.yaml"])
     (start,) = record.read(Path("run/record.jsonl"), "run")
-    assert start["config"]["custom_balance"] == (
-        "sigma_lite.balance.balancer.WithBias(inner=Shinka(threshold=0.064, strength=0.1, hinge='counts'),"
-        " rule='sign', rate=0.001, decay='none', centre=False)"
-    )
+    recorded = start["config"]["custom_balance"]
+    assert recorded["class"] == "sigma_lite.balance.balancer.WithBias" and ":" in recorded["code"]
+    inner, *others = recorded["settings"].values()
+    assert inner["settings"] == {"threshold": 0.064, "strength": 0.1, "hinge": "counts"}
+    assert others == ["sign", 0.001, "none", False]
     assert all(entry["terms"]["balance"] >= 1 for entry in record.read(Path("run/record.jsonl"), "step"))
     shinka["init_args"]["threshold"] = LISTING
     tiny.write_config(place, "other.yaml", model__custom_balance=both, **common)
     assert tiny.refused(cli.main, "fit", "-c", "other.yaml") == 2
-    assert "holds a run with custom_balance=sigma_lite.balance" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "holds a run with custom_balance=sigma_lite.balance" in said and "threshold=0.064" in said and "=0.64" in said
 
 
 @pytest.mark.parametrize(
@@ -206,4 +208,6 @@ def test_a_balancer_that_cannot_be_is_refused_in_a_sentence(place, capsys, own, 
 
 
 def test_named_without_settings():
-    assert SigmaLit(NET, custom_balance=MutualInformation()).settings()["custom_balance"].endswith("MutualInformation()")
+    assert (
+        SigmaLit(NET, custom_balance=MutualInformation()).settings()["custom_balance"]["class"].endswith("MutualInformation")
+    )

@@ -1,13 +1,17 @@
 """`kill -9` at any moment, then the same command: the same weights, optimizer state and diary as without the kill."""
 
+import importlib
 import json
 import os
 import random
+import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from tiny import child, ending
 
@@ -248,4 +252,37 @@ def test_other_micro_batches_go_on_unless_the_loss_is_of_each(finished, monkeypa
     if goes_on:
         return settings.require_same_settings(checkpoint, now)
     with pytest.raises(ConfigError, match=f"a run with rows.per_micro={saved['rows']['per_micro']}, this config says 1"):
+        settings.require_same_settings(checkpoint, now)
+
+
+OWN = "WEIGHT = 1.0\n\n\ndef mine(routing, f_E):\n    return WEIGHT * routing.probs.mean(0).square().sum()\n"
+
+
+def fit_with(text: str, monkeypatch) -> None:
+    """As a process of its own would: what it has imported before is forgotten."""
+    Path("resumed_idea.py").write_text(text)
+    monkeypatch.delitem(sys.modules, "resumed_idea", raising=False)
+    importlib.invalidate_caches()
+    shutil.rmtree("__pycache__", ignore_errors=True)
+    cli.main(["fit", "-c", "own.yaml", "--model.custom_balance", "resumed_idea.mine"])
+
+
+def test_a_run_is_not_resumed_with_an_edited_balance_loss(place, monkeypatch, capsys):
+    """Its name and its settings are the same; an edited comment is no edit."""
+    monkeypatch.syspath_prepend(str(place))
+    tiny.write_config(place, "own.yaml", trainer__max_steps=2, model__sparsity=None)
+    fit_with(OWN, monkeypatch)
+    fit_with(f"# a comment\n{OWN}", monkeypatch)
+    with pytest.raises(SystemExit):
+        fit_with(OWN.replace("WEIGHT = 1.0", "WEIGHT = 2.0"), monkeypatch)
+    said = capsys.readouterr().err
+    assert "run holds a run with custom_balance=resumed_idea.mine, whose code has changed since" in said
+
+
+def test_a_checkpoint_that_recorded_no_code_goes_on_and_says_so(finished, monkeypatch):
+    checkpoint = newest_checkpoint(finished / "run")
+    saved = {**read_settings(checkpoint), "custom_balance": "ideas.Mine(strength=0.1)"}
+    monkeypatch.setattr(settings, "read_settings", lambda _: saved)
+    now = {**saved, "custom_balance": {"class": "ideas.Mine", "settings": {"strength": 0.1}, "code": "py3.11:12"}}
+    with pytest.warns(UserWarning, match="the code of ideas.Mine.* was not recorded when the run began"):
         settings.require_same_settings(checkpoint, now)

@@ -1,0 +1,16 @@
+"""What code a run was made by. A name says nothing about the code behind it, and an edited file keeps its name."""
+
+from sigma_lite.identity.own import difference, doubt, identify, identify_named, in_words
+from sigma_lite.identity.package import changed_files, code_digest, edited_since_import, package_code
+
+__all__ = [
+    "changed_files",
+    "code_digest",
+    "difference",
+    "doubt",
+    "edited_since_import",
+    "identify",
+    "identify_named",
+    "in_words",
+    "package_code",
+]
