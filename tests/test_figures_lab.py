@@ -196,3 +196,13 @@ def test_the_table_gives_mean_and_range():
     assert cells["bits per byte"] == "2.3000 (2.1000 to 2.6000)" and cells["LBL layer 0"] == "1.010 (1.010 to 1.010)"
     results["runs"] = results["runs"][:1]
     assert figures.final_rows(results)[1][0][1:3] == ["+100\u00a0%", "−50\u00a0%"]
+
+
+@pytest.mark.parametrize("name", sorted(figures.OF_RESULTS.keys() - {"learning_curves", "bias_spread"}))
+def test_every_figure_of_loads_names_its_window(name):
+    """Held-out text after training or windows of so many training tokens: one arm's order of two differs between them."""
+    results = copy.deepcopy(THREE)
+    for run in results["runs"]:
+        run["load"]["window_tokens"] = [200_704] * len(run["load"]["step"])
+    title = figures.OF_RESULTS[name](results).layout.title.text
+    assert title.endswith((", held-out text", ", windows of 201k tokens"))
