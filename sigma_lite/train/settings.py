@@ -18,7 +18,7 @@ from sigma_lite.runfile import SECTIONS, load_run, overrides, read_yaml
 from sigma_lite.train.callbacks.save import Save
 from sigma_lite.train.callbacks.spike_guard import SpikeGuard
 
-FIXED = {  # keys of Lightning's trainer that would break a run into other steps, and where their meaning has its place here
+FIXED = {  # keys of Lightning's trainer that would change what a step is, and what to set instead
     "accumulate_grad_batches": "it is data.rows.per_step / (per_micro * ranks)",
     "check_val_every_n_epoch": "set val_check_interval, in optimizer steps",
     "limit_train_batches": "set max_steps",
@@ -70,7 +70,7 @@ def _of_a_micro_batch(settings: Mapping[str, Any]) -> bool:
 
 
 def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings younger than the checkpoint at their defaults, which always mean what was before them."""
+    """Fill in the settings that did not exist yet when the checkpoint was written: their defaults mean the old behaviour."""
     classes = {name: cls for part in SECTIONS.values() for name, cls in part.items()}
     defaults = {name: json.loads(json.dumps(dataclasses.asdict(cls()))) for name, cls in classes.items()}
     return {name: {**defaults[name], **part} if name in defaults else part for name, part in saved.items()}
