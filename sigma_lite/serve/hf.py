@@ -1,4 +1,4 @@
-"""Export to Hugging Face's Qwen3-MoE, which computes the same as this model: Sigma-MoE-Tiny is it with one expert per token."""
+"""Export to Hugging Face's Qwen3-MoE, which computes the same: Sigma-MoE-Tiny is Qwen3-MoE with one expert per token."""
 
 from __future__ import annotations
 
