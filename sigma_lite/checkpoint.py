@@ -4,7 +4,7 @@ A pickle can execute anything when it is opened, and a training run opens files 
 whole or not at all, and carries a checksum of its tensors, so a cut or altered file is refused with its name.
 
 Several ranks write a folder instead, of the same name and of such files: `rest` with all that is not sharded, and files
-with pieces of tensors. Whoever reads it may cut the tensors another way: see scale/sharded_checkpoint.py.
+with pieces of tensors. A reader may cut the tensors another way: see scale/sharded_checkpoint.py.
 """
 
 from __future__ import annotations

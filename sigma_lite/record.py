@@ -24,9 +24,9 @@ from sigma_lite.storage import StorageError, atomic_write, cannot_write
 
 
 class Record:
-    """Append entries to a run's diary; after a resume, what came after the restored checkpoint is dropped first.
+    """Append entries to a run's diary. A resumed run first drops the entries that were written after its checkpoint.
 
-    An event of the restored step is dropped too: it belongs to the making of the next step, which is now repeated.
+    It also drops events of the checkpoint's own step: they happened while the next step was made, and that is made again.
     """
 
     def __init__(self, path: str | Path, resume_step: int = 0):

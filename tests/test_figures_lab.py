@@ -206,3 +206,13 @@ def test_what_a_figure_leaves_out_its_caption_says():
     assert "Seeds 1 have no run of 'LBL, K = 1' and so no difference" in said
     for draw in (figures.loss_against_balance, figures.deviation_by_layer, figures.deviation_by_sparsity):
         assert "what lies below is drawn there" in draw(results).layout.meta["caption"]
+
+
+@pytest.mark.parametrize("name", sorted(figures.OF_RESULTS.keys() - {"learning_curves", "bias_spread"}))
+def test_every_figure_of_loads_names_its_window(name):
+    """Held-out text after training or windows of so many training tokens: one arm's order of two differs between them."""
+    results = copy.deepcopy(THREE)
+    for run in results["runs"]:
+        run["load"]["window_tokens"] = [200_704] * len(run["load"]["step"])
+    title = figures.OF_RESULTS[name](results).layout.title.text
+    assert title.endswith((", held-out text", ", windows of 201k tokens"))

@@ -28,7 +28,7 @@ IGNORED = -100  # target of a padded position; the default ignore_index of torch
 
 
 class Batch(NamedTuple):
-    """B rows of S tokens. What is said of a target is said of the token that follows the one in `ids_BS`."""
+    """B rows of S tokens. `targets_BS[b, s]` is the token after `ids_BS[b, s]`, and `bytes_BS` counts the target's bytes."""
 
     ids_BS: Tensor  # int64
     targets_BS: Tensor  # int64, the next token; IGNORED where nothing is scored

@@ -44,7 +44,8 @@ def compare_deviation(records: dict[str, Entries], layer: int = 0) -> go.Figure:
 
     The four arms of figure 2a and figure 3 of Sigma-MoE-Tiny in one picture. Percent: 0 balanced, -100 dead.
     """
-    title = f"Load deviation in layer {layer}"
+    sizes = [load.get("tokens") or 0 for entries in records.values() for load in windows(entries)]
+    title = f"Load deviation in layer {layer}" + (f", windows of {max(sizes) / 1000:,.0f}k tokens" if any(sizes) else "")
     fig = go.Figure()
     for place, (name, entries) in enumerate(records.items()):
         loads = [load for load in windows(entries, MOST_WINDOWS) if layer < len(load["f"])]

@@ -24,7 +24,7 @@ def layer0_deviation(results: Results) -> go.Figure:
     Figure 2a of Sigma-MoE-Tiny (2512.16248). 0: balanced; -100: an expert without a token in the window; 100 (E - 1):
     one expert gets everything.
     """
-    title = "Load deviation in layer 0"
+    title = f"Load deviation in layer 0{_window(results)}"
     fig = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.07, row_heights=[0.64, 0.36])
     for place, name, runs in arms(results):
         draw_arm(fig, place, name, [_windows(run, "max", above) for run in runs], "%{y:+.0f} %", row=1)
@@ -102,7 +102,7 @@ def load_and_probability(results: Results) -> go.Figure:
     One row an arm (its first seed), layer 0 beside a deep layer, with the layer's E sum f P in the title: it is 1 as
     soon as either is flat. Figures 2b and 2c of Sigma-MoE-Tiny.
     """
-    title = "Share f and probability P of every expert"
+    title = "Share f and probability P of every expert, held-out text"
     found = [(name, runs[0]["heldout"]) for _, name, runs in arms(results)]
     if not found:
         return style.note(title, "no run of this experiment is finished")
@@ -126,6 +126,12 @@ def load_and_probability(results: Results) -> go.Figure:
 
 
 # -------------------------------------------------------------------------------------------------------------- parts
+
+
+def _window(results: Results) -> str:
+    """How many tokens a load was counted over: a load without its window is a number without its unit."""
+    sizes = {tokens for run in results["runs"] for tokens in run["load"]["window_tokens"]}
+    return f", windows of {max(sizes) / 1000:,.0f}k tokens" if sizes else ""
 
 
 def _percent(fractions: list[float]) -> np.ndarray:

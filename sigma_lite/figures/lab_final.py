@@ -19,7 +19,7 @@ NO_RUNS = "no run of this experiment is finished"
 
 def loss_against_balance(results: Results) -> go.Figure:
     """Held-out bits per byte against layer 0's largest held-out load deviation (log axis, %), one point a run."""
-    title, fig = "Loss against balance", go.Figure()
+    title, fig = "Loss against balance, held-out text", go.Figure()
     for place, name, runs in arms(results):
         fig.add_scatter(
             x=above([run["heldout"]["max"][0] for run in runs]),
@@ -41,7 +41,7 @@ def loss_against_balance(results: Results) -> go.Figure:
 
 def deviation_by_layer(results: Results) -> go.Figure:
     """Largest held-out load deviation of each layer (log axis, %), mean over seeds with their range."""
-    title, fig = "Load deviation of every layer", go.Figure()
+    title, fig = "Load deviation of every layer, held-out text", go.Figure()
     for place, name, runs in arms(results):
         mean, bars = _mean_and_range([above(run["heldout"]["max"]) for run in runs])
         fig.add_scatter(x=np.arange(len(mean)), y=mean, error_y=bars, name=name, line=style.line_of(place))
@@ -60,7 +60,7 @@ def deviation_by_sparsity(results: Results) -> go.Figure:
 
     K is layer 0's at the end. Which K and E are held fixed is read off the arms: the ones that most of them have.
     """
-    title = "Load deviation by number of experts and by experts per token"
+    title = "Load deviation by number of experts and of choices, held-out text"
     points = [(run, len(run["heldout"]["f"][0]), run["k"][1][0]) for _, _, runs in arms(results) for run in runs]
     if not points:
         return style.note(title, NO_RUNS)
@@ -97,7 +97,7 @@ def final_rows(results: Results) -> tuple[list[str], list[list[str]]]:
 
 def final_table(results: Results) -> go.Figure:
     """`final_rows` as a figure, for notebooks and files; a page has a table of its own."""
-    title = "Final numbers"
+    title = "Final numbers, held-out text"
     head, rows = final_rows(results)
     if not rows:
         return style.note(title, NO_RUNS)

@@ -14,7 +14,7 @@ NOT_MEASURED = "no run of this experiment carries this measurement"
 
 def predicted_and_measured(results: Results) -> go.Figure:
     """Layer 0's measured deviation against the floor of a router of token identity, one point an arm and seed (log, %)."""
-    title, fig = "Predicted and measured", go.Figure()
+    title, fig = "Predicted and measured, held-out text", go.Figure()
     points = [
         (place, name, run, run["measured"][0]) for place, name, runs in arms(results) for run in runs if "measured" in run
     ]
@@ -47,7 +47,7 @@ def _marker(place: int, symbol: str | np.ndarray) -> dict:
 
 def lumps_and_load(results: Results) -> go.Figure:
     """Every layer's measured deviation against that of its lumps thrown at random, one point a layer (log, %)."""
-    title, fig = "Loads fall like lumps at random", go.Figure()
+    title, fig = "Loads fall like lumps at random, held-out text", go.Figure()
     for place, name, runs in arms(results):
         layers = [(layer, facts) for run in runs for layer, facts in enumerate(run.get("measured", []))]
         if layers:
@@ -76,7 +76,7 @@ def domain_expert_map(results: Results) -> go.Figure:
 
     Experts are sorted by the domain that uses them most, so that specialists stand in blocks.
     """
-    title = "Which experts work for which domain"
+    title = "Which experts work for which domain, held-out text"
     drawn = [(name, runs[0]["measured"]) for _, name, runs in arms(results) if "measured" in runs[0]]
     if not drawn:
         return style.note(title, NOT_MEASURED)
@@ -111,7 +111,7 @@ def domain_expert_map(results: Results) -> go.Figure:
 
 def information_by_layer(results: Results) -> go.Figure:
     """Share of the choice's entropy that token identity explains, by layer (excess over shuffled experts)."""
-    title, fig = "What the choice of an expert tells of the token", go.Figure()
+    title, fig = "What the choice of an expert tells of the token, held-out text", go.Figure()
     for place, name, runs in arms(results):
         rows = [[facts["information"]["token"]["share"] for facts in run["measured"]] for run in runs if "measured" in run]
         if rows:

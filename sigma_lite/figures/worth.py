@@ -22,7 +22,7 @@ def bits_against(results: Results) -> go.Figure:
     A point is a validation of a run. Only the last one of a run has seen the whole fall of its learning rate: compare ends
     with ends.
     """
-    title, found = "Held-out bits per byte against cost", arms(results)
+    title, found = "Bits per byte against cost, held-out text", arms(results)
     scored = [(place, name, [run for run in runs if "scores" in run]) for place, name, runs in found]
     scored = [arm for arm in scored if arm[2]]
     if not scored:

@@ -50,7 +50,7 @@ def _device_obstacle(index: int, dtype: torch.dtype, D: int, F: int, rows: int) 
     if capability < (8, 0):
         return f"compute capability {capability[0]}.{capability[1]}, and its kernels need 8.0 or more"
     if torch.cuda.is_current_stream_capturing():
-        return ""  # no trial inside a CUDA graph; whoever captures one has run the same call before
+        return ""  # no trial inside a CUDA graph: a call runs once before it is captured
     return trial(torch.device("cuda", index), dtype, D, F, rows)
 
 

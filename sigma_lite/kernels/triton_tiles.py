@@ -60,7 +60,7 @@ def _power_of_2(size: int) -> int:
 
 
 class Launcher:
-    """Runs kernels on one device. Whoever passes another callable sees what would be launched: compile_offline.py."""
+    """Runs kernels on one device. Pass another callable to see what would be launched: compile_offline.py."""
 
     def __init__(self, device: torch.device):
         self.shared = _shared_memory(device)

@@ -6,7 +6,7 @@
 
 All files are of the format of sigma_lite/checkpoint.py: no pickle, a checksum in each. The folder is made under another
 name and moved into place when it is whole, so a rank that is killed while it writes leaves the checkpoint before as the
-newest. Whoever reads says which box of each tensor he wants, so the layout that wrote does not matter.
+newest. A reader asks for the box of each tensor that it needs, so the layout of the ranks that wrote does not matter.
 """
 
 from __future__ import annotations

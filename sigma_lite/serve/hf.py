@@ -1,4 +1,4 @@
-"""The same model in Hugging Face's clothes: Sigma-MoE-Tiny's architecture is Qwen3-MoE with one expert per token."""
+"""Export to Hugging Face's Qwen3-MoE, which computes the same: Sigma-MoE-Tiny is Qwen3-MoE with one expert per token."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def to_qwen3_moe(model: Transformer, **options: object) -> Qwen3MoeForCausalLM:
 
     ks = set(model.k_per_layer)
     known = model.config.router_score == "softmax" and not model.bias_LE.any() and not model.config.attention_from_layer
-    require(known, "Qwen3-MoE has no sigmoid scores, routing bias or layers without attention: this model has one of them")
+    require(known, "Qwen3-MoE cannot say what this model has: sigmoid scores, a routing bias, or a layer without attention")
     require(len(ks) == 1, f"layers use {sorted(ks)} experts per token; Hugging Face's format needs one K: call set_k first")
     theirs = Qwen3MoeForCausalLM(qwen3_moe_config(model.config, ks.pop(), **options))
     theirs.load_state_dict(qwen3_moe_weights(model))

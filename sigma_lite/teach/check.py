@@ -34,6 +34,12 @@ def same(mine: object, reference: object, *inputs: object, axes: str = "", rtol:
 
 
 def exercise(name: str, mine: Callable) -> None:
-    """Try your function on the exercise's inputs and print a verdict. A wrong answer raises nothing, so that a chapter
+    """Try your function on the exercise's inputs and print a verdict: a known mistake by name, or the first case that is
+    wrong (`teach.check.inputs(name)` shows the cases). A wrong answer raises nothing, so that a chapter
     with open exercises still runs from top to bottom."""
     print(f"{name}: {exercises.find(name).verdict(mine) or 'passed'}")
+
+
+def inputs(name: str) -> list[tuple]:
+    """The cases on which an exercise's answers are compared, each with its arguments by name: `mine(*inputs(name)[0])`."""
+    return exercises.find(name).cases()

@@ -16,15 +16,19 @@ class Tolerance(NamedTuple):
 
 
 EXACT_ENOUGH = Tolerance()
+NOTHING = "nothing there yet: the function returns no result"
 
 
 def difference(mine: object, reference: object, axes: str = "", tolerance: Tolerance = EXACT_ENOUGH) -> str:
     """What is wrong with `mine`, type first, then dtype, shape and value; "" when nothing is.
 
-    `axes` are the letters of an array's shape, such as "TE"; they name sizes and positions.
+    `axes` are the letters of an array's shape, such as "TE"; they name sizes and positions. A list may stand for a numpy
+    array. Whole numbers are compared exactly, floats within `tolerance`.
     """
     if reference is not None and (mine is None or mine is Ellipsis or mine is NotImplemented):
-        return "nothing there yet: the function returns no result"
+        return NOTHING
+    if isinstance(reference, np.ndarray) and isinstance(mine, (list, tuple)):
+        mine = _from_list(mine, reference)
     if isinstance(reference, (Tensor, np.ndarray)):
         return _array(mine, reference, axes, tolerance)
     if isinstance(reference, Mapping):
@@ -79,6 +83,8 @@ def _array(mine: object, reference: Tensor | np.ndarray, axes: str, tolerance: T
     wrong = ~np.isclose(a, b, *tolerance, equal_nan=True)
     if not wrong.any():
         return ""
+    if wrong.size == 1:  # a single number has no place, and no order
+        return f"value: {_too(a.item(), b.item())}"
     place = tuple(int(i) for i in np.argwhere(wrong)[0])
     named = ", ".join(f"{letter.lower()}={i}" for letter, i in zip(axes, place, strict=False))
     where = named if len(axes) == len(place) else str(list(place))
@@ -97,7 +103,8 @@ def _pattern(a: np.ndarray, b: np.ndarray) -> str:
         return "; they are the right numbers in another order"
     nonzero = np.abs(b) > 1e-12
     if nonzero.any() and np.allclose(a[~nonzero], 0) and np.ptp(ratio := a[nonzero] / b[nonzero]) < 1e-4 * abs(ratio.mean()):
-        return f"; everywhere {ratio.mean():.4g} times what it should be"
+        digits = ".4g" if f"{ratio.mean():.4g}" != "1" else ".6g"
+        return f"; everywhere {ratio.mean():{digits}} times what it should be"
     if np.ptp(a - b) < 1e-5 * max(1.0, abs((a - b).mean())):
         return "; everywhere off by the same amount"
     return ""
@@ -108,9 +115,29 @@ def _number(mine: object, reference: float, tolerance: Tolerance) -> str:
         mine = mine.item()
     if isinstance(mine, bool) or not isinstance(mine, (int, float)):
         return f"type: yours is {_type(mine)}, expected a number"
-    if np.isclose(mine, reference, *tolerance, equal_nan=True):
+    whole = isinstance(reference, int)
+    if mine == reference if whole else np.isclose(mine, reference, *tolerance, equal_nan=True):
         return ""
-    return f"value: yours is {mine:.6g}, which is too {'large' if mine > reference else 'small'}"
+    return f"value: {_too(mine, reference, whole)}"
+
+
+def _too(mine: float, reference: float, whole: bool = False) -> str:
+    """How a single number is wrong; a whole number is shown with all its digits, since the last one may be the wrong one."""
+    if not np.isfinite(mine):
+        return f"yours is {mine}"
+    if reference and np.isclose(mine, -reference):
+        return f"yours is {mine:.6g}; it has the opposite sign"
+    shown = f"{mine:,}" if whole else f"{mine:.6g}"
+    return f"yours is {shown}, which is too {'large' if mine > reference else 'small'}"
+
+
+def _from_list(mine: Sequence, reference: np.ndarray) -> object:
+    """The list as an array of the reference's dtype, or as it is when it holds numbers of another kind or none."""
+    try:
+        array = np.asarray(mine)
+    except ValueError:  # rows of different lengths
+        return mine
+    return array.astype(reference.dtype) if array.dtype.kind == reference.dtype.kind else mine
 
 
 def _sequence(mine: object, reference: Sequence, tolerance: Tolerance) -> str:

@@ -15,7 +15,7 @@ def keep_freed_memory() -> bool:
 
     Each step frees its gradients and asks for the same sizes again. By default glibc hands blocks of megabytes back to the
     system at once, and gets them back page by page, each zeroed on first touch. The peak of memory is the same; it is held
-    until the process ends. What it saves: `make bench`. Whoever has set glibc's own MALLOC_ variables keeps them.
+    until the process ends. What it saves: `make bench`. If you have set glibc's own MALLOC_ variables, they stay.
     """
     if platform.libc_ver()[0] != "glibc" or {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & set(os.environ):
         return False

@@ -15,7 +15,7 @@ from sigma_lite.config import nearest, require
 from sigma_lite.runfile import load_run, overlay, read_yaml, type_name, value_fits
 from sigma_lite.scale.layout import precision_named, strategy_config
 
-FIXED = {  # keys of Lightning's trainer that would break a run into other steps, and where their meaning has its place here
+FIXED = {  # keys of Lightning's trainer that would change what a step is, and what to set instead
     "accumulate_grad_batches": "it is data.rows.per_step / (per_micro * ranks)",
     "check_val_every_n_epoch": "set val_check_interval, in optimizer steps",
     "limit_train_batches": "set max_steps",

@@ -48,7 +48,7 @@ def _of_a_micro_batch(settings: Mapping[str, Any]) -> bool:
 
 
 def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings younger than the checkpoint at their defaults, which always mean what was before them."""
+    """Fill in the settings that did not exist yet when the checkpoint was written: their defaults mean the old behaviour."""
     classes = {name: cls for part in SECTIONS.values() for name, cls in part.items()}
     defaults = {name: json.loads(json.dumps(dataclasses.asdict(cls()))) for name, cls in classes.items()}
     return {name: {**defaults[name], **part} if name in defaults else part for name, part in saved.items()}

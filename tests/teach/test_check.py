@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sigma_lite.config import ConfigError
+from sigma_lite.data.rows import epoch_order
 from sigma_lite.teach import check, exercises
 from sigma_lite.teach.differences import call_difference, difference
 
@@ -39,6 +40,7 @@ def test_the_answer_is_not_told():
     message = difference(wrong, REFERENCE_TE, "TE")
     assert "99" in message and "t=1, e=1" in message and "16.5" not in message
     assert "16.5" not in difference(3.0, 16.5) and "too small" in difference(3.0, 16.5)
+    assert "16.5" not in difference(torch.tensor(3.0), torch.tensor(16.5))
     assert "secret" not in difference("guess", "secret")
 
 
@@ -61,6 +63,36 @@ def test_difference_names_the_place_in_nested_values():
 def test_tolerance_is_relative():
     assert difference(torch.tensor([1e6 + 1]), torch.tensor([1e6])) == ""
     assert difference(torch.tensor([1e-3 + 1e-5]), torch.tensor([1e-3])) != ""
+
+
+@pytest.mark.parametrize(
+    "mine, says", [(3.0, "too small"), (99.0, "too large"), (-16.5, "opposite sign"), (torch.nan, "nan")]
+)
+@pytest.mark.parametrize("reference", [torch.tensor(16.5), torch.tensor([16.5]), np.array([16.5]), 16.5])
+def test_a_single_number_has_no_place_and_no_order(mine, says, reference):
+    mine = 0 * reference + mine
+    message = difference(mine, reference)
+    assert message.startswith("value: yours is ") and says in message
+    for word in ("first wrong at", "everywhere", "order", "are wrong"):
+        assert word not in message
+
+
+def test_whole_numbers_are_exact():
+    assert difference(20_000_001, 20_000_000) == "value: yours is 20,000,001, which is too large"
+    assert "20,000,000.25" in difference(20_000_000.25, 20_000_000)
+    assert difference(4.0, 4) == "" and difference(4.0000001, 4.0) == ""
+
+
+def test_a_factor_near_one_is_not_called_one():
+    assert "1.00023 times" in difference(1.00023 * REFERENCE_TE, REFERENCE_TE)
+
+
+def test_a_list_may_stand_for_a_numpy_array():
+    assert difference([0, 1, 2], np.arange(3)) == "" and difference((0, 1, 2), np.arange(3)) == ""
+    assert difference([0, 1], np.arange(3)) == "shape: yours is [2], expected [3]"
+    assert difference([0, 1, 3], np.arange(3)).startswith("value: first wrong at [2]")
+    for other in ([0.5, 1, 2], ["a", "b", "c"], [[0], [1, 2]]):
+        assert difference(other, np.arange(3)).startswith(("type", "dtype"))
 
 
 def test_gradients_are_compared_after_values():
@@ -89,12 +121,69 @@ class TestExercise:
 
     def test_typical_mistake_is_named(self, exercise):
         assert exercise.verdict(exercise.mistake) == exercise.says
+        for mistake, says in exercise.others:
+            assert exercise.verdict(mistake) == says
+
+    def test_a_mistake_is_named_only_where_every_case_shows_it(self, exercise):
+        cases = exercise.cases()
+        assert len(cases) >= 2, "one case cannot tell a mistake from a constant"
+        shows = next(n for n, case in enumerate(cases) if exercise._problem(exercise.mistake, case))
+        fails = 0 if shows else len(cases) - 1
+
+        def half(*inputs):  # the mistake where it first shows, and another fault elsewhere
+            number = next(n for n, case in enumerate(cases) if not difference(inputs, tuple(case)))
+            if number == fails:
+                raise IndexError("out of range")
+            return (exercise.mistake if number == shows else exercise.solution)(*inputs)
+
+        assert "case " in exercise.verdict(half)
+
+    def test_cases_are_named_by_argument(self, exercise):
+        case = check.inputs(exercise.name)[0]
+        assert repr(case).startswith(f"{exercise.name}({case._fields[0]}=")
+        assert not exercise._problem(exercise.solution, case)
 
     def test_other_faults_are_verdicts_too(self, exercise):
         def broken(*_):
             raise IndexError("out of range")
 
-        assert exercise.verdict(broken) == "it raises IndexError: out of range"
+        verdict = exercise.verdict(broken)
+        assert "it raises IndexError: out of range" in verdict and f"case 1 of {len(exercise.cases())} (" in verdict
+
+
+def test_the_wrong_case_is_shown():
+    def mine(seed, start, count, n_rows):  # right inside of the first epoch only
+        return epoch_order(seed, start // n_rows, n_rows)[start % n_rows :][:count]
+
+    verdict = exercises.find("row_order").verdict(mine)
+    assert verdict.startswith("case 2 of 3 (seed=1, start=7, count=6, n_rows=10): shape: yours is [3], expected [6].")
+    assert 'teach.check.inputs("row_order")[1]' in verdict
+    assert check.inputs("row_order")[1]._asdict() == {"seed": 1, "start": 7, "count": 6, "n_rows": 10}
+
+
+def test_always_the_first_stage_is_not_one_step_late():
+    exercise = exercises.find("k_stages")
+    verdict = exercise.verdict(lambda step, stages, n_layers: exercise.solution(0, stages, n_layers))
+    assert verdict.startswith("case 3 of 7 (step=10, ") and "late" not in verdict
+
+
+def test_a_list_is_an_order():
+    exercise = exercises.find("row_order")
+    assert exercise.verdict(lambda *inputs: exercise.solution(*inputs).tolist()) == ""
+
+
+@pytest.mark.parametrize(
+    "name, mine, says",
+    [
+        ("bits_per_byte", lambda nats, targets, n: nats.sum().item() / n.sum().item() / np.log(2), "-100"),
+        ("state_bytes", lambda net, devices: 16 * net.ledger().total / devices, "Round the share up"),
+        ("state_bytes", lambda net, devices: 16 * (net.ledger().total // devices), "belong to nobody"),
+        ("state_bytes", lambda net, devices: 16 * -(-net.ledger().total // devices), ""),
+    ],
+)
+def test_answers_that_students_gave(name, mine, says):
+    verdict = exercises.find(name).verdict(mine)
+    assert says in verdict if says else verdict == ""
 
 
 def test_unknown_exercise_names_the_nearest():

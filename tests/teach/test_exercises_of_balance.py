@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from sigma_lite.teach.exercises import chapter_08, chapter_09, chapter_10
 
 
-def test_the_gradient_that_the_chapter_derives():
+@pytest.mark.parametrize("k", [1, 2, 6])
+def test_the_gradient_that_the_chapter_derives(k):
     logits_TE = torch.randn(9, 6, generator=torch.Generator().manual_seed(0))
-    ids_TK, tau = logits_TE.topk(1).indices, 0.4
+    ids_TK, tau = logits_TE.topk(k).indices, 0.4
     p_TE = (logits_TE / tau).softmax(-1)
-    fhat_E, pbar = p_TE.mean(0), p_TE.gather(1, ids_TK).mean()
+    fhat_E, pbar = p_TE.mean(0), p_TE.gather(1, ids_TK).sum(1).mean()
     loss = 6 * fhat_E.square().sum() / pbar
     slope_TE = (2 * 6 * fhat_E - loss * torch.zeros_like(p_TE).scatter(1, ids_TK, 1.0)) / pbar
     by_hand = p_TE * (slope_TE - (p_TE * slope_TE).sum(1, keepdim=True)) / (9 * tau)
     torch.testing.assert_close(by_hand, chapter_08.gradient(logits_TE, ids_TK, tau))
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_the_bounds_of_the_top1_loss_that_the_chapter_proves(k):
+    """1 for balanced and sure, E / K for flat, E for all sure of one expert, whatever K is."""
+    E = 8
+    sure = torch.full((E, E), -60.0)
+    for token in range(E):
+        sure[token, [(token + i) % E for i in range(k)]] = 0.0
+    values = {"sure": sure, "flat": torch.zeros(E, E), "collapsed": 60.0 * torch.eye(E)[:1].expand(E, E)}
+    losses = {name: chapter_08.pooled(logits[None], k).item() for name, logits in values.items()}
+    assert losses == pytest.approx({"sure": 1, "flat": E / k, "collapsed": E}, rel=1e-4)
 
 
 def test_stages_hold_from_their_first_step_on():

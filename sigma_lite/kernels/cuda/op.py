@@ -140,7 +140,7 @@ class _GroupedSwiGLU(torch.autograd.Function):
 @asked_once
 def _check(kind: str, index: int | None, dtype: torch.dtype) -> None:
     if kind == "cuda" and torch.cuda.is_current_stream_capturing():
-        return  # the check would wait for the device; whoever captures a graph has run the same call before
+        return  # the check would wait for the device; a call runs once before it is captured in a graph
     check_once(torch.device(kind, index), dtype)
 
 

@@ -34,6 +34,14 @@ def _mean_of_ratios(nats_BS: Tensor, targets_BS: Tensor, bytes_BS: Tensor) -> fl
     return (nats_BS / bytes_BS)[scored_BS].mean().item() / math.log(2)
 
 
+def _unmasked(nats_BS: Tensor, targets_BS: Tensor, bytes_BS: Tensor) -> float:
+    return (nats_BS.sum() / bytes_BS.sum()).item() / math.log(2)
+
+
+def _in_nats(nats_BS: Tensor, targets_BS: Tensor, bytes_BS: Tensor) -> float:
+    return bits_per_byte(nats_BS, targets_BS, bytes_BS) * math.log(2)
+
+
 def _same_order_again(seed: int, start: int, count: int, n_rows: int):
     return epoch_order(seed, 0, n_rows)[[(start + i) % n_rows for i in range(count)]]
 
@@ -47,6 +55,13 @@ EXERCISES = (
         mistake=_mean_of_ratios,
         says="that is the mean of each token's own ratio: a short token then weighs as much as a long one."
         " Sum the nats, sum the bytes, and divide once",
+        others=(
+            (
+                _unmasked,
+                "a target of -100 is counted, too: leave its nats and its bytes out of both sums",
+            ),
+            (_in_nats, "those are nats per byte: a bit is ln 2 nats, so divide by ln 2 as well"),
+        ),
     ),
     Exercise(
         name="row_order",

@@ -40,6 +40,11 @@ def _any_direction(documents_BS: Tensor) -> Tensor:
     return documents_BS[:, :, None] == documents_BS[:, None, :]
 
 
+def _all_documents(documents_BS: Tensor) -> Tensor:
+    B, S = documents_BS.shape
+    return torch.ones(S, S, dtype=torch.bool).tril().expand(B, S, S)
+
+
 def _normal(*shape: int, seed: int = 2) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
@@ -58,7 +63,10 @@ EXERCISES = (
         name="rope",
         chapter=2,
         solution=rope,
-        inputs=lambda: [(_normal(2, 5, 3, 8), *rotation(torch.arange(5), 8, 100.0))],
+        inputs=lambda: [
+            (_normal(2, 5, 3, 8), *rotation(torch.arange(5), 8, 100.0)),
+            (_normal(1, 3, 1, 4), *rotation(torch.arange(7, 10), 4, 10_000.0)),
+        ],
         mistake=_neighbours,
         says="you turn neighbours (2i, 2i + 1); the package pairs coordinate i with i + C/2, as Hugging Face does."
         " Both are RoPE, but weights trained with one are noise to the other",
@@ -68,9 +76,10 @@ EXERCISES = (
         name="attention_mask",
         chapter=2,
         solution=mask,
-        inputs=lambda: [(torch.tensor([[0, 0, 0, 1, 1], [1, 2, 2, 2, 3]]),)],
+        inputs=lambda: [(torch.tensor([[0, 0, 0, 1, 1], [1, 2, 2, 2, 3]]),), (torch.ones(1, 4, dtype=torch.int64),)],
         mistake=_any_direction,
         says="documents are kept apart, but a position may look at later ones, at the token that it should predict",
+        others=((_all_documents, "no position looks ahead, but documents are not kept apart: compare their numbers"),),
         axes="BSS",
     ),
 )

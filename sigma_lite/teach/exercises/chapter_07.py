@@ -31,7 +31,8 @@ def _mean_of_micro_losses(probs_MTE: Tensor) -> Tensor:
 
 def _counts() -> list:
     draw = torch.Generator().manual_seed(7)
-    return [(torch.randint(0, 9, (4, 6), generator=draw) * torch.tensor([[1], [5], [2], [1]]),)]
+    counts_ME = torch.randint(0, 9, (4, 6), generator=draw) * torch.tensor([[1], [5], [2], [1]])
+    return [(counts_ME,), (torch.tensor([[2, 0, 0], [1, 4, 5]]),)]
 
 
 def _probs() -> list:

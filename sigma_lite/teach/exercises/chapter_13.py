@@ -94,7 +94,7 @@ def _launch_gather(kernel, x_TD: Tensor, token_N: Tensor) -> Tensor | None:
 
 @torch.no_grad()
 def _scatter(x_TD: Tensor, token_N: Tensor) -> Tensor:
-    return torch.full((len(token_N), x_TD.shape[1]), math.nan).index_copy(0, token_N, x_TD[: len(token_N)])
+    return torch.full(x_TD.shape, math.nan).index_copy(0, token_N, x_TD[: len(token_N)])[: len(token_N)]
 
 
 @torch.no_grad()
@@ -142,7 +142,7 @@ def _into_the_next_expert(x_TD: Tensor, ids_TK: Tensor, w_EFD: Tensor) -> Tensor
 
 def _routed() -> list:
     ids = torch.tensor([3, 0, 0, 3, 1, 0, 3, 3, 1, 0, 0, 1, 0, 0, 3, 0, 1, 0, 0, 0, 0, 1, 3])[:, None]  # nobody asks for 2
-    return [(_normal(len(ids), 32), ids, _normal(4, BN, 32))]
+    return [(_normal(len(ids), 32), ids, _normal(4, BN, 32)), (_normal(len(ids), 16), 3 - ids, _normal(4, BN, 16))]
 
 
 EXERCISES: tuple[Exercise, ...] = (
@@ -162,7 +162,7 @@ EXERCISES: tuple[Exercise, ...] = (
         solution=gather_rows,
         inputs=lambda: [
             (_normal(6, 5), torch.tensor([2, 0, 5, 1, 4, 3])),
-            (_normal(3, 8), torch.tensor([1, 1, 2, 0, 2, 1, 0])),
+            (_normal(8, 8), torch.tensor([6, 1, 4, 0, 7])),
         ],
         mistake=_scatter,
         says="that is a scatter: `token` belongs into the address that is loaded from, `n` into the one that is stored to",
@@ -173,7 +173,7 @@ EXERCISES: tuple[Exercise, ...] = (
         name="matmul_tile",
         chapter=13,
         solution=matmul_tile,
-        inputs=lambda: [(_normal(BM, 48), _normal(BN, 48) - 1)],
+        inputs=lambda: [(_normal(BM, D), _normal(BN, D) - 1) for D in (48, 32)],
         mistake=_not_transposed,
         says="w is [F, D], like the weight of nn.Linear: the step from one k to the next is 1, and from one n to the next D",
         axes="MF",

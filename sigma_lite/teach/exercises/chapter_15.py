@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from sigma_lite.config import ModelConfig
@@ -10,6 +11,7 @@ from sigma_lite.scale.cluster import Cluster
 from sigma_lite.scale.layout import PRECISIONS, Layout
 from sigma_lite.scale.memory import parameters_of_device
 from sigma_lite.scale.traffic import Flops, exchanged
+from sigma_lite.teach.differences import Tolerance
 from sigma_lite.teach.exercises.exercise import Exercise
 
 NET = ModelConfig.preset("sigma_moe_tiny")
@@ -24,6 +26,18 @@ def state_bytes(net: ModelConfig, devices: int) -> int:
 
 def _without_moments(net: ModelConfig, devices: int) -> int:
     return state_bytes(net, devices) // 2
+
+
+def _not_rounded(net: ModelConfig, devices: int) -> float:
+    return 4 * PRECISIONS["bf16-mixed"].weight * net.ledger().total / devices
+
+
+def _rounded_down(net: ModelConfig, devices: int) -> int:
+    return 4 * PRECISIONS["bf16-mixed"].weight * (net.ledger().total // devices)
+
+
+def _bytes_rounded_up(net: ModelConfig, devices: int) -> int:
+    return math.ceil(_not_rounded(net, devices))
 
 
 def sent_bytes(tokens: int, k_per_layer: tuple[int, ...], d_model: int, ranks: int) -> float:
@@ -51,9 +65,15 @@ EXERCISES: tuple[Exercise, ...] = (
         name="state_bytes",
         chapter=15,
         solution=state_bytes,
-        inputs=lambda: [(TOY, 1), (TOY, 4), (NET, 64)],
+        inputs=lambda: [(TOY, 1), (TOY, 4), (TOY, 7), (NET, 64), (NET, 96)],
         mistake=_without_moments,
+        tolerance=Tolerance(0, 1e-3),  # a rounded share and one that is not differ in the ninth digit
         says="that is half of it: AdamW keeps two more numbers for every parameter, its two moments",
+        others=(
+            (_not_rounded, "almost: a parameter is not cut in two. Round the share up: -(-a // b) rounds up"),
+            (_rounded_down, "almost: rounded down, the last parameters belong to nobody. -(-a // b) rounds up"),
+            (_bytes_rounded_up, "almost: you round up bytes; round up the number of parameters, then count bytes"),
+        ),
     ),
     Exercise(
         name="sent_bytes",

@@ -18,6 +18,17 @@ def _spread_with_the_shift(logits_TE: Tensor, f_E: Tensor, temperature: float) -
     return len(f_E) * (f_E * (logits_TE / (temperature * spread)).softmax(-1).mean(0)).sum()
 
 
+def _estimated_spread(logits_TE: Tensor, f_E: Tensor, temperature: float) -> Tensor:
+    z_TE = logits_TE - logits_TE.mean(-1, keepdim=True)
+    return len(f_E) * (f_E * (z_TE / (temperature * z_TE.std())).softmax(-1).mean(0)).sum()
+
+
+def _spread_of_each_token(logits_TE: Tensor, f_E: Tensor, temperature: float) -> Tensor:
+    z_TE = logits_TE - logits_TE.mean(-1, keepdim=True)
+    spread_T = z_TE.square().mean(-1, keepdim=True).sqrt()
+    return len(f_E) * (f_E * (z_TE / (temperature * spread_T)).softmax(-1).mean(0)).sum()
+
+
 def slope(logits_TE: Tensor, f_E: Tensor) -> Tensor:
     """E mean_t cov_{p_t}(f, z_t): the slope of the usual loss along the logits."""
     p_TE = logits_TE.softmax(-1)
@@ -47,6 +58,14 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_with_temperature,
         mistake=_spread_with_the_shift,
         says="your spread grows when all logits of a token are shifted: subtract each token's mean before you square",
+        others=(
+            (
+                _estimated_spread,
+                "almost: std() divides by n - 1, as an estimate from a sample would, with n = T E. These are all logits:"
+                " std(correction=0), or the root of the mean square",
+            ),
+            (_spread_of_each_token, "that is a spread for each token; the loss measures all of a layer's in one unit"),
+        ),
     ),
     Exercise(
         name="size_slope",
