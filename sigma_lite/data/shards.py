@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from sigma_lite.config import CorpusConfig, require
+from sigma_lite.config import CorpusConfig, plain_path, require
 from sigma_lite.data import baselines, corpora, stages, tokenizer
 from sigma_lite.data.copies import Copies, copies
 from sigma_lite.data.domains import Domains
@@ -221,6 +221,8 @@ def _check_owner(folder: Path, corpus: CorpusConfig) -> None:
     unnamed = _settings(CorpusConfig())  # what a folder that is older than a setting was prepared with
     for name, value in _settings(corpus).items():
         was = found["corpus"].get(name, unnamed[name])
+        if name == "path" and was is not None:
+            was = plain_path(was, name)  # ~ was written down as it stood
         require(was == value, f"{folder} was prepared with {name}={was!r}, not {value!r}: {fixes}")
 
 
