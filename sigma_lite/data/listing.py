@@ -22,6 +22,18 @@ class Skipped(Counter):
         super().__init__(*args)
         self.first: dict[str, str] = {}
 
+    def add(self, other: Skipped) -> None:
+        self.update(other)
+        self.first = other.first | self.first
+
+    def sentence(self) -> str:
+        """Such as "2 duplicate (b.txt, ...), 1 not UTF-8 (c.txt)"."""
+        parts = []
+        for reason, number in sorted(self.items()):
+            first = self.first.get(reason)
+            parts.append(f"{number} {reason}" + (f" ({first}{', ...' if number > 1 else ''})" if first else ""))
+        return ", ".join(parts)
+
 
 def leave_out(skipped: Counter, reason: str, name: str) -> None:
     skipped[reason] += 1
