@@ -139,11 +139,6 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         raise _damaged(path) from error
 
 
-def model_weights(path: str | Path) -> dict[str, Tensor]:
-    """The model's own state_dict from a checkpoint of train/: names as in `Transformer.state_dict()`."""
-    return {k.removeprefix("model."): v for k, v in read_checkpoint(path)["state_dict"].items()}
-
-
 def newest_checkpoint(run_dir: str | Path) -> Path | None:
     """The checkpoint with the highest step in RUN/checkpoints, or None."""
     return max(checkpoints(run_dir), key=step_of, default=None)

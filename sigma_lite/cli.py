@@ -14,14 +14,16 @@ Several -c lay files over each other; any key can be given as --section.key valu
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from sigma_lite.config import ConfigError, nearest, require
+from sigma_lite.config import ConfigError, nearest, plain_path, require
 from sigma_lite.lab.command import add_parser as add_lab_parser
 from sigma_lite.runfile import load_run, overrides
 from sigma_lite.storage import StorageError
@@ -33,6 +35,8 @@ TRAINER_COMMANDS = ("fit", "validate", "test", "predict")  # LightningCLI parses
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command. Ends with exit code 2 and one sentence on standard error when the input cannot work."""
+    if args is None:
+        _read_utf8()
     args = list(sys.argv[1:] if args is None else args)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # not every stream of a notebook or a test can be changed
@@ -52,6 +56,24 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("\nsigma-lite: stopped; the same command continues from the last checkpoint", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _read_utf8() -> None:
+    """Where the terminal is set to ASCII (LC_ALL=C), begin again in Python's UTF-8 mode.
+
+    Configs name folders in UTF-8, and disks keep them so; in ASCII such a name could not even be asked for.
+    """
+    if codecs.lookup(sys.getfilesystemencoding()).name == "ascii" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _path(given: str) -> Path:
+    """A file or folder of the command line."""
+    try:
+        return Path(plain_path(given, "the path"))
+    except ConfigError as error:  # of which argparse would say only that the value is invalid
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 class _Parser(argparse.ArgumentParser):
@@ -109,12 +131,12 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     sub = command("report", _report, "Draw a run as one HTML page that opens without a network.")
-    sub.add_argument("RUN", type=Path, help="folder of the run, such as runs/toy")
-    sub.add_argument("--out", type=Path, help="where to write (default: RUN/report.html)")
+    sub.add_argument("RUN", type=_path, help="folder of the run, such as runs/toy")
+    sub.add_argument("--out", type=_path, help="where to write (default: RUN/report.html)")
 
     sub = command("generate", _generate, "Let a trained model continue a text.")
-    sub.add_argument("RUN", type=Path, help="folder of the run, such as runs/toy")
-    sub.add_argument("--data", type=Path, help="folder of the prepared data (default: the one the run was trained on)")
+    sub.add_argument("RUN", type=_path, help="folder of the run, such as runs/toy")
+    sub.add_argument("--data", type=_path, help="folder with another tokenizer.json (default: the run's own)")
     sub.add_argument("--prompt", default=PROMPT, help="text to continue (default: %(default)r)")
     sub.add_argument("--max-new-tokens", type=int, default=200, help="default: %(default)s")
     sub.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)")
@@ -140,8 +162,10 @@ def _prepare(options: argparse.Namespace) -> None:
     facts = ready.facts()
     print(f"data          {ready.dir}: {facts['train_tokens']:,} training and {facts['heldout_tokens']:,} held-out tokens")
     print(f"              bits per byte: {_baselines(facts)}")
-    copied = facts["heldout_long_lines_in_training"]
-    print(f"              {copied:.1%} of the held-out bytes are lines of 20 characters or more found in the training text")
+    if (copied := facts.get("heldout_long_lines_in_training")) is not None:
+        print(f"              {copied:.1%} of the held-out bytes are lines of 20 characters or more of the training text")
+    if left_out := ready.left_out():
+        print(f"              left out: {left_out}")
 
 
 def _baselines(facts: dict) -> str:
@@ -169,13 +193,13 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from sigma_lite.serve.trained import Trained
+    from sigma_lite.serve.trained import Trained, plain_prompt
 
-    trained = Trained(options.RUN, options.data)
+    trained, prompt = Trained(options.RUN, options.data), plain_prompt(options.prompt)
     pieces = trained.continue_text(
-        options.prompt, options.max_new_tokens, temperature=options.temperature, top_p=options.top_p, seed=options.seed
+        prompt, options.max_new_tokens, temperature=options.temperature, top_p=options.top_p, seed=options.seed
     )
-    print(options.prompt, end="", flush=True)
+    print(prompt, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()

@@ -7,6 +7,7 @@ imports torch, so that `sigma-lite plan` answers at once.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,25 @@ def nearest(name: str, choices) -> str:
     """The end of an error message: the choice that was probably meant, or all of them."""
     close = difflib.get_close_matches(str(name), [str(c) for c in choices], n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else "choose from " + ", ".join(sorted(map(str, choices)))
+
+
+def plain_path(given: str | os.PathLike[str], setting: str) -> str:
+    """A path as the system takes it: ~ and $NAME are filled in. Every path of every setting goes through here.
+
+    Raises ConfigError for what would silently become a folder of an odd name: an address, an unknown $NAME or ~NAME.
+    """
+    text = os.path.expanduser(os.path.expandvars(os.fspath(given)))
+    require(bool(text.strip()), f"{setting} is empty: give a file or folder")
+    require("\0" not in text, f"{setting}={text!r}: no path can hold a zero byte")
+    scheme, address, _ = text.partition("://")
+    require(
+        not (address and scheme.isalnum() and len(scheme) > 1),
+        f"{setting}={text!r} is an address: files are read and written on disks of this machine; copy or mount them first",
+    )
+    first = text.replace("\\", "/").split("/")[0]
+    odd = first.startswith(("~", "$")) and not os.path.lexists(first)
+    require(not odd, f"{setting}={text!r}: {first} stands for nothing here; write ./{first} if it is a name")
+    return text
 
 
 def _positive(settings: object, *names: str) -> None:
@@ -252,11 +272,12 @@ class CorpusConfig:
 
     source: str = "stdlib"  # programs | stdlib | domains (this Python's library) | files | hf (Hugging Face datasets)
     dir: str = "data/stdlib"  # the prepared tokenizer and shards live here
-    path: str | None = None  # files: a file, a folder or a glob of text, code, .jsonl or .parquet
+    path: str | None = None  # files: a file, a folder or a glob of text, code or tables (data/tables.py)
     dataset: str | None = None  # hf: name on the hub, or a local dataset script or folder
     subset: str | None = None  # hf: configuration name
     split: str = "train"  # hf
-    text_field: str = "text"  # column that holds the text in jsonl, parquet and hf
+    text_field: str = "text"  # column that holds the text in jsonl, json, csv, parquet and hf
+    missing_text: str = "refuse"  # refuse | empty: what a row without that column is; empty ones are left out and counted
     vocab_size: int = 4096  # of the byte-level BPE trained on the training documents; linked to the model's
     heldout: float = 0.08  # share of documents kept for validation, chosen by a hash of the name
     max_documents: int | None = None  # stop after so many documents (streaming a large data set); domains: shared evenly
@@ -267,6 +288,15 @@ class CorpusConfig:
         require(self.source in sources, f"corpus source {self.source!r} does not exist; {nearest(self.source, sources)}")
         require(self.source != "files" or bool(self.path), "corpus source 'files' needs path: a file, folder or glob")
         require(self.source != "hf" or bool(self.dataset), "corpus source 'hf' needs dataset: a name such as 'org/name'")
+        for name, whose in {"path": "files", "dataset": "hf", "subset": "hf"}.items():
+            value = getattr(self, name)
+            require(
+                value is None or self.source == whose,
+                f"{name}={value!r} would not be read: source {self.source!r} has none; set data.corpus.source={whose}",
+            )
+        choices = ("refuse", "empty")
+        require(self.missing_text in choices, f"missing_text {self.missing_text!r}: {nearest(self.missing_text, choices)}")
+        self._expand_paths()
         require(
             self.vocab_size >= 260,
             f"vocab_size={self.vocab_size}: byte-level BPE needs 256 bytes and 4 special tokens; try 512",
@@ -276,6 +306,11 @@ class CorpusConfig:
         most = self.max_documents
         require(most is None or most > 1, "max_documents must be at least 2: one to hold out")
         require(most is None or self.parts <= most, f"parts={self.parts} is more than max_documents={most}: lower it")
+
+    def _expand_paths(self) -> None:
+        local = self.dataset is not None and self.dataset.startswith(("~", "$"))  # others may be names on the hub
+        for name in ("dir", *(["path"] if self.path is not None else []), *(["dataset"] if local else [])):
+            object.__setattr__(self, name, plain_path(getattr(self, name), f"data.corpus.{name}"))
 
 
 @dataclass(frozen=True)

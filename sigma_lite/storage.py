@@ -88,6 +88,15 @@ def alone(path: str | Path) -> Iterator[None]:
         yield
 
 
+def readable(text: str) -> str:
+    """Text that can be written down: bytes of a name or an argument that this system could not read are read as UTF-8,
+    or spelled out as \\xe9. The name of a file must be opened as it was, and shown like this."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a surrogate pair that stands for no byte
+        return text.encode("utf-8", "backslashreplace").decode()
+
+
 def write_json(path: str | Path, content: object) -> None:
     with atomic_write(path) as file:
         file.write(json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")

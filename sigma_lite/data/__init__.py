@@ -1,7 +1,10 @@
 """TEXT -> TOKENS -> ROWS, in the order of the data:
 
 corpora.py     documents from this Python's own library, from files, or from Hugging Face datasets
-tables.py      rows of .jsonl and .parquet files
+listing.py     which files a path names, each once
+tables.py      rows of table files (json, csv, parquet)
+json_values.py a .json file value by value
+unpack.py      .gz, .bz2, .xz and .zst, unpacked while they are read
 library.py     the library's modules, and documents of four domains made of them
 tokenizer.py   byte-level BPE
 kinds.py       what each token is: keyword, docstring, number, ...

@@ -6,10 +6,8 @@ Every source gives its documents in an order that does not change, so that an in
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import itertools
-import os
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,7 +17,12 @@ from typing import NamedTuple
 from sigma_lite.config import ConfigError, CorpusConfig, require
 from sigma_lite.data import library
 from sigma_lite.data.families import families
-from sigma_lite.data.tables import ROWS, count_rows, optional, text_of
+from sigma_lite.data.listing import leave_out, listing
+from sigma_lite.data.tables import Column, NoRows, count_rows, reader, table_rows, text_of
+from sigma_lite.data.unpack import open_unpacked, optional
+from sigma_lite.storage import readable
+
+BEGINNING = 1 << 16  # bytes in which a file that is no text shows a zero
 
 
 class Document(NamedTuple):
@@ -80,12 +83,12 @@ def documents_of_part(config: CorpusConfig, part: int, skipped: Counter) -> Iter
 
 def _usable(document: Document, skipped: Counter) -> bool:
     if not document.text:
-        skipped["empty"] += 1
+        leave_out(skipped, "empty", document.name)
         return False
     try:
         document.text.encode()
     except UnicodeEncodeError:  # JSON can spell half a surrogate pair, which is no text
-        skipped["not UTF-8"] += 1
+        leave_out(skipped, "not UTF-8", document.name)
         return False
     return True
 
@@ -94,9 +97,10 @@ def expected(config: CorpusConfig) -> int | None:
     """About how many documents will come (for a progress bar), or None when only reading would tell."""
     if config.source in ("hf", "domains"):
         return config.max_documents
-    paths = library.paths() if config.source in ("stdlib", "programs") else _listing(config)[1]
-    rows = sum(count_rows(path) for path in paths)
-    return min(rows, config.max_documents or rows)
+    library_files = config.source in ("stdlib", "programs")
+    counts = [count_rows(path) for path in (library.paths() if library_files else listing(config).files)]
+    rows = None if None in counts else sum(counts)
+    return rows and min(rows, config.max_documents or rows)
 
 
 # ------------------------------------------------------------------------------------------------- standard library
@@ -147,7 +151,7 @@ def _new(documents: Iterator[tuple[str, str, str]], seen: set[str], skipped: Cou
     """Texts not seen before: two modules may say nothing but the same licence."""
     for name, text, key in documents:
         if text in seen:
-            skipped["duplicate" if text else "empty"] += 1
+            leave_out(skipped, "duplicate" if text else "empty", name)
         else:
             seen.add(text)
             yield Document(name, text, key)
@@ -157,59 +161,52 @@ def _whole_files(root: Path, paths: list[Path], skipped: Counter) -> Iterator[Do
     """One document a file; the same text a second time is left out, or it could be trained on and held out at once."""
     seen: set[bytes] = set()
     for path in paths:
-        content = _read(path)
+        name, content = _name(path, root), _read(path)
         digest = hashlib.sha256(content).digest()
         if b"\0" in content:
-            skipped["binary"] += 1
+            leave_out(skipped, "binary", name)
         elif content and digest in seen:
-            skipped["duplicate"] += 1
+            leave_out(skipped, "duplicate", name)
         else:
             seen.add(digest)
             try:
-                name = path.relative_to(root).as_posix()
                 yield Document(name, content.decode(), key=name)
             except UnicodeDecodeError:
-                skipped["not UTF-8"] += 1
+                leave_out(skipped, "not UTF-8", name)
+
+
+def _name(path: Path, root: Path) -> str:
+    return readable(path.relative_to(root).as_posix())
 
 
 def _read(path: Path) -> bytes:
+    """All of a file; of one that begins like no text, such as an archive, only the beginning."""
     try:
-        return path.read_bytes()
+        with open_unpacked(path) as file:
+            beginning = file.read(BEGINNING)
+            return beginning if b"\0" in beginning else beginning + file.read()
     except OSError as error:
-        raise ConfigError(f"cannot read {path} of the corpus: {error.strerror}") from error
+        fix = "make it readable, copy it again, or move it out of the corpus"
+        raise ConfigError(f"cannot read {path} of the corpus ({error.strerror or error}): {fix}") from error
 
 
 # ------------------------------------------------------------------------------------------------------------- files
 
 
-def _listing(config: CorpusConfig) -> tuple[Path, list[Path]]:
-    """(root of the names, sorted files) of a file, folder or glob, without hidden files and what `prepare` wrote."""
-    path = os.path.expanduser(config.path)
-    if os.path.isfile(path):
-        return Path(path).parent, [Path(path)]
-    root = Path(path) if os.path.isdir(path) else Path(*itertools.takewhile(_is_plain, Path(path).parts))
-    pattern = os.path.join(path, "**", "*") if os.path.isdir(path) else path
-    found = {Path(name) for name in glob.glob(pattern, recursive=True)}
-    own = Path(config.dir).absolute()
-    ours = (f for f in found if f.is_file() and "__pycache__" not in f.parts and own not in f.absolute().parents)
-    files = sorted(ours, key=lambda f: f.as_posix())
-    if not files and not os.path.isdir(path):
-        raise ConfigError(f"corpus path {path} does not exist (looked from {os.getcwd()}): give a file, folder or glob")
-    return root, files
-
-
-def _is_plain(part: str) -> bool:
-    return not glob.has_magic(part)
-
-
 def _files(config: CorpusConfig, skipped: Counter, part: int) -> Iterator[Document]:
     """Whole files are dealt out one by one, so that copies are found in all parts; tables by file: nobody reads all."""
-    root, files = _listing(config)
-    whole, tables = ([f for f in files if (f.suffix in ROWS) == table] for table in (False, True))
+    root, files, left_out = listing(config)
+    for reason, name in left_out if part == 0 else ():
+        leave_out(skipped, reason, name)
+    whole, tables = ([f for f in files if (reader(f) is not None) == table] for table in (False, True))
     yield from _dealt(lambda skipped: _whole_files(root, whole, skipped), config, skipped, part)
     for file in tables[part :: config.parts]:
-        for number, text in ROWS[file.suffix](file, config.text_field):
-            yield Document(f"{file.relative_to(root).as_posix()}:{number}", text, key=text)
+        name = _name(file, root)
+        try:
+            for number, text in table_rows(file, Column.of(config)):
+                yield Document(f"{name}:{number}", text, key=text)
+        except NoRows as reason:
+            leave_out(skipped, str(reason), name)
 
 
 # ------------------------------------------------------------------------------------------------------ Hugging Face
@@ -229,7 +226,7 @@ def _hugging_face(config: CorpusConfig, skipped: Counter, part: int) -> Iterator
     )
     name = f"{config.dataset}:{part}" if config.parts > 1 else config.dataset
     for number, row in enumerate(_watched(rows.shard(config.parts, part), config.dataset), start=1):
-        text = text_of(row, config.text_field, f"{name} row {number}")
+        text = text_of(row, Column.of(config), f"{name} row {number}")
         yield Document(f"{name}:{number}", text, key=text)
 
 

@@ -12,8 +12,10 @@ from torch.utils.data import DataLoader
 
 from sigma_lite.config import CorpusConfig, RowsConfig, require
 from sigma_lite.data.rows import Rows, heldout_loader, train_loader
-from sigma_lite.data.shards import Prepared, load, prepare
+from sigma_lite.data.shards import Prepared, has_heldout, load, prepare
+from sigma_lite.data.stages import SPLITS
 from sigma_lite.data.stream import TokenStream
+from sigma_lite.data.tokenizer import keep_tokenizer
 
 
 class TokenDataModule(pl.LightningDataModule):
@@ -27,13 +29,22 @@ class TokenDataModule(pl.LightningDataModule):
         self.corpus, self.rows, self.num_workers = corpus, rows, num_workers
         self.prepared: Prepared | None = None
         self.prepare_data_per_node = False  # the folder is on a disk that all nodes see
+        self._splits: tuple[str, ...] = SPLITS  # of which `prepared` was found complete
         self._saved_micros: int | None = None
 
     def prepare_data(self) -> None:
-        prepare(self.corpus)
+        if not (self._only_measures() and has_heldout(self.corpus)):
+            prepare(self.corpus)
 
     def setup(self, stage: str | None = None) -> None:
-        self.prepared = self.prepared or load(self.corpus.dir)
+        splits = ("heldout",) if self._only_measures() else SPLITS
+        if self.prepared is None or not {*splits} <= {*self._splits}:
+            self.prepared, self._splits = load(self.corpus.dir, splits=splits), splits
+
+    def _only_measures(self) -> bool:
+        """Validation, test and prediction need no training tokens: they are gigabytes, and stay where a run was made."""
+        measures = self.trainer is not None and self.trainer.state.fn not in (None, TrainerFn.FITTING)
+        return measures and self.rows.split_above >= 1  # copies of tokens are counted in the training text
 
     @property
     def heldout_bytes(self) -> int:
@@ -58,6 +69,8 @@ class TokenDataModule(pl.LightningDataModule):
             f" {world} rank(s) with per_micro={self.rows.per_micro} are {micros} micro-batches; set it to {micros}",
         )
         self._count_in(micros)
+        if trainer.is_global_zero:  # here, because what a checkpoint refuses must leave the run's folder as it is
+            keep_tokenizer(trainer.default_root_dir, self.prepared.dir)
         steps, first_step = trainer.max_steps, lambda: trainer.global_step
         return train_loader(rows, self.rows, rank, world, steps, first_step, cls=_Resumable, **self._options())
 
@@ -84,7 +97,13 @@ class TokenDataModule(pl.LightningDataModule):
     def state_dict(self) -> dict:
         micros = self.rows.accumulation(self._place()[1])
         consumed = self.trainer.global_step * self.rows.per_step
-        return {**self._sequence(), "rows_consumed": consumed, "micro_batches": micros}
+        tokenizer = self.prepared.manifest["tokenizer"]["sha256"]
+        return {
+            **self._sequence(),
+            "rows_consumed": consumed,
+            "micro_batches": micros,
+            "tokenizer sha256": tokenizer,  # serve/ would write nonsense with another
+        }
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Refuse to continue on another sequence of rows; where to go on in the same one follows from the Trainer's step.

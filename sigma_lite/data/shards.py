@@ -20,8 +20,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterator
+import warnings
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,10 +29,11 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from sigma_lite.config import CorpusConfig, require
+from sigma_lite.config import CorpusConfig, plain_path, require
 from sigma_lite.data import baselines, corpora, stages, tokenizer
 from sigma_lite.data.copies import Copies, copies
 from sigma_lite.data.domains import Domains
+from sigma_lite.data.listing import Skipped
 from sigma_lite.data.stream import TokenStream, check_file, token_dtype
 from sigma_lite.storage import StorageError, alone, sha256_of, write_json
 
@@ -88,6 +89,12 @@ class Prepared:
             with open(self.dir / shard["files"]["documents"]["file"], encoding="utf-8") as lines:
                 yield from map(json.loads, lines)
 
+    def left_out(self, but: Collection[str] = ()) -> str:
+        """What `prepare` found and did not take, such as "1 not UTF-8 (a.txt)"; `but`: reasons not to name."""
+        skipped = Skipped({reason: n for reason, n in self.manifest["skipped"].items() if reason not in but})
+        skipped.first = self.manifest.get("first_skipped", {})
+        return skipped.sentence()
+
     def facts(self) -> dict:
         """What a run's record says about its data."""
         names = ("train_tokens", "heldout_tokens", "heldout_bytes", "interpreter")
@@ -132,8 +139,11 @@ def prepare_parts(
     return [part for part in range(corpus.parts) if not stages.part_file(folder, part).exists()]
 
 
-def load(folder: str | Path, full_check: bool = False) -> Prepared:
+def load(folder: str | Path, full_check: bool = False, splits: Collection[str] = stages.SPLITS) -> Prepared:
     """Open a prepared folder, after a check of all sizes, and of the hashes of files < 64 MB (all with `full_check`).
+
+    Args:
+        splits: which tokens must be there; ("heldout",) where the training tokens were left behind, as too large to share.
 
     Raises StorageError naming the file that is missing, cut or altered, and the fix.
     """
@@ -141,9 +151,14 @@ def load(folder: str | Path, full_check: bool = False) -> Prepared:
     manifest = stages.read_json(folder / "manifest.json")
     if manifest is None:
         raise StorageError(f"{folder} holds no finished data (no manifest.json): run `sigma-lite prepare`")
-    for entry in _entries(manifest):
+    for entry in _entries(manifest, splits):
         check_file(folder, entry, full_check)
     return _open(folder, manifest)
+
+
+def has_heldout(corpus: CorpusConfig) -> bool:
+    """Whether the held-out tokens are there, finished: enough to measure a model. Raises as `prepare` does."""
+    return _is_finished(Path(corpus.dir), corpus, ("heldout",))
 
 
 def _open(folder: Path, manifest: dict) -> Prepared:
@@ -171,12 +186,15 @@ def _finish(folder: Path, corpus: CorpusConfig, progress: bool) -> None:
     """Write the manifest of finished parts. One that is there, because a file of it was lost, must fit them."""
     before = stages.read_json(folder / "manifest.json")
     parts = [stages.read_part(folder, corpus, part) for part in range(corpus.parts)]
-    shards = [shard for own, _ in parts for shard in own]
+    shards, skipped = [shard for own, _ in parts for shard in own], Skipped()
+    for _, of_part in parts:
+        skipped.add(of_part)
     manifest = {
         "format": FORMAT,
         "corpus": _settings(corpus),
         "interpreter": corpora.interpreter(),
-        "skipped": dict(sum((skipped for _, skipped in parts), Counter())),
+        "skipped": dict(skipped),
+        "first_skipped": skipped.first,
         **_sums(shards),
         "tokenizer": _entry(folder / "tokenizer.json"),
         "shards": shards,
@@ -203,6 +221,8 @@ def _finish(folder: Path, corpus: CorpusConfig, progress: bool) -> None:
         "heldout_long_lines_in_training": copied,
     }
     write_json(folder / "manifest.json", manifest)
+    if lost := data.left_out(but=("empty", "duplicate", "hidden")):
+        warnings.warn(f"left out of the corpus: {lost}", stacklevel=2)
 
 
 def _sums(shards: list[dict]) -> dict:
@@ -213,11 +233,11 @@ def _sums(shards: list[dict]) -> dict:
 # -------------------------------------------------------------------------------------------------------- the folder
 
 
-def _is_finished(folder: Path, corpus: CorpusConfig) -> bool:
-    """Whether all files of the manifest are there. Raises ConfigError when the folder is not for this corpus."""
+def _is_finished(folder: Path, corpus: CorpusConfig, splits: Collection[str] = stages.SPLITS) -> bool:
+    """Whether all files of these splits are there. Raises ConfigError when the folder is not for this corpus."""
     _check_owner(folder, corpus)
     manifest = stages.read_json(folder / "manifest.json")
-    return manifest is not None and all((folder / entry["file"]).exists() for entry in _entries(manifest))
+    return manifest is not None and all((folder / entry["file"]).exists() for entry in _entries(manifest, splits))
 
 
 def _check_owner(folder: Path, corpus: CorpusConfig) -> None:
@@ -232,6 +252,8 @@ def _check_owner(folder: Path, corpus: CorpusConfig) -> None:
     unnamed = _settings(CorpusConfig())  # what a folder that is older than a setting was prepared with
     for name, value in _settings(corpus).items():
         was = found["corpus"].get(name, unnamed[name])
+        if name == "path" and was is not None:
+            was = plain_path(was, name)  # ~ was written down as it stood
         require(was == value, f"{folder} was prepared with {name}={was!r}, not {value!r}: {fixes}")
 
 
@@ -243,7 +265,8 @@ def _entry(path: Path) -> dict:
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-def _entries(manifest: dict) -> list[dict]:
-    """The entries of all data files, by name: a sidecar read back has its keys in another order."""
-    entries = [manifest["tokenizer"], *(entry for shard in manifest["shards"] for entry in shard["files"].values())]
-    return sorted(entries, key=lambda entry: entry["file"])
+def _entries(manifest: dict, splits: Collection[str] = stages.SPLITS) -> list[dict]:
+    """The entries of all data files, or those of some splits, by name: a sidecar read back has its keys in another order."""
+    wanted = {"documents", *splits, *(f"{split}_kinds" for split in splits)}
+    files = (entry for shard in manifest["shards"] for name, entry in shard["files"].items() if name in wanted)
+    return sorted([manifest["tokenizer"], *files], key=lambda entry: entry["file"])

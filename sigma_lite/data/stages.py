@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+import warnings
 from collections.abc import Iterator
 from itertools import count, groupby, islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from sigma_lite.config import CorpusConfig, require
 from sigma_lite.data import corpora, tokenizer
 from sigma_lite.data.corpora import Document
 from sigma_lite.data.kinds import SPECIAL, byte_kinds, token_kinds
+from sigma_lite.data.listing import Skipped
 from sigma_lite.data.stream import check_file, token_dtype, write_array, write_lines
 from sigma_lite.storage import StorageError, atomic_write, write_json
 
@@ -54,7 +55,7 @@ def tokenizer_stage(folder: Path, corpus: CorpusConfig, progress: bool) -> Token
 
 def _training_text(corpus: CorpusConfig, progress: bool) -> Iterator[str]:
     """Text of the first training documents. Raises ConfigError when `heldout` leaves one side without any."""
-    number, size, lowest, highest = 0, 0, 1.0, 0.0
+    number, size, lowest, highest, unbroken = 0, 0, 1.0, 0.0, []
     total = corpora.expected(corpus) if progress else None
     for document in _with_bar(corpora.documents(corpus), total, "reading for the tokenizer", progress):
         position = corpora.split_position(document)
@@ -62,8 +63,16 @@ def _training_text(corpus: CorpusConfig, progress: bool) -> Iterator[str]:
         if position >= corpus.heldout:
             yield document.text
             size += len(document.text)
+            unbroken += [document.name] if tokenizer.has_long_run(document.text) else []
         if size >= SAMPLE_CHARACTERS:
+            warnings.warn(f"the tokenizer learned from the first {number} documents, {size:,} characters", stacklevel=2)
             break
+    if unbroken:
+        warnings.warn(
+            f"{named(unbroken)}: over {tokenizer.LONG_RUN} characters without a break; BPE learned from pieces of them. If"
+            " this is data, such as base64, rather than text, leave it out of the corpus",
+            stacklevel=2,
+        )
     require(
         number > 1,
         "the corpus holds a single document, which cannot be both trained on and held out: cut it into several files,"
@@ -72,6 +81,11 @@ def _training_text(corpus: CorpusConfig, progress: bool) -> Iterator[str]:
     here = f"heldout={corpus.heldout} of {number} documents"
     require(lowest < corpus.heldout, f"{here} keeps none for validation: set heldout to {lowest + 1e-3:.3f} or more")
     require(highest >= corpus.heldout, f"{here} keeps none for training: set heldout to {highest - 1e-3:.3f} or less")
+
+
+def named(names: list[str]) -> str:
+    """The first three, and how many there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more documents" if len(names) > 3 else "")
 
 
 def _with_bar(documents: Iterator[Document], total: int | None, desc: str, progress: bool) -> Iterator[Document]:
@@ -99,7 +113,7 @@ def part_stage(folder: Path, corpus: CorpusConfig, part: int, bpe: Tokenizer, sh
     """
     if _part_is_finished(folder, corpus, part):
         return
-    skipped, shards, digest = Counter(), [], hashlib.sha256()
+    skipped, shards, digest = Skipped(), [], hashlib.sha256()
     desc = f"tokens for {folder}" + (f", part {part} of {corpus.parts}" if corpus.parts > 1 else "")
     total = corpora.expected(corpus) if progress else None
     documents = corpora.documents_of_part(corpus, part, skipped)
@@ -119,7 +133,7 @@ def part_stage(folder: Path, corpus: CorpusConfig, part: int, bpe: Tokenizer, sh
                 digest.update(_identity(item.facts["name"], item.facts["sha256"]))
             shard = _write_shard(folder, tail, encoded, digest.hexdigest())
         shards.append(shard)
-    write_json(part_file(folder, part), {"shards": len(shards), "skipped": dict(skipped)})
+    write_json(part_file(folder, part), {"shards": len(shards), "skipped": dict(skipped), "first_skipped": skipped.first})
 
 
 def _part_is_finished(folder: Path, corpus: CorpusConfig, part: int) -> bool:
@@ -127,11 +141,13 @@ def _part_is_finished(folder: Path, corpus: CorpusConfig, part: int) -> bool:
     return done is not None and all(_finished(folder, _tail(corpus, part, n)) for n in range(done["shards"]))
 
 
-def read_part(folder: Path, corpus: CorpusConfig, part: int) -> tuple[list[dict], Counter]:
+def read_part(folder: Path, corpus: CorpusConfig, part: int) -> tuple[list[dict], Skipped]:
     """The sidecars of a finished part's shards, and what was left out, by reason."""
     done = read_json(part_file(folder, part))
     shards = [read_json(folder / f"shard-{_tail(corpus, part, number)}.json") for number in range(done["shards"])]
-    return shards, Counter(done["skipped"])
+    skipped = Skipped(done["skipped"])
+    skipped.first = done.get("first_skipped", {})
+    return shards, skipped
 
 
 def _tail(corpus: CorpusConfig, part: int, number: int) -> str:

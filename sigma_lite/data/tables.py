@@ -1,78 +1,193 @@
-"""Rows of .jsonl and .parquet files: the text of one column, and an error that names file, row and fix."""
+"""Rows of table files, packed or not: the text of one column, and an error that names file, row and fix."""
 
 from __future__ import annotations
 
+import csv
 import difflib
+import io
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from sigma_lite.config import ConfigError, require
+from sigma_lite.config import ConfigError, CorpusConfig, require
+from sigma_lite.data.json_values import json_values
+from sigma_lite.data.unpack import open_unpacked, optional, unpacked_name
+
+MEND = "mend it or copy it again, or move it out of the corpus"
+USUAL = ("text", "content", "body", "document", "article", "raw_content", "markdown", "code", "abstract", "sentence")
+NAMED = 12  # columns in a message
+BATCH = 1024  # parquet rows held together
 
 
-def json_rows(file: Path, field: str) -> Iterator[tuple[int, str]]:
-    """(line, text) of each line, "" for a blank one. Raises ConfigError for what is no JSON object with text there."""
-    with open(file, "rb") as lines:
+class NoRows(Exception):
+    """A .json file that is no table, such as a package.json; the message is the reason to leave it out."""
+
+
+class Column(NamedTuple):
+    name: str  # data.corpus.text_field
+    missing: str = "refuse"  # data.corpus.missing_text
+
+    @staticmethod
+    def of(config: CorpusConfig) -> Column:
+        return Column(config.text_field, config.missing_text)
+
+
+Rows = Iterator[tuple[int, str]]
+"""(number from 1, text) of each row; "" where there is none."""
+
+
+def reader(file: Path) -> Callable[[Path, Column], Rows] | None:
+    """How the file's rows are read, by the end of its name; None for a file that is one document."""
+    return _READERS.get(Path(unpacked_name(file)).suffix)
+
+
+def table_rows(file: Path, column: Column) -> Rows:
+    """The rows of a table. Raises ConfigError for one that is damaged, and NoRows before the first row of what is none."""
+    number = 0
+    try:
+        for number, text in reader(file)(file, column):
+            yield number, text
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read after row {number} ({error.strerror or error}): {MEND}") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------- json
+
+
+def _json_lines(file: Path, column: Column) -> Rows:
+    with open_unpacked(file) as lines:
         for number, line in enumerate(lines, start=1):
             where = f"{file} line {number}"
             try:
-                row = json.loads(line) if line.strip() else {field: ""}
-            except ValueError as error:
-                raise ConfigError(f"{where} is not valid JSON ({error}): each line must be one object") from error
+                row = json.loads(line) if line.strip() else {column.name: ""}
+            except (ValueError, RecursionError) as error:
+                raise ConfigError(
+                    f"{where} is not valid JSON ({error}): each line must be one object; mend that line or take it out"
+                ) from error
             require(isinstance(row, dict), f"{where} holds {type(row).__name__}: each line must be one JSON object")
-            yield number, text_of(row, field, where)
+            yield number, text_of(row, column, where)
 
 
-def parquet_rows(file: Path, field: str) -> Iterator[tuple[int, str]]:
-    """(row, text) of each row. Raises ConfigError for a file that is no parquet, or a column without text."""
-    table = _open_parquet(file)
-    _require_column(table.schema_arrow.names, field, str(file))
+def _json_file(file: Path, column: Column) -> Rows:
+    """An array of objects, or objects one after the other. A single object is a row if it has the column."""
+    values = _watched(json_values(file), file)
+    if (first := next(values, None)) is None:
+        return
+    second = next(values, None)
+    if not isinstance(first.value, dict):
+        raise NoRows("JSON without rows")
+    if second is None and not first.in_array and column.name not in first.value:
+        raise NoRows(f"JSON without {column.name!r}")
+    for number, item in enumerate(itertools.chain([first], [second] if second else [], values), start=1):
+        where = f"{file} row {number}"
+        kind = type(item.value).__name__
+        require(isinstance(item.value, dict), f"{where} holds {kind}: each row must be a JSON object; {MEND}")
+        yield number, text_of(item.value, column, where)
+
+
+def _watched(values: Iterable, file: Path) -> Iterator:
     number = 0
-    for batch in table.iter_batches(batch_size=1024, columns=[field]):
+    try:
+        for number, item in enumerate(values, start=1):  # noqa: B007
+            yield item
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file} is not valid JSON after row {number} ({error}): {MEND}") from error
+
+
+# ----------------------------------------------------------------------------------------------------------------- csv
+
+
+def _csv(file: Path, column: Column) -> Rows:
+    """Rows below a line of names, with commas, or tabs in a .tsv."""
+    csv.field_size_limit(2**31 - 1)  # a document is longer than the 131,072 characters that csv expects
+    number = 0
+    with open_unpacked(file) as content:
+        lines = io.TextIOWrapper(content, "utf-8-sig", newline="")
+        table = csv.DictReader(lines, delimiter="\t" if ".tsv" in unpacked_name(file) else ",", strict=True)
+        try:
+            for number, row in enumerate(table, start=1):
+                where = f"{file} row {number} (line {table.line_num})"
+                named = {name: value for name, value in row.items() if value is not None}
+                require(None not in row, f"{where} has more values than the {len(table.fieldnames)} columns: {MEND}")
+                yield number, text_of(named, column, where)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file} cannot be read after row {number} ({error}): {MEND}") from error
+
+
+# ------------------------------------------------------------------------------------------------------------- parquet
+
+
+def _parquet(file: Path, column: Column) -> Rows:
+    table = _open_parquet(file)
+    names, number = table.schema_arrow.names, 0
+    if column.name not in names:
+        if column.missing == "refuse":
+            kinds = map(str, table.schema_arrow.types)
+            raise _no_column(names, column, str(file), [n for n, k in zip(names, kinds, strict=True) if "string" in k])
+        yield from ((number, "") for number in range(1, table.metadata.num_rows + 1))
+        return
+    batches = iter(table.iter_batches(batch_size=BATCH, columns=[column.name]))
+    while True:
+        try:
+            batch = next(batches, None)
+        except Exception as error:  # pyarrow's own classes
+            raise ConfigError(f"{file} cannot be read after row {number} ({error}): {MEND}") from error
+        if batch is None:
+            return
         for row in batch.to_pylist():
             number += 1
-            yield number, text_of(row, field, f"{file} row {number}")
+            yield number, text_of(row, column, f"{file} row {number}")
 
 
 def _open_parquet(file: Path):
     parquet = optional("pyarrow.parquet", f"reading {file}", "pyarrow")
+    require(file.suffix.lower() == ".parquet", f"{file}: parquet is packed inside already: unpack the file")
     try:
         return parquet.ParquetFile(file)
     except Exception as error:  # pyarrow's own classes
-        raise ConfigError(f"{file} is not a parquet file ({error})") from error
+        raise ConfigError(f"{file} is not a parquet file ({error}): {MEND}") from error
 
 
-def text_of(row: dict, field: str, where: str) -> str:
-    """row[field], "" for a missing value. Raises ConfigError naming `where` and the columns that are there."""
-    _require_column(list(row), field, where)
-    text = row[field] if row[field] is not None else ""
-    require(isinstance(text, str), f"{where}: {field!r} holds {type(text).__name__}; set text_field to a column of text")
+_READERS: dict[str, Callable[[Path, Column], Rows]] = {
+    **dict.fromkeys((".jsonl", ".ndjson"), _json_lines),
+    **dict.fromkeys((".csv", ".tsv"), _csv),
+    ".json": _json_file,
+    ".parquet": _parquet,
+}
+
+# -------------------------------------------------------------------------------------------------------------- column
+
+
+def text_of(row: dict, column: Column, where: str) -> str:
+    """The row's text, "" for a missing value. Raises ConfigError naming `where` and the columns that are there."""
+    if column.name not in row and column.missing == "refuse":
+        raise _no_column(list(row), column, where, [name for name, value in row.items() if isinstance(value, str)])
+    text = row.get(column.name)
+    text = "" if text is None else text
+    kind = type(text).__name__
+    require(isinstance(text, str), f"{where}: {column.name!r} holds {kind}; set text_field to a column of text")
     return text
 
 
-def _require_column(names: list[str], field: str, where: str) -> None:
-    if field not in names:
-        close = difflib.get_close_matches(field, names, n=1, cutoff=0.0)
-        hint = f"did you mean text_field={close[0]!r}? It has " if close else "it has "
-        raise ConfigError(f"{where} has no column {field!r}; {hint}{', '.join(map(repr, names)) or 'no column'}")
+def _no_column(names: list[str], column: Column, where: str, texts: list[str]) -> ConfigError:
+    """`texts` are the columns that hold text: one of them may be meant."""
+    meant = difflib.get_close_matches(column.name, texts, n=1) or [name for name in USUAL if name in texts]
+    meant = meant or (texts if len(texts) == 1 else [])
+    hint = f"did you mean text_field={meant[0]!r}? It has " if meant else "it has "
+    listed = ", ".join(map(repr, names[:NAMED])) or "no column"
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    fix = "set data.corpus.text_field to the column of text, or missing_text to 'empty' to leave out rows without it"
+    return ConfigError(f"{where} has no column {column.name!r}; {hint}{listed}{more}; {fix}")
 
 
-ROWS = {".jsonl": json_rows, ".parquet": parquet_rows}  # by suffix: (file, column) -> (number, text) of each row
-
-
-def count_rows(path: Path) -> int:
-    """About how many documents a file holds, without reading them; 1 for a file that is no table."""
-    if path.suffix == ".jsonl":
-        with open(path, "rb") as file:
-            return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b"")) or 1
-    if path.suffix == ".parquet":
-        return _open_parquet(path).metadata.num_rows
-    return 1
-
-
-def optional(module: str, needed_for: str, package: str):
-    """A module that only some corpora need. Raises ConfigError with the command that installs it."""
-    try:
-        return __import__(module, fromlist=["_"])
-    except ImportError as error:
-        raise ConfigError(f"{needed_for} needs the package {package!r}: run `pip install {package}`") from error
+def count_rows(file: Path) -> int | None:
+    """About how many documents a file holds; 1 for one that is no table, None where only reading would tell."""
+    name = file.name.lower()
+    if reader(file) is None:
+        return 1
+    if name.endswith((".jsonl", ".ndjson")):
+        with open(file, "rb") as content:
+            return sum(block.count(b"\n") for block in iter(lambda: content.read(1 << 20), b"")) or 1
+    return _open_parquet(file).metadata.num_rows if name.endswith(".parquet") else None

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from sigma_lite.config import ConfigError, require
-from sigma_lite.storage import StorageError
+from sigma_lite.storage import StorageError, atomic_write, sha256_of
 
+FILE = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"  # begins every document, so it also separates them
 SPECIAL = (END_OF_TEXT, "<|user|>", "<|assistant|>", "<|end|>")  # ids 0, 1, 2, 3; the last three wait for chat
 END_OF_TEXT_ID = 0
+PIECE = (
+    240  # bytes; BPE learns from no longer word, or its time would grow with the square of the longest. 2, 3, 4 divide it
+)
+LONG_RUN = 1000  # characters; ordinary text has a break long before
+_MARKS = re.compile(r"[^\w\s]*")
 
 
 def train(texts: Iterable[str], vocab_size: int, progress: bool = False) -> Tokenizer:
     """Learn a vocabulary of exactly `vocab_size` tokens, SPECIAL first. The order of the texts does not matter.
+
+    Words (letters, digits, marks or spaces in a row) of more than PIECE bytes are cut, here only: what reads the tokens of
+    a text never cuts it. Of text without such words one learns the same as without the cut.
 
     Raises ConfigError when the texts hold fewer different tokens than asked for.
     """
     smallest = len(SPECIAL) + 256
     require(vocab_size >= smallest, f"vocab_size={vocab_size}: bytes and special tokens alone are {smallest}; try 512")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.FixedLength(PIECE)])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
         texts,
@@ -36,6 +47,7 @@ def train(texts: Iterable[str], vocab_size: int, progress: bool = False) -> Toke
             show_progress=progress and sys.stderr.isatty(),
         ),
     )
+    tokenizer.pre_tokenizer = words
     if (found := tokenizer.get_vocab_size()) < vocab_size:
         raise ConfigError(
             f"vocab_size={vocab_size}: the training documents give only {found} different tokens;"
@@ -44,12 +56,49 @@ def train(texts: Iterable[str], vocab_size: int, progress: bool = False) -> Toke
     return _plain(tokenizer)
 
 
+def has_long_run(text: str) -> bool:
+    """Whether the text holds one word of LONG_RUN characters, such as base64 or DNA: certainly one of twice as many.
+
+    Looks at every LONG_RUN-th stretch of that length, and only as far as its first break.
+    """
+    stretches = (text[start : start + LONG_RUN] for start in range(0, len(text) - LONG_RUN + 1, LONG_RUN))
+    return any(s.isalpha() or s.isnumeric() or s.isspace() or _MARKS.fullmatch(s) for s in stretches)
+
+
 def load(path: str | Path) -> Tokenizer:
     """Read a tokenizer.json, or raise a StorageError that says what is wrong with it."""
     try:
-        return _plain(Tokenizer.from_file(str(path)))
+        return _plain(Tokenizer.from_buffer(Path(path).read_bytes()))  # from_file opens UTF-8 names only
     except Exception as error:  # the library raises bare Exceptions
         raise StorageError(f"{path} is not a tokenizer ({error}): delete it and run `sigma-lite prepare`") from error
+
+
+def keep_tokenizer(run: str | Path, data: str | Path) -> None:
+    """Copy tokenizer.json from the prepared data into the run's folder: with a checkpoint it is all that a use takes."""
+    content, path = (Path(data) / FILE).read_bytes(), Path(run) / FILE
+    if not path.is_file() or path.read_bytes() != content:
+        with atomic_write(path) as file:
+            file.write(content)
+
+
+def of_run(folders: Sequence[str | Path], vocab_size: int, sha256: str | None = None) -> Tokenizer:
+    """The tokenizer.json in the first of the folders that has one.
+
+    Args:
+        sha256: of the file that the model was trained with, where that is known.
+
+    Raises StorageError when there is none, or it is not the one of this model.
+    """
+    path = next((Path(folder) / FILE for folder in folders if (Path(folder) / FILE).is_file()), None)
+    if path is None:
+        places = " nor in ".join(map(str, folders))
+        raise StorageError(f"no {FILE} in {places}: copy it there from where the model was trained, or give --data")
+    found, fix = load(path), f"put the {FILE} of the data that it was trained on there, or give that folder as --data"
+    if found.get_vocab_size() != vocab_size:
+        raise StorageError(f"{path} has {found.get_vocab_size()} tokens, the model {vocab_size}: {fix}")
+    if sha256 not in (None, sha256_of(path)):
+        raise StorageError(f"{path} is not the tokenizer that this model was trained with (its sha256 differs): {fix}")
+    return found
 
 
 def _plain(tokenizer: Tokenizer) -> Tokenizer:

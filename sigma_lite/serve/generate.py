@@ -54,7 +54,9 @@ def _tokens(
 
 
 def draw(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator | None = None) -> int:
-    """One token from logits [V]."""
+    """One token from logits [V]. Raises ConfigError when they are not finite: argmax would name a token all the same."""
+    finite = bool(torch.isfinite(logits_V).all())
+    require(finite, "the model's logits are not finite: its training diverged; use an earlier checkpoint, or train it anew")
     if temperature == 0:
         return int(logits_V.argmax())
     probs_V, ids_V = ((logits_V - logits_V.max()) / temperature).softmax(-1).sort(descending=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from sigma_lite.config import ModelConfig, require
+from sigma_lite.data.tokenizer import END_OF_TEXT_ID
 from sigma_lite.model import Transformer
 
 if TYPE_CHECKING:
@@ -34,7 +35,11 @@ def to_qwen3_moe(model: Transformer, **options: object) -> Qwen3MoeForCausalLM:
 
 
 def qwen3_moe_config(config: ModelConfig, top_k: int, **options: object):
-    """norm_topk_prob must be False: renormalising over a single winner makes the gate 1 and cuts the router off."""
+    """norm_topk_prob must be False: renormalising over a single winner makes the gate 1 and cuts the router off.
+
+    <|endoftext|> stands between documents: generate() begins and ends with it. No token is for padding; one that is would
+    get no gradient there.
+    """
     from transformers import Qwen3MoeConfig
 
     return Qwen3MoeConfig(
@@ -53,7 +58,7 @@ def qwen3_moe_config(config: ModelConfig, top_k: int, **options: object):
         tie_word_embeddings=config.tie_embeddings,
         decoder_sparse_step=1,
         mlp_only_layers=[],
-        **options,
+        **{"bos_token_id": END_OF_TEXT_ID, "eos_token_id": END_OF_TEXT_ID, **options},
     )
 
 

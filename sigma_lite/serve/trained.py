@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sigma_lite.balance.schedule import k_per_layer
-from sigma_lite.checkpoint import model_weights, newest_checkpoint, read_settings, step_of
-from sigma_lite.config import ModelConfig, SparsityConfig
-from sigma_lite.data.shards import load
+from sigma_lite.checkpoint import newest_checkpoint, read_checkpoint, read_settings, step_of
+from sigma_lite.config import ConfigError, ModelConfig, SparsityConfig, require
+from sigma_lite.data import tokenizer
 from sigma_lite.data.tokenizer import END_OF_TEXT_ID, token_strings
 from sigma_lite.model import Transformer
 from sigma_lite.runfile import from_mapping
@@ -19,12 +20,26 @@ from sigma_lite.serve.generate import sample
 from sigma_lite.storage import StorageError
 
 
+def plain_prompt(given: str) -> str:
+    """A prompt as text. An argument that the terminal's encoding could not read may still be UTF-8.
+
+    Raises ConfigError naming the first byte that is not.
+    """
+    try:
+        return given.encode("utf-8", "surrogateescape").decode()
+    except UnicodeDecodeError as error:
+        wrong, place = f"byte 0x{error.object[error.start]:02x}", error.start
+    except UnicodeEncodeError as error:  # half a surrogate pair
+        wrong, place = f"{given[error.start]!a}", error.start
+    raise ConfigError(f"the prompt is not UTF-8 ({wrong} at place {place}): set the terminal to UTF-8, or write it in ASCII")
+
+
 class Trained:
     """Model and tokenizer of a run's newest checkpoint.
 
     Args:
         run: folder of the run.
-        data: folder of the prepared data; default: where the run's own data was.
+        data: a folder with another tokenizer.json, such as that of the prepared data; default: the run's own.
 
     Raises: StorageError when there is no checkpoint, or no tokenizer that fits it.
     """
@@ -38,25 +53,26 @@ class Trained:
         sparsity = from_mapping(SparsityConfig, settings["sparsity"], "sparsity")
         self.step = step_of(path)
         self.model = Transformer(net).eval()
-        self.model.load_state_dict(model_weights(path))
+        checkpoint = read_checkpoint(path)
+        self.model.load_state_dict(model_weights(checkpoint))
         self.model.set_k(
             k_per_layer(
                 self.step, switch_step=sparsity.switch_step, n_layers=net.n_layers, head=sparsity.head, target=net.top_k
             )
         )
-        prepared = load(data or settings["corpus"]["dir"])
-        if prepared.vocab_size != net.vocab_size:
-            raise StorageError(
-                f"the tokenizer in {prepared.dir} has {prepared.vocab_size} tokens, the model {net.vocab_size}: give --data"
-                " with the data that this run was trained on"
-            )
-        self.tokenizer = prepared.tokenizer
+        folders = [data] if data else [run, settings["corpus"]["dir"]]  # runs used to leave it with their data
+        trained_with = checkpoint.get("TokenDataModule", {}).get("tokenizer sha256")
+        self.tokenizer = tokenizer.of_run(folders, net.vocab_size, trained_with)
 
     def continue_text(
         self, prompt: str, max_new_tokens: int, *, temperature: float = 0.8, top_p: float = 0.95, seed: int = 0
     ) -> Iterator[str]:
-        """The continuation piece by piece; a character whose bytes span tokens comes out whole."""
-        ids = [END_OF_TEXT_ID, *self.tokenizer.encode(prompt).ids]
+        """The continuation piece by piece; a character whose bytes span tokens comes out whole.
+
+        Raises: ConfigError for a prompt or an option that cannot work, and for a model whose numbers are not finite.
+        """
+        ids = [END_OF_TEXT_ID, *self.tokenizer.encode(plain_prompt(prompt)).ids]
+        require(-(2**63) <= seed < 2**64, f"seed={seed}: must fit in 64 bits")
         generator = torch.Generator().manual_seed(seed)
         options = {"temperature": temperature, "top_p": top_p, "stop_id": END_OF_TEXT_ID, "generator": generator}
         return self._text(sample(self.model, torch.tensor(ids), max_new_tokens=max_new_tokens, **options))
@@ -66,3 +82,8 @@ class Trained:
         for token in tokens:
             yield decoder.decode(bytes_of[token])
         yield decoder.decode(b"", final=True)
+
+
+def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The model's own state_dict: names as in `Transformer.state_dict()`."""
+    return {name.removeprefix("model."): weight for name, weight in checkpoint["state_dict"].items()}

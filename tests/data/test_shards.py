@@ -6,13 +6,14 @@ import os
 import pickle
 import shutil
 import subprocess
+import warnings
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from sigma_lite.config import ConfigError, CorpusConfig
-from sigma_lite.data import corpora, tokenizer
+from sigma_lite.data import corpora, stages, tokenizer
 from sigma_lite.data.kinds import KINDS, SPECIAL
 from sigma_lite.data.shards import prepare
 from sigma_lite.data.stream import TokenStream, token_dtype, write_array
@@ -157,3 +158,33 @@ def test_rows_of_a_table_are_a_corpus(tmp_path):
     data = prepare_quietly(corpus_of(tmp_path, text_field="body"))
     assert data.manifest["train_documents"] + data.manifest["heldout_documents"] == 200
     assert "row 7 tells of the number 49" in unpack(data.train, data.tokenizer) + unpack(data.heldout, data.tokenizer)
+
+
+# ------------------------------------------------------------------------------------------------- nothing in silence
+
+
+def test_a_document_without_breaks_is_named(fresh):
+    for name in ("mouse", "yeast", "rice"):  # not all are held out
+        (fresh / "text" / f"{name}.txt").write_text(f"{name} " + "ACGT" * 600)
+    with pytest.warns(UserWarning, match=r"(mouse|rice|yeast)\.txt: over 1000 characters without a break.* leave it out"):
+        prepare_quietly(corpus_of(fresh))
+
+
+def test_what_was_left_out_is_said_and_kept(fresh):
+    text = fresh / "text"
+    for name, content in {"latin.txt": b"caf\xe9", "a.bin": b"PK\0", "b.bin": b"\0", "copy.txt": b"x", ".git": b"y"}.items():
+        (text / name).write_bytes(content)
+    with pytest.warns(
+        UserWarning, match=r"left out of the corpus: 2 binary \(a\.bin, \.\.\.\), 1 not UTF-8 \(latin\.txt\)$"
+    ):
+        data = prepare_quietly(corpus_of(fresh))
+    assert "1 duplicate (one.txt)" in data.left_out() and "1 hidden (.git)" in data.left_out()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepare_quietly(corpus_of(fresh))  # said once
+
+
+def test_a_tokenizer_of_a_part_of_the_text_says_so(fresh, monkeypatch):
+    monkeypatch.setattr(stages, "SAMPLE_CHARACTERS", 8000)
+    with pytest.warns(UserWarning, match=r"the tokenizer learned from the first \d+ documents, 8,\d+ characters"):
+        prepare_quietly(corpus_of(fresh))

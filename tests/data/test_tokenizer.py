@@ -1,10 +1,17 @@
+import random
+import re
+import time
+from itertools import islice
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
-from sigma_lite.config import ConfigError
+from sigma_lite.config import ConfigError, CorpusConfig
 from sigma_lite.data import tokenizer
+from sigma_lite.data.corpora import documents
 from sigma_lite.storage import StorageError
 
 TEXTS = [
@@ -77,9 +84,57 @@ def test_a_damaged_file_is_named(tmp_path):
 
 
 def test_byte_characters_are_those_of_the_library():
-    from tokenizers import pre_tokenizers
-
     assert sorted(tokenizer._byte_characters()) == sorted(pre_tokenizers.ByteLevel.alphabet())
     text = np.arange(0x20, 0x300, dtype=np.uint32).tobytes().decode("utf-32-le")
     [(pieces, _)] = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
     assert pieces == "".join(tokenizer._byte_characters()[b] for b in text.encode())
+
+
+# ------------------------------------------------------------------------------------------------------- unbroken text
+
+
+def uncut(monkeypatch):
+    """`train` as it would be without the cut."""
+    monkeypatch.setattr(tokenizer, "PIECE", 10**9)
+
+
+def test_the_cut_changes_nothing_for_ordinary_text(monkeypatch):
+    texts = [d.text for d in islice(documents(CorpusConfig()), 0, None, 12)]
+    cut = tokenizer.train(texts, 2048).to_str()
+    uncut(monkeypatch)
+    assert tokenizer.train(texts, 2048).to_str() == cut
+
+
+def test_no_word_of_the_library_is_ever_cut():
+    """Recorded runs depend on its tokens."""
+    words, long = pre_tokenizers.ByteLevel(add_prefix_space=False), re.compile(r"\S{60,}|\s{60,}")  # what could be one
+    stretches = [s for d in documents(CorpusConfig()) for s in long.findall(d.text)]
+    longest = max(len(word) for s in stretches for word, _ in words.pre_tokenize_str(s))
+    assert 60 < longest < tokenizer.PIECE
+
+
+UNBROKEN = {
+    "dna": lambda n: "".join(random.choices("ACGT", k=n)),
+    "chinese": lambda n: "".join(chr(0x4E00 + random.randrange(2500)) for _ in range(n)),
+    "digits": lambda n: "".join(random.choices("0123456789", k=n)),
+    "marks": lambda n: "".join(random.choices("=-+*", k=n)),
+    "spaces": lambda n: "".join(random.choices(" \t\n", k=n)),
+}
+
+
+@pytest.mark.parametrize("kind", UNBROKEN)
+def test_time_grows_with_the_length_of_unbroken_text_not_with_its_square(kind):
+    make = UNBROKEN[kind]
+
+    def seconds(n: int) -> float:
+        text = make(n)
+        begun = time.process_time()
+        tokenizer.train([text], 700)
+        return time.process_time() - begun
+
+    assert seconds(120_000) < 8 * seconds(30_000) + 0.5  # four times as much; uncut it is sixteen times and more
+    assert tokenizer.has_long_run("a b " * 1000 + make(2000)) and not tokenizer.has_long_run(make(990))
+
+
+def test_ordinary_text_has_no_long_run():
+    assert not any(tokenizer.has_long_run(d.text) for d in documents(CorpusConfig()))

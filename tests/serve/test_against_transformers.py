@@ -45,3 +45,18 @@ def test_a_model_in_the_middle_of_its_schedule_is_not_exported():
     ours.set_k((4, 2, 1))
     with pytest.raises(ConfigError, match=r"layers use \[1, 2, 4\] experts per token"):
         to_qwen3_moe(ours)
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_a_saved_export_is_the_same_model_and_ends_with_the_document(tie, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    ours = Transformer(dataclasses.replace(SMALL, tie_embeddings=tie)).eval()
+    with torch.no_grad():
+        ours.norm.weight.fill_(0)  # all logits are equal: the first, <|endoftext|>, is the most probable
+    to_qwen3_moe(ours).save_pretrained(tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert (theirs.config.eos_token_id, theirs.generation_config.eos_token_id, theirs.config.bos_token_id) == (0, 0, 0)
+    assert theirs.generate(torch.tensor([[5, 6]]), max_new_tokens=9, do_sample=False).tolist() == [[5, 6, 0]]
+    assert theirs.config.pad_token_id is None  # the embedding of a padding token gets no gradient
