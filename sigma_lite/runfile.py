@@ -45,7 +45,7 @@ class RunConfig:
     trainer: Mapping[str, object] = field(default_factory=dict)  # Lightning's own keys, checked by LightningCLI
 
     def __post_init__(self) -> None:
-        check_schedule(self.net, self.sparsity)
+        check_schedule(self.net, self.sparsity, self.trainer.get("max_steps"))
 
 
 def load_run(paths: Sequence[str | Path], over: Mapping[str, object] | None = None) -> RunConfig:

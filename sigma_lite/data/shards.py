@@ -104,7 +104,7 @@ def prepare(corpus: CorpusConfig, progress: bool = True, shard_tokens: int = SHA
     folder = Path(corpus.dir)
     if not _is_finished(folder, corpus):
         prepare_parts(corpus, progress=progress, shard_tokens=shard_tokens)
-        with alone(folder / "prepare.lock"):
+        with alone(folder / "prepare.lock", waiting=_waiting(folder)):
             _finish(folder, corpus, progress)
     return load(folder)
 
@@ -124,12 +124,16 @@ def prepare_parts(
         f"ranks={ranks}: there are parts={corpus.parts} of the corpus to share out; set data.corpus.parts={ranks} or more",
     )
     folder = Path(corpus.dir)
-    with alone(folder / "tokenizer.lock"):
+    with alone(folder / "tokenizer.lock", waiting=_waiting(folder)):
         bpe = _begin(folder, corpus, progress)
     for part in range(rank, corpus.parts, ranks):
-        with alone(folder / f"part-{part:05}.lock"):
+        with alone(folder / f"part-{part:05}.lock", waiting=_waiting(folder)):
             stages.part_stage(folder, corpus, part, bpe, shard_tokens, progress)
     return [part for part in range(corpus.parts) if not stages.part_file(folder, part).exists()]
+
+
+def _waiting(folder: Path) -> str:
+    return f"another command prepares {folder}: waiting for it"
 
 
 def load(folder: str | Path, full_check: bool = False) -> Prepared:

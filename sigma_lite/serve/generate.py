@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -54,7 +55,13 @@ def _tokens(
 
 
 def draw(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator | None = None) -> int:
-    """One token from logits [V]."""
+    """One token from logits [V]. Raises ConfigError where there is no largest one."""
+    highest = float(logits_V.max())  # NaN where any is
+    require(
+        math.isfinite(highest),
+        f"the model's logits hold {highest}: its weights are no numbers; use an earlier checkpoint, or train with a lower"
+        " optim.lr",
+    )
     if temperature == 0:
         return int(logits_V.argmax())
     probs_V, ids_V = ((logits_V - logits_V.max()) / temperature).softmax(-1).sort(descending=True)

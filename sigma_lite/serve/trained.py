@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from sigma_lite.balance.schedule import k_per_layer
-from sigma_lite.checkpoint import model_weights, newest_checkpoint, read_settings, step_of
+from sigma_lite.checkpoint import model_weights, newest_whole, read_settings, step_of
 from sigma_lite.config import ModelConfig, SparsityConfig
 from sigma_lite.data.shards import load
 from sigma_lite.data.tokenizer import END_OF_TEXT_ID, token_strings
@@ -20,7 +20,7 @@ from sigma_lite.storage import StorageError
 
 
 class Trained:
-    """Model and tokenizer of a run's newest checkpoint.
+    """Model and tokenizer of a run's newest checkpoint that is whole.
 
     Args:
         run: folder of the run.
@@ -30,7 +30,7 @@ class Trained:
     """
 
     def __init__(self, run: str | Path, data: str | Path | None = None):
-        path = newest_checkpoint(run)
+        path = newest_whole(run)
         if path is None:
             raise StorageError(f"{run} holds no checkpoint: give the folder of a run that was trained, such as runs/toy")
         settings = read_settings(path)
