@@ -45,6 +45,7 @@ class RunConfig:
     trainer: Mapping[str, object] = field(default_factory=dict)  # Lightning's own keys, checked by LightningCLI
 
     def __post_init__(self) -> None:
+        require(isinstance(self.trainer, Mapping), f"trainer must be a group of keys, not {self.trainer!r}")
         check_schedule(self.net, self.sparsity, self.trainer.get("max_steps"))
 
 

@@ -84,17 +84,17 @@ def alone(path: str | Path, *, waiting: str = "", refusal: str = "") -> Iterator
         refusal: instead of waiting, StorageError with this sentence.
     """
     path = Path(path)
-    path = path.parent.resolve() / path.name
-    if path in _held:
+    place = path.parent.resolve() / path.name
+    if place in _held:
         yield
         return
     made = not path.parent.exists()
-    descriptor = _held[path] = _entered(path, waiting, refusal)
+    descriptor = _held[place] = _entered(path, waiting, refusal)
     try:
         yield
     finally:
-        if _held.get(path) == descriptor:  # a forked child holds nothing
-            del _held[path]
+        if _held.get(place) == descriptor:  # a forked child holds nothing
+            del _held[place]
             if made and os.listdir(path.parent) == [path.name]:
                 with contextlib.suppress(OSError):
                     path.unlink()

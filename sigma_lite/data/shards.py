@@ -139,13 +139,15 @@ def _waiting(folder: Path) -> str:
 def load(folder: str | Path, full_check: bool = False) -> Prepared:
     """Open a prepared folder, after a check of all sizes, and of the hashes of files < 64 MB (all with `full_check`).
 
+    `fit` compares the others' hashes beside the training: see data/verified.py.
+
     Raises StorageError naming the file that is missing, cut or altered, and the fix.
     """
     folder = Path(folder)
     manifest = stages.read_json(folder / "manifest.json")
     if manifest is None:
         raise StorageError(f"{folder} holds no finished data (no manifest.json): run `sigma-lite prepare`")
-    for entry in _entries(manifest):
+    for entry in entries(manifest):
         check_file(folder, entry, full_check)
     return _open(folder, manifest)
 
@@ -185,7 +187,7 @@ def _finish(folder: Path, corpus: CorpusConfig, progress: bool) -> None:
         "tokenizer": _entry(folder / "tokenizer.json"),
         "shards": shards,
     }
-    hashes = "".join(entry["sha256"] for entry in _entries(manifest))
+    hashes = "".join(entry["sha256"] for entry in entries(manifest))
     manifest["fingerprint"] = hashlib.sha256(hashes.encode()).hexdigest()
     if before:
         if before["fingerprint"] != manifest["fingerprint"]:
@@ -210,7 +212,7 @@ def _is_finished(folder: Path, corpus: CorpusConfig) -> bool:
     """Whether all files of the manifest are there. Raises ConfigError when the folder is not for this corpus."""
     _check_owner(folder, corpus)
     manifest = stages.read_json(folder / "manifest.json")
-    return manifest is not None and all((folder / entry["file"]).exists() for entry in _entries(manifest))
+    return manifest is not None and all((folder / entry["file"]).exists() for entry in entries(manifest))
 
 
 def _check_owner(folder: Path, corpus: CorpusConfig) -> None:
@@ -236,7 +238,7 @@ def _entry(path: Path) -> dict:
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-def _entries(manifest: dict) -> list[dict]:
+def entries(manifest: dict) -> list[dict]:
     """The entries of all data files, by name: a sidecar read back has its keys in another order."""
     entries = [manifest["tokenizer"], *(entry for shard in manifest["shards"] for entry in shard["files"].values())]
     return sorted(entries, key=lambda entry: entry["file"])

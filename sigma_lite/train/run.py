@@ -34,6 +34,7 @@ from sigma_lite.train.callbacks.save import Save
 from sigma_lite.train.callbacks.spike_guard import SpikeGuard
 from sigma_lite.train.callbacks.stop import Stopped, StopWhenAsked, requeue
 from sigma_lite.train.callbacks.throughput import Throughput
+from sigma_lite.train.callbacks.verify_data import VerifyData
 from sigma_lite.train.checkpoint import SafeCheckpointIO
 from sigma_lite.train.memory import keep_freed_memory
 from sigma_lite.train.module import SigmaLit
@@ -83,7 +84,7 @@ class RunCLI(LightningCLI):
                 TokenDataModule,
                 parser_class=StrictParser,
                 trainer_defaults=TRAINER_DEFAULTS
-                | {"callbacks": [Throughput(), Diary(), LoadRecorder(), StepProgress(), StopWhenAsked()]},
+                | {"callbacks": [Throughput(), Diary(), LoadRecorder(), StepProgress(), StopWhenAsked(), VerifyData()]},
                 seed_everything_default=0,
                 save_config_callback=None,
                 auto_configure_optimizers=False,
