@@ -14,7 +14,7 @@ from sigma_lite.train.callbacks.diary import completes_step
 
 
 class VerifyData(pl.Callback):
-    """On the first rank, once for each file. What is found altered ends the run at the end of the step, before its checkpoint.
+    """On the first rank, once for each file. What is found altered ends the run after the step, before its checkpoint.
 
     What is not read when the run ends is read in the next one.
     """
