@@ -13,6 +13,7 @@ import hashlib
 import json
 import shutil
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,10 @@ SUFFIX = ".safetensors"
 REST = f"rest{SUFFIX}"  # in the folder of a sharded checkpoint
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 """(first index, extent) along each dimension: a piece of a tensor."""
+
+
+class DamagedCheckpoint(StorageError):
+    """A checkpoint that is not what was written."""
 
 
 class Sharded(NamedTuple):
@@ -70,7 +75,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         return read_pieces(path, lambda leaf: ((0,) * len(leaf.shape), leaf.shape))
     header = _header(path)
     try:
-        tensors = load(path.read_bytes())
+        content = path.read_bytes()
+    except OSError as error:
+        raise StorageError(f"cannot read checkpoint {path}: {error.strerror}") from error
+    try:
+        tensors = load(content)
     except Exception as error:  # safetensors raises a type of its own for anything malformed
         raise _damaged(path) from error
     if _digest(tensors, header["tree"]) != header["sha256"]:
@@ -144,6 +153,57 @@ def newest_checkpoint(run_dir: str | Path) -> Path | None:
     return max(checkpoints(run_dir), key=step_of, default=None)
 
 
+def newest_whole(run_dir: str | Path, say: Callable[[str], object] | None = None) -> Path | None:
+    """The newest checkpoint that is as it was written, None where a run has none at all; newer ones are named.
+
+    A file is read and its checksum compared. Of a folder, the files' sizes are: it is read by all ranks together.
+    Raises DamagedCheckpoint when there are some, and none is whole.
+    """
+    damaged: list[tuple[Path, DamagedCheckpoint]] = []
+    for path in reversed(checkpoints(run_dir)):
+        try:
+            check_whole(path)
+        except DamagedCheckpoint as error:
+            damaged.append((path, error))
+            continue
+        if damaged:
+            names = " and ".join(str(newer) for newer, _ in damaged)
+            (say or _say)(f"{names}: cut or altered, so {path.name}, the one before, is taken")
+        return path
+    if damaged:
+        raise damaged[0][1]
+    return None
+
+
+def _say(sentence: str) -> None:
+    print(f"sigma-lite: {sentence}", file=sys.stderr, flush=True)
+
+
+def check_whole(path: Path) -> None:
+    """Raises DamagedCheckpoint for one that is not as it was written, as far as `newest_whole` says."""
+    if path.is_dir() and not (path / REST).is_file():
+        raise _damaged(path)
+    read_settings(path)
+    if not path.is_dir():
+        read_checkpoint(path)
+        return
+    for file in read_checkpoint(path / REST)["files"]:
+        if not (path / file).is_file() or (path / file).stat().st_size != _expected_size(path / file):
+            raise _damaged(path)
+
+
+def _expected_size(path: Path) -> int:
+    """Bytes that a safetensors file must have: length of the header, header, tensors."""
+    try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, 100_000_000)))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        return 8 + length + max(ends, default=0)
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path) from error
+
+
 def checkpoints(run_dir: str | Path) -> list[Path]:
     """All checkpoints of a run, the oldest first."""
     found = Path(run_dir, "checkpoints").glob(f"step=*{SUFFIX}")
@@ -189,8 +249,8 @@ def _tree(path: Path, header: dict[str, str], tensors: dict[str, Tensor]) -> Any
         raise _damaged(path) from error
 
 
-def _damaged(path: Path) -> StorageError:
-    return StorageError(f"checkpoint {path} is cut or altered: delete it, and the run continues from the one before")
+def _damaged(path: Path) -> DamagedCheckpoint:
+    return DamagedCheckpoint(f"checkpoint {path} is cut or altered: delete it, and the run continues from the one before")
 
 
 def _digest(tensors: dict[str, Tensor], tree: str) -> str:

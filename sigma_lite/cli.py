@@ -53,8 +53,8 @@ def main(args: Sequence[str] | None = None) -> None:
     except (ConfigError, StorageError) as error:
         print(f"sigma-lite: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("\nsigma-lite: stopped; the same command continues from the last checkpoint", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"\nsigma-lite: {stop or 'stopped; the same command continues from the last checkpoint'}", file=sys.stderr)
         raise SystemExit(130) from None
 
 
@@ -187,9 +187,15 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
+    from sigma_lite.record import run_files
     from sigma_lite.report import write_report
+    from sigma_lite.storage import run_alone
 
-    print(f"report        {write_report(options.RUN, options.out)}")
+    run_files(options.RUN)
+    inside = options.out is None or options.RUN.resolve() in options.out.resolve().parents
+    instead = "give --out with a file outside of it to look at it meanwhile"
+    with run_alone(options.RUN, instead) if inside else contextlib.nullcontext():
+        print(f"report        {write_report(options.RUN, options.out)}")
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -210,9 +216,9 @@ def _train(args: list[str]) -> None:
 
     sys.path.insert(0, "")  # a balance loss of your own is named by its file in this folder
 
-    cli = RunCLI(args)
-    if args[0] == "fit":
-        _finish(cli)
+    with RunCLI(args) as cli:
+        if args[0] == "fit":
+            _finish(cli)
 
 
 def _finish(cli) -> None:
@@ -221,6 +227,10 @@ def _finish(cli) -> None:
     from sigma_lite.report import write_report
     from sigma_lite.serve.trained import Trained
 
+    if not cli.finished:
+        if cli.trainer.is_global_zero:
+            print(f"sigma-lite: {cli.where_it_stopped()}", file=sys.stderr)
+        return
     run, step = cli.run_dir, cli.trainer.max_steps
     diary = run / "record.jsonl"
 
@@ -234,9 +244,13 @@ def _finish(cli) -> None:
         trained = Trained(run)
         text = "".join(trained.continue_text(PROMPT, 200, temperature=0.7, seed=0))
         record.append(diary, "sample", step, prompt=PROMPT, text=text)
-    facts, sample = record.read(diary, "run")[-1]["data"], at_end("sample")[-1]
+    starts, sample = record.read(diary, "run"), at_end("sample")[-1]
+    facts = starts[-1]["data"] if starts else cli.datamodule.prepared.facts()
     print(f"\n{sample['prompt']}{sample['text']}\n")
     print(f"held-out      {at_end('validation')[-1]['bits_per_byte']:.4f} bits per byte   ({_baselines(facts)})")
+    if not starts:
+        print(f"report        not drawn: {diary}, from which it would be, was deleted after the run had ended")
+        return
     page = run / "report.html"
     if not page.exists() or page.stat().st_mtime < diary.stat().st_mtime:
         page = write_report(run)

@@ -6,9 +6,11 @@ imports torch, so that `sigma-lite plan` answers at once.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -44,6 +46,23 @@ def plain_path(given: str | os.PathLike[str], setting: str) -> str:
     odd = first.startswith(("~", "$")) and not os.path.lexists(first)
     require(not odd, f"{setting}={text!r}: {first} stands for nothing here; write ./{first} if it is a name")
     return text
+
+
+def require_finite(name: str, value: object) -> None:
+    """ConfigError for NaN and infinity, also inside lists and groups: a comparison lets the one or the other pass."""
+    if isinstance(value, float):
+        require(math.isfinite(value), f"{name}={value}: must be a finite number")
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            require_finite(f"{name}.{key}", inner)
+    elif isinstance(value, (list, tuple)):
+        for place, inner in enumerate(value):
+            require_finite(f"{name}[{place}]", inner)
+
+
+def _all_finite(settings: object) -> None:
+    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
+        require_finite(field.name, getattr(settings, field.name))
 
 
 def _positive(settings: object, *names: str) -> None:
@@ -107,6 +126,7 @@ class ModelConfig:
     expert_gain: float = 1.0  # scale of the experts' output projection at initialisation: see model/experts.py
 
     def __post_init__(self) -> None:
+        _all_finite(self)
         _positive(self, "vocab_size", "n_layers", "d_model", "n_heads", "n_kv_heads", "head_dim", "n_experts")
         _positive(self, "d_expert", "top_k", "rope_theta", "norm_eps", "init_std", "router_init_std", "expert_gain")
         require(
@@ -197,6 +217,7 @@ class SparsityConfig:
     switch_step: int = 0  # optimizer steps; from this step on every layer uses top_k
 
     def __post_init__(self) -> None:
+        _all_finite(self)
         require(self.switch_step >= 0, f"switch_step={self.switch_step}: must be 0 or more optimizer steps")
         for layer, k in enumerate(self.head):
             require(k >= 1, f"head[{layer}]={k}: a layer needs at least one expert per token")
@@ -220,6 +241,7 @@ class BalanceConfig:
     window_tokens: int = 200_000  # tokens pooled before load statistics are recorded; a toy micro-batch is mostly noise
 
     def __post_init__(self) -> None:
+        _all_finite(self)
         for name, choices in BALANCE_CHOICES.items():
             value = getattr(self, name)
             require(value in choices, f"balance {name} {value!r} does not exist; {nearest(value, choices)}")
@@ -249,6 +271,7 @@ class OptimConfig:
     eps: float = 1e-10  # small: an expert that sees 1/96 of the tokens has gradients far below Adam's usual 1e-8
 
     def __post_init__(self) -> None:
+        _all_finite(self)
         _positive(self, "lr", "router_lr", "eps")
         require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps}: must be 0 or more")
         for name in ("decay_fraction", "final_lr_ratio"):
@@ -284,6 +307,7 @@ class CorpusConfig:
     parts: int = 1  # slices that processes may prepare side by side; the tokens are the same whoever prepares them
 
     def __post_init__(self) -> None:
+        _all_finite(self)
         sources = ("programs", "stdlib", "domains", "files", "hf")
         require(self.source in sources, f"corpus source {self.source!r} does not exist; {nearest(self.source, sources)}")
         require(self.source != "files" or bool(self.path), "corpus source 'files' needs path: a file, folder or glob")
@@ -325,7 +349,10 @@ class RowsConfig:
     split_above: float = 1.0  # inputs: tokens with a larger share of the text get several ids; 1 = none (data/copies.py)
 
     def __post_init__(self) -> None:
+        _all_finite(self)
         _positive(self, "length", "per_step", "per_micro", "domain_run", "split_above")
+        require(self.split_above <= 1, f"split_above={self.split_above}: is a share of the text, at most 1; 1 splits none")
+        require(self.seed >= 0, f"rows.seed={self.seed}: must be 0 or more")
         self.accumulation(1)
         require(
             self.per_step % self.domain_run == 0,
@@ -344,11 +371,16 @@ class RowsConfig:
         return self.per_step // together
 
 
-def check_schedule(net: ModelConfig, sparsity: SparsityConfig) -> None:
-    """A schedule must fit the model: not more layers, not more experts than there are."""
+def check_schedule(net: ModelConfig, sparsity: SparsityConfig, steps: object = None) -> None:
+    """A schedule must fit the model, with not more layers and experts than there are, and the run's number of steps."""
     require(
         len(sparsity.head) <= net.n_layers,
         f"sparsity.head has {len(sparsity.head)} entries for n_layers={net.n_layers}: shorten it to the first layers",
     )
     for layer, k in enumerate(sparsity.head):
         require(k <= net.n_experts, f"sparsity.head[{layer}]={k} exceeds n_experts={net.n_experts}")
+    require(
+        not sparsity.head or sparsity.switch_step == 0 or sparsity.switch_step != steps,
+        f"sparsity.switch_step={sparsity.switch_step} is trainer.max_steps: the run would end with a model that no step has"
+        f" trained; switch earlier, or never (switch_step={sparsity.switch_step + 1})",
+    )

@@ -47,7 +47,8 @@ class RunConfig:
     custom_balance: object = None  # a balancer of the reader's own, which only training builds
 
     def __post_init__(self) -> None:
-        check_schedule(self.net, self.sparsity)
+        require(isinstance(self.trainer, Mapping), f"trainer must be a group of keys, not {self.trainer!r}")
+        check_schedule(self.net, self.sparsity, self.trainer.get("max_steps"))
 
 
 def load_run(paths: Sequence[str | Path], over: Mapping[str, object] | None = None) -> RunConfig:

@@ -8,9 +8,13 @@ import hashlib
 import json
 import os
 import shutil
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+RUN_LOCK = "run.lock"  # in a run's folder
 
 
 class StorageError(RuntimeError):
@@ -64,28 +68,120 @@ def cannot_write(path: str | Path, error: OSError) -> StorageError:
     return StorageError(f"cannot write {path}: {error.strerror or error}; choose a folder that you may write to")
 
 
-@contextlib.contextmanager
-def alone(path: str | Path) -> Iterator[None]:
-    """One process at a time inside the block: a second one waits. The system drops the lock when its holder is killed.
+_held: dict[Path, int] = {}  # lock files that this process holds, and their descriptors
+_no_locks: set[Path] = set()  # folders of which that was said
 
-    `path` is an empty file that stays. Raises StorageError when it cannot be made. Where there are no such locks
-    (Windows, some network disks) nobody waits.
+
+@contextlib.contextmanager
+def alone(path: str | Path, *, waiting: str = "", refusal: str = "") -> Iterator[None]:
+    """One process at a time inside the block. The system drops the lock when its holder ends, also by `kill -9`.
+
+    Inside the block the same process may ask again. Raises StorageError when the lock file cannot be made.
+
+    Args:
+        path: an empty file that stays, unless its folder is made for it and nothing else comes into that.
+        waiting: said once on stderr when another process is inside, which is then waited for; "": waited for in silence.
+        refusal: instead of waiting, StorageError with this sentence.
     """
+    path = Path(path)
+    place = path.parent.resolve() / path.name
+    if place in _held:
+        yield
+        return
+    made = not path.parent.exists()
+    descriptor = _held[place] = _entered(path, waiting, refusal)
+    try:
+        yield
+    finally:
+        if _held.get(place) == descriptor:  # a forked child holds nothing
+            del _held[place]
+            if made and os.listdir(path.parent) == [path.name]:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                    path.parent.rmdir()
+            os.close(descriptor)
+
+
+def _entered(path: Path, waiting: str, refusal: str) -> int:
+    """An open descriptor of the lock file at `path`, locked."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        try:
+            while not _lock(descriptor, path):
+                if refusal:
+                    raise StorageError(refusal)
+                if waiting:
+                    print(f"sigma-lite: {waiting}", file=sys.stderr, flush=True)
+                    waiting = ""
+                time.sleep(0.1)
+            if path.exists() and os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # the one before has removed the file: this lock keeps nobody out
+
+
+def _lock(descriptor: int, path: Path) -> bool:
+    """Whether this process has the lock now. Where the system has no locks that is said, and nobody is kept out."""
     try:
         import fcntl
     except ImportError:
-        yield
-        return
-    path = Path(path)
+        return _lock_on_windows(descriptor, path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path, "w")  # noqa: SIM115 (closed below)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise cannot_write(path, error) from error
-    with lock:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        _say_no_locks(path)
+    return True
+
+
+def _lock_on_windows(descriptor: int, path: Path) -> bool:
+    try:
+        import msvcrt
+    except ImportError:
+        _say_no_locks(path)
+        return True
+    try:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    except OSError:
+        return False
+    return True
+
+
+def _say_no_locks(path: Path) -> None:
+    if path.parent not in _no_locks:
+        _no_locks.add(path.parent)
+        print(f"sigma-lite: {path.parent} can have no locks: let one command at a time work in it", file=sys.stderr)
+
+
+def _forget_locks() -> None:
+    """A forked child, such as a data loader's worker, may outlive its parent: it must not hold the parent's locks."""
+    for descriptor in _held.values():
         with contextlib.suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+            os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
+
+
+def run_alone(run: str | Path, instead: str = "") -> contextlib.AbstractContextManager[None]:
+    """The lock that every command takes that writes into a run's folder. StorageError while another one works there.
+
+    Args:
+        instead: what else a person can do than to wait.
+    """
+    instead = instead or "choose another trainer.default_root_dir"
+    refusal = f"another command is at work in {run}: wait until it has ended, or {instead}"
+    return alone(Path(run, RUN_LOCK), refusal=refusal)
 
 
 def readable(text: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 from sigma_lite import cli, storage
-from sigma_lite.checkpoint import newest_checkpoint
+from sigma_lite.checkpoint import checkpoints, newest_checkpoint
 
 
 @pytest.fixture
@@ -216,8 +216,8 @@ class Bomb:
 
 
 def test_a_pickle_is_never_opened(run, refusal):
-    path = newest_checkpoint("run")
-    path.write_bytes(pickle.dumps({"state_dict": Bomb()}))
+    for path in checkpoints("run"):
+        path.write_bytes(pickle.dumps({"state_dict": Bomb()}))
     for command in ("fit -c tiny.yaml", "generate run", f"validate -c tiny.yaml --ckpt_path={path}"):
         refusal(command, "cut or altered")
     assert not Path("exploded").exists()
@@ -283,14 +283,14 @@ def test_a_quota(run):
 
 def test_a_file_where_a_folder_should_be(place, refusal):
     Path("run").write_text("mine")
-    refusal("fit -c tiny.yaml", "cannot write run/record.jsonl", "choose a folder")
+    refusal("fit -c tiny.yaml", "cannot write run/run.lock", "choose a folder")
 
 
 def test_a_folder_that_may_not_be_written(place, refusal):
     Path("run").mkdir(mode=0o500)
     if os.access("run", os.W_OK):
         pytest.skip("root may write anywhere")
-    refusal("fit -c tiny.yaml", "cannot write run/record.jsonl", "choose a folder")
+    refusal("fit -c tiny.yaml", "cannot write run/run.lock", "choose a folder")
 
 
 # --------------------------------------------------------------------------------------------------------------- use

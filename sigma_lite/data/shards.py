@@ -111,7 +111,7 @@ def prepare(corpus: CorpusConfig, progress: bool = True, shard_tokens: int = SHA
     folder = Path(corpus.dir)
     if not _is_finished(folder, corpus):
         prepare_parts(corpus, progress=progress, shard_tokens=shard_tokens)
-        with alone(folder / "prepare.lock"):
+        with alone(folder / "prepare.lock", waiting=_waiting(folder)):
             _finish(folder, corpus, progress)
     return load(folder)
 
@@ -131,16 +131,22 @@ def prepare_parts(
         f"ranks={ranks}: there are parts={corpus.parts} of the corpus to share out; set data.corpus.parts={ranks} or more",
     )
     folder = Path(corpus.dir)
-    with alone(folder / "tokenizer.lock"):
+    with alone(folder / "tokenizer.lock", waiting=_waiting(folder)):
         bpe = _begin(folder, corpus, progress)
     for part in range(rank, corpus.parts, ranks):
-        with alone(folder / f"part-{part:05}.lock"):
+        with alone(folder / f"part-{part:05}.lock", waiting=_waiting(folder)):
             stages.part_stage(folder, corpus, part, bpe, shard_tokens, progress)
     return [part for part in range(corpus.parts) if not stages.part_file(folder, part).exists()]
 
 
+def _waiting(folder: Path) -> str:
+    return f"another command prepares {folder}: waiting for it"
+
+
 def load(folder: str | Path, full_check: bool = False, splits: Collection[str] = stages.SPLITS) -> Prepared:
     """Open a prepared folder, after a check of all sizes, and of the hashes of files < 64 MB (all with `full_check`).
+
+    `fit` compares the others' hashes beside the training: see data/verified.py.
 
     Args:
         splits: which tokens must be there; ("heldout",) where the training tokens were left behind, as too large to share.
@@ -151,7 +157,7 @@ def load(folder: str | Path, full_check: bool = False, splits: Collection[str] =
     manifest = stages.read_json(folder / "manifest.json")
     if manifest is None:
         raise StorageError(f"{folder} holds no finished data (no manifest.json): run `sigma-lite prepare`")
-    for entry in _entries(manifest, splits):
+    for entry in entries(manifest, splits):
         check_file(folder, entry, full_check)
     return _open(folder, manifest)
 
@@ -199,7 +205,7 @@ def _finish(folder: Path, corpus: CorpusConfig, progress: bool) -> None:
         "tokenizer": _entry(folder / "tokenizer.json"),
         "shards": shards,
     }
-    hashes = "".join(entry["sha256"] for entry in _entries(manifest))
+    hashes = "".join(entry["sha256"] for entry in entries(manifest))
     manifest["fingerprint"] = hashlib.sha256(hashes.encode()).hexdigest()
     if before:
         if before["fingerprint"] != manifest["fingerprint"]:
@@ -237,7 +243,7 @@ def _is_finished(folder: Path, corpus: CorpusConfig, splits: Collection[str] = s
     """Whether all files of these splits are there. Raises ConfigError when the folder is not for this corpus."""
     _check_owner(folder, corpus)
     manifest = stages.read_json(folder / "manifest.json")
-    return manifest is not None and all((folder / entry["file"]).exists() for entry in _entries(manifest, splits))
+    return manifest is not None and all((folder / entry["file"]).exists() for entry in entries(manifest, splits))
 
 
 def _check_owner(folder: Path, corpus: CorpusConfig) -> None:
@@ -265,7 +271,7 @@ def _entry(path: Path) -> dict:
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-def _entries(manifest: dict, splits: Collection[str] = stages.SPLITS) -> list[dict]:
+def entries(manifest: dict, splits: Collection[str] = stages.SPLITS) -> list[dict]:
     """The entries of all data files, or those of some splits, by name: a sidecar read back has its keys in another order."""
     wanted = {"documents", *splits, *(f"{split}_kinds" for split in splits)}
     files = (entry for shard in manifest["shards"] for name, entry in shard["files"].items() if name in wanted)

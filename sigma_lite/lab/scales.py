@@ -33,7 +33,7 @@ def _cpu(steps: int, window_tokens: int) -> dict:
         },
         "data": {"corpus": CORPUS, "rows": {"length": 128, "per_step": 32, "per_micro": 32}},
         "save": {"every": steps // 4},
-        "trainer": {"max_steps": steps, "accelerator": "cpu", "devices": 1, "limit_val_batches": 1.0},
+        "trainer": {"max_steps": steps, "accelerator": "cpu", "devices": 1},
     }
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sigma_lite.config import ConfigError
+from sigma_lite.config import ConfigError, require
 from sigma_lite.runfile import load_run
-from sigma_lite.storage import StorageError, alone
+from sigma_lite.storage import RUN_LOCK, StorageError, alone
 from sigma_lite.train.branch import branch
 from sigma_lite.train.run import RunCLI
 
@@ -23,10 +23,13 @@ def train(yaml: str | Path, parent: tuple[Path, int] | None = None, own: Any = N
         own: a balancer that exists only in this process.
     """
     yaml = Path(yaml)
-    with alone(yaml.with_name("run.lock")):
+    waiting = f"another process is at work in {yaml.parent}: waiting for it"
+    with alone(yaml.with_name(RUN_LOCK), waiting=waiting):
         if parent is not None:
             branch(*parent, yaml.parent, load_run([yaml]).sparsity)
-        RunCLI(["fit", "-c", str(yaml)], own=own).validate_at_end()
+        with RunCLI(["fit", "-c", str(yaml)], own=own) as cli:
+            require(cli.finished, cli.where_it_stopped())
+            cli.validate_at_end()
 
 
 def main(yaml: str, parent: str = "", step: str = "") -> None:

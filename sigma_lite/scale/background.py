@@ -28,6 +28,11 @@ class Background:
         except BaseException as error:
             self._error = error
 
+    @property
+    def failed(self) -> bool:
+        """Whether there is an error that `wait` would raise."""
+        return self._error is not None
+
     def wait(self) -> None:
         """Until nothing is under way. Raises what the job raised."""
         if self._thread is not None:

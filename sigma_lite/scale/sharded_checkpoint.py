@@ -12,6 +12,7 @@ newest. A reader asks for the box of each tensor that it needs, so the layout of
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,10 +27,12 @@ from sigma_lite.checkpoint import (
     Box,
     Packed,
     Sharded,
+    checkpoints,
     pack,
     read_checkpoint,
     read_pieces,
     remove,
+    step_of,
     write_packed,
 )
 from sigma_lite.scale.shard import as_sharded_like
@@ -82,6 +85,35 @@ def load_sharded(path: str | Path, like: Mapping[str, Tensor]) -> dict[str, Any]
     else:
         tree = read_checkpoint(path)
     return as_laid_out(tree, "", like)
+
+
+def whole_for_all(path: Path, group: dist.ProcessGroup | None = None) -> Path:
+    """This folder, or the newest checkpoint before it of which all files are as they were written. All ranks call this.
+
+    Each rank reads its share of the files. Raises StorageError, on all ranks, when none is whole.
+    """
+    while True:
+        try:
+            _together(lambda folder=path: _read_share(folder), group)
+            return path
+        except StorageError:
+            before = [older for older in checkpoints(path.parents[1]) if step_of(older) < step_of(path)]
+            if not before:
+                raise
+            if dist.get_rank() == 0:
+                print(
+                    f"sigma-lite: {path} is cut or altered, so {before[-1].name}, the one before, is taken", file=sys.stderr
+                )
+            path = before[-1]
+
+
+def _read_share(path: Path) -> None:
+    if not path.is_dir():
+        read_checkpoint(path)
+        return
+    files = sorted(read_checkpoint(path / REST)["files"])
+    for file in files[dist.get_rank() :: dist.get_world_size()]:
+        read_checkpoint(path / file)
 
 
 def as_laid_out(node: Any, where: str, like: Mapping[str, Tensor]) -> Any:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from sigma_lite.checkpoint import remove
@@ -28,7 +29,7 @@ from sigma_lite.config import ConfigError
 from sigma_lite.model import Transformer
 from sigma_lite.scale.layout import StrategyConfig, precision_named
 from sigma_lite.scale.shard import Mesh, is_sharded, make_mesh, shard
-from sigma_lite.scale.sharded_checkpoint import load_sharded, save_sharded
+from sigma_lite.scale.sharded_checkpoint import load_sharded, save_sharded, whole_for_all
 
 
 class ExpertParallel(ModelParallelStrategy):
@@ -131,8 +132,13 @@ class ExpertParallel(ModelParallelStrategy):
         save_sharded(filepath, checkpoint, storage_options, self._writers)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Weights in their layout; the optimizer's state follows when there is an optimizer."""
-        self._loading = Path(checkpoint_path)
+        """Weights in their layout; the optimizer's state follows when there is an optimizer.
+
+        A fit that finds a damaged folder goes on from the one before, and says so.
+        """
+        path = Path(checkpoint_path)
+        fitting = self.lightning_module.trainer.state.fn == TrainerFn.FITTING
+        self._loading = path = whole_for_all(path, self._writers) if fitting and path.is_dir() else path
         like = {f"/state_dict/{name}": value for name, value in self.lightning_module.state_dict().items()}
         return load_sharded(self._loading, like)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sigma_lite.balance.schedule import k_per_layer
-from sigma_lite.checkpoint import newest_checkpoint, read_checkpoint, read_settings, step_of
+from sigma_lite.checkpoint import newest_whole, read_checkpoint, read_settings, step_of
 from sigma_lite.config import ConfigError, ModelConfig, SparsityConfig, require
 from sigma_lite.data import tokenizer
 from sigma_lite.data.tokenizer import END_OF_TEXT_ID, token_strings
@@ -35,7 +35,7 @@ def plain_prompt(given: str) -> str:
 
 
 class Trained:
-    """Model and tokenizer of a run's newest checkpoint.
+    """Model and tokenizer of a run's newest checkpoint that is whole.
 
     Args:
         run: folder of the run.
@@ -45,7 +45,7 @@ class Trained:
     """
 
     def __init__(self, run: str | Path, data: str | Path | None = None):
-        path = newest_checkpoint(run)
+        path = newest_whole(run)
         if path is None:
             raise StorageError(f"{run} holds no checkpoint: give the folder of a run that was trained, such as runs/toy")
         settings = read_settings(path)

@@ -22,6 +22,7 @@ from sigma_lite.identity import identify
 from sigma_lite.model import Routing, Transformer
 from sigma_lite.train.bits import BitsPerByte
 from sigma_lite.train.callbacks.sparsity_schedule import SparsitySchedule
+from sigma_lite.train.checkpoint import require_finite
 from sigma_lite.train.optim import adamw, clip_gradients, total_norm, warmup_stable_decay
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class SigmaLit(pl.LightningModule):
         gradient_clip_algorithm: Any = None,
     ) -> None:
         norm = self.gradient_norm()
-        if gradient_clip_val is not None:
+        if gradient_clip_val:  # 0 and None both mean that nothing is clipped
             clip_gradients(self.model.parameters(), norm, gradient_clip_val)
 
     def rate_factor(self, step: int) -> float:
@@ -162,6 +163,11 @@ class SigmaLit(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         values = self.heldout_bits.compute()
+        require(
+            bool(values["nats_per_token"].isfinite()),
+            f"the model's loss on held-out text is {float(values['nats_per_token'])} nats a token: its weights or logits"
+            " hold NaN or infinity; use an earlier checkpoint, and train with a lower optim.lr",
+        )
         self.log("heldout_bits_per_byte", values["bits_per_byte"], prog_bar=True, sync_dist=True)  # the same on all ranks
         self.log("heldout_nats_per_token", values["nats_per_token"], sync_dist=True)
 
@@ -190,8 +196,11 @@ class SigmaLit(pl.LightningModule):
         return {**{name: dataclasses.asdict(part) for name, part in parts.items()}, "custom_balance": self.own_identity}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        require_finite(checkpoint, self.device)
         checkpoint["settings"] = json.dumps(self.run_settings or self.settings())
         checkpoint["balancer"] = self.objective.balancer.state_dict()
+        for name in [name for name in checkpoint.get("callbacks", {}) if name.startswith("Timer")]:
+            del checkpoint["callbacks"][name]  # trainer.max_time is of one start: or a run that it ended could not go on
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.model.set_k(self.k_at(checkpoint["global_step"]))  # also where no schedule runs: validate, predict

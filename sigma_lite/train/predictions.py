@@ -9,6 +9,7 @@ import torch.distributed as dist
 from safetensors.torch import save
 from torch import Tensor
 
+from sigma_lite.config import require
 from sigma_lite.storage import atomic_write
 
 
@@ -18,8 +19,16 @@ def write_predictions(path: Path, parts: list[dict[str, Tensor]], n_rows: int) -
     Args:
         parts: of each of this rank's batches, in order: {name: tensor [rows, ...]}.
         n_rows: how many there really are; on several ranks some of the last batches only keep step.
+
+    Raises: ConfigError when a cost is no number.
     """
     parts = in_order(parts)
+    bad = sum(int((~part["nats"].isfinite()).any(-1).sum()) for part in parts)
+    require(
+        bad == 0,
+        f"{bad} of {n_rows} held-out rows cost NaN or infinity: the model's weights or logits hold such, so {path.name} is"
+        " not written; use an earlier checkpoint",
+    )
     if not dist.is_initialized() or dist.get_rank() == 0:
         whole = {name: torch.cat([part[name] for part in parts])[:n_rows].contiguous() for name in parts[0]}
         with atomic_write(path) as file:

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from sigma_lite.config import nearest, require
-from sigma_lite.runfile import load_run, overlay, read_yaml, type_name, value_fits
+from sigma_lite.config import nearest, require, require_finite
+from sigma_lite.runfile import RunConfig, load_run, overlay, read_yaml, type_name, value_fits
 from sigma_lite.scale.layout import precision_named, strategy_config
 
 FIXED = {  # keys of Lightning's trainer that would change what a step is, and what to set instead
@@ -22,20 +22,24 @@ FIXED = {  # keys of Lightning's trainer that would change what a step is, and w
     "overfit_batches": "set max_steps, and prepare a smaller corpus",
     "fast_dev_run": "set max_steps=1",
     "use_distributed_sampler": "the data module gives every rank its own rows",
+    "limit_val_batches": "held-out numbers are of all held-out text; set val_check_interval",
+    "limit_test_batches": "held-out numbers are of all held-out text",
+    "limit_predict_batches": "predictions are of all held-out text",
+    "min_epochs": "a run is one pass over its max_steps; set min_steps",
 }
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 PACKAGE = Path(__file__).parents[1]
 SIMPLE = {"int": int, "float": float, "bool": bool, "str": str, "tuple": tuple, "Optional": Optional, "Union": Union}
 
 
-def check(files: Sequence[str], over: Mapping[str, object], to_the_end: bool) -> None:
-    """ConfigError for the first setting that cannot work, with the nearest that can.
+def check(files: Sequence[str], over: Mapping[str, object], to_the_end: bool) -> RunConfig:
+    """The settings; ConfigError for the first that cannot work, with the nearest that can.
 
     Args:
         over: groups of keys laid over the files: see runfile.overrides.
         to_the_end: the settings are for a whole run, whose end must be known.
     """
-    load_run(files, over)
+    run = load_run(files, over)
     merged: dict = {}
     for part in (*map(read_yaml, files), dict(over)):
         for section, (file, name) in _sections().items():
@@ -49,6 +53,7 @@ def check(files: Sequence[str], over: Mapping[str, object], to_the_end: bool) ->
     workers, kind = (merged.get("data") or {}).get("num_workers", 0), parameters(_datamodule(), "TokenDataModule")
     _check_type("data.num_workers", workers, kind["num_workers"])
     require(workers >= 0, f"data.num_workers={workers}: must be 0 or more processes")
+    return run
 
 
 def check_keys(section: str, given: object, known: Mapping[str, object]) -> None:
@@ -58,6 +63,7 @@ def check_keys(section: str, given: object, known: Mapping[str, object]) -> None
         require(key in known, f"unknown key {section}.{key}; {nearest(key, known)}")
         require(section != "trainer" or key not in FIXED, _fixed(key, value))
         _check_type(f"{section}.{key}", value, known[key])
+        require_finite(f"{section}.{key}", value)
 
 
 def check_trainer(trainer: Mapping[str, Any], to_the_end: bool) -> None:
@@ -68,6 +74,9 @@ def check_trainer(trainer: Mapping[str, Any], to_the_end: bool) -> None:
     interval = trainer.get("val_check_interval")
     whole = interval is None or (type(interval) is int and interval > 0)
     require(whole, f"trainer.val_check_interval={interval}: give a whole number of optimizer steps, at least 1")
+    clip = trainer.get("gradient_clip_val")
+    negative = isinstance(clip, (int, float)) and clip < 0
+    require(not negative, f"trainer.gradient_clip_val={clip}: must be 0 or more; 0 and null clip nothing")
     precision_named(trainer.get("precision"))
     accelerator = trainer.get("accelerator", "auto")
     known = not isinstance(accelerator, str) or accelerator in ACCELERATORS

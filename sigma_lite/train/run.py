@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import platform
 import re
 import shlex
-import signal
 import warnings
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,13 +20,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import sigma_lite
 from sigma_lite import record
-from sigma_lite.checkpoint import newest_checkpoint, read_settings, step_of
+from sigma_lite.checkpoint import newest_checkpoint, newest_whole, read_settings, step_of
 from sigma_lite.config import ConfigError, require
 from sigma_lite.data.datamodule import TokenDataModule
 from sigma_lite.identity import changed_files, package_code
 from sigma_lite.runfile import RunConfig
 from sigma_lite.scale.lost import lost_rank
 from sigma_lite.scale.plan import plan
+from sigma_lite.storage import run_alone
 from sigma_lite.train.callbacks.diary import Diary, heldout_facts
 from sigma_lite.train.callbacks.load_recorder import LoadRecorder
 from sigma_lite.train.callbacks.progress import StepProgress
@@ -34,12 +35,14 @@ from sigma_lite.train.callbacks.save import Save
 from sigma_lite.train.callbacks.spike_guard import SpikeGuard
 from sigma_lite.train.callbacks.stop import Stopped, StopWhenAsked, requeue
 from sigma_lite.train.callbacks.throughput import Throughput
+from sigma_lite.train.callbacks.verify_data import VerifyData
 from sigma_lite.train.checkpoint import SafeCheckpointIO
 from sigma_lite.train.memory import keep_freed_memory
 from sigma_lite.train.module import SigmaLit
 from sigma_lite.train.predictions import write_predictions
 from sigma_lite.train.provenance import origin
-from sigma_lite.train.settings import check, require_same_settings
+from sigma_lite.train.settings import check, require_same_settings, without_effect
+from sigma_lite.train.strategies import check_made, outside_srun
 
 TRAINER_DEFAULTS = {
     "max_steps": -1,
@@ -64,25 +67,37 @@ class StrictParser(LightningArgumentParser):
 
 
 class RunCLI(LightningCLI):
-    """`fit` continues a run that was cut off, leaves a finished one alone, and refuses one made with other settings."""
+    """`fit` continues a run that was cut off, leaves a finished one alone, and refuses one made with other settings.
+
+    What writes into the run's folder keeps it locked until the `with` block of this object ends.
+    """
 
     def __init__(self, args: list[str], own: Any = None):
         _quiet()
         self.own = own  # a balancer that exists only in memory, such as one defined in a notebook
         self.command = ["sigma-lite", *args]
+        self.remarks: list[str] = []
         if not {"--help", "-h"} & set(args):
-            check(config_files(args), args)
-        super().__init__(
-            SigmaLit,
-            TokenDataModule,
-            parser_class=StrictParser,
-            trainer_defaults=TRAINER_DEFAULTS
-            | {"callbacks": [Throughput(), Diary(), LoadRecorder(), StepProgress(), StopWhenAsked()]},
-            seed_everything_default=0,
-            save_config_callback=None,
-            auto_configure_optimizers=False,
-            args=args,
-        )
+            self.remarks = without_effect(check(config_files(args), args))
+        with contextlib.ExitStack() as self.held:
+            super().__init__(
+                SigmaLit,
+                TokenDataModule,
+                parser_class=StrictParser,
+                trainer_defaults=TRAINER_DEFAULTS
+                | {"callbacks": [Throughput(), Diary(), LoadRecorder(), StepProgress(), StopWhenAsked(), VerifyData()]},
+                seed_everything_default=0,
+                save_config_callback=None,
+                auto_configure_optimizers=False,
+                args=args,
+            )
+            self.held = self.held.pop_all()  # what has gone well so far goes on
+
+    def __enter__(self) -> RunCLI:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.held.close()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("model.net.vocab_size", "data.corpus.vocab_size")
@@ -93,10 +108,12 @@ class RunCLI(LightningCLI):
         """Lightning would unpickle the file to look for settings; ours hold none that override the config."""
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        plugins = outside_srun(self._get(self.config_init, "trainer").get("plugins"))
         try:
-            trainer = super().instantiate_trainer(**kwargs)
-        except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
+            trainer = super().instantiate_trainer(**kwargs | ({"plugins": plugins} if plugins else {}))
+        except (ValueError, TypeError, KeyError, ImportError, RuntimeError, MisconfigurationException) as error:
             raise ConfigError(f"this trainer cannot be built: {' '.join(str(error).split())}") from error
+        check_made(trainer.strategy)
         trainer.strategy.checkpoint_io = SafeCheckpointIO()
         return trainer
 
@@ -120,21 +137,24 @@ class RunCLI(LightningCLI):
         trainer.accumulate_grad_batches = datamodule.rows.accumulation(trainer.world_size)
         if isinstance(trainer.val_check_interval, int):  # in optimizer steps; Lightning counts micro-batches
             trainer.val_check_interval *= trainer.accumulate_grad_batches
-        newest = newest_checkpoint(run_dir)
+        self._lock()
+        newest = newest_whole(run_dir, None if trainer.is_global_zero else lambda sentence: None)
         if newest is not None:
             require_same_settings(newest, self.settings())
             if step_of(newest) >= trainer.max_steps:
                 return
             self._say_other_code()
+        self._say_at_start(newest)
         diary = next(c for c in trainer.callbacks if isinstance(c, Diary))
         diary.facts = self.facts
         model.run_settings = self.settings()
         try:
             trainer.fit(model, datamodule=datamodule, ckpt_path=newest, weights_only=True)
         except Stopped as stop:
-            if stop.number == signal.SIGUSR1 and trainer.is_global_zero:
+            if stop.requeue and trainer.is_global_zero:
                 requeue()
-            raise KeyboardInterrupt from None
+            if stop.number:
+                raise KeyboardInterrupt(self.where_it_stopped()) from None
         except SystemExit:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from None
         except RuntimeError as error:
@@ -152,11 +172,37 @@ class RunCLI(LightningCLI):
                 stacklevel=2,
             )
 
+    def _lock(self) -> None:
+        """On the first rank only, which does the writing; the others follow it, or wait for it in vain."""
+        if self.trainer.is_global_zero:
+            self.held.enter_context(run_alone(self.run_dir))
+
+    def _say_at_start(self, newest: Path | None) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        for sentence in self.remarks:
+            print(f"note          {sentence}")
+        diary = self.run_dir / "record.jsonl"
+        if newest is None and (step := record.last_step(diary)) >= self.config[self.subcommand].save.every:
+            print(f"note          {self.run_dir} has a diary up to step {step}, but no checkpoint: both begin anew")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run's last step is saved."""
+        newest = newest_checkpoint(self.run_dir)
+        return newest is not None and step_of(newest) >= self.trainer.max_steps
+
+    def where_it_stopped(self) -> str:
+        newest, end = newest_checkpoint(self.run_dir), self.trainer.max_steps
+        if newest is None:
+            return f"stopped before a step of {end} was saved; the same command begins again"
+        return f"stopped at step {step_of(newest)} of {end}; the same command continues from {newest}"
+
     def validate(self, model: SigmaLit, datamodule: TokenDataModule, ckpt_path: str | None = None, **options: Any) -> Any:
         return self.trainer.validate(model, datamodule=datamodule, ckpt_path=self.trained(ckpt_path), **options)
 
     def validate_at_end(self) -> None:
-        """Measure a finished run on held-out text and write it down as the `validation` of its step, once."""
+        """Measure a finished run on held-out text and write it down as the `validation` of its last step, once."""
         diary = self.run_dir / "record.jsonl"
         done = any(entry["step"] == self.trainer.max_steps for entry in record.read(diary, "validation"))
         if self.trainer.strategy.broadcast(done):
@@ -171,6 +217,7 @@ class RunCLI(LightningCLI):
 
     def predict(self, model: SigmaLit, datamodule: TokenDataModule, ckpt_path: str | None = None, **_: Any) -> Path:
         """Write RUN/predictions.safetensors: ids, nats, kinds [rows, S] and experts [rows, L, S] of the held-out rows."""
+        self._lock()
         parts = self.trainer.predict(model, datamodule=datamodule, ckpt_path=self.trained(ckpt_path))
         path = self.run_dir / "predictions.safetensors"
         write_predictions(path, parts, len(self.trainer.predict_dataloaders.dataset))
@@ -186,7 +233,7 @@ class RunCLI(LightningCLI):
 
     def trained(self, ckpt_path: str | None) -> Path:
         """The checkpoint asked for, or the newest of the run's folder. ConfigError when its model is another."""
-        path = Path(ckpt_path) if ckpt_path else newest_checkpoint(self.run_dir)
+        path = Path(ckpt_path) if ckpt_path else newest_whole(self.run_dir)
         require(path is not None, f"{self.run_dir} holds no checkpoint: run `sigma-lite fit` with this config first")
         saved, now = read_settings(path).get("net", {}), self.settings()["net"]
         for name, value in now.items():
@@ -199,7 +246,8 @@ class RunCLI(LightningCLI):
         data = {name: dataclasses.asdict(getattr(self.datamodule, name)) for name in ("corpus", "rows")}
         trainer = {
             "max_steps": self.trainer.max_steps,
-            "gradient_clip_val": self.trainer.gradient_clip_val,
+            "gradient_clip_val": self.trainer.gradient_clip_val or None,  # 0 means the same
+            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
             "precision": str(self.trainer.precision),
         }
         seed = self.config[self.subcommand].seed_everything

@@ -10,41 +10,100 @@ from pathlib import Path
 from typing import Any
 
 from sigma_lite.checkpoint import read_settings
-from sigma_lite.config import require
+from sigma_lite.config import BalanceConfig, require
 from sigma_lite.identity import difference, doubt
-from sigma_lite.runfile import SECTIONS, overrides
+from sigma_lite.runfile import SECTIONS, RunConfig, overrides
 from sigma_lite.train import rules
+from sigma_lite.train.strategies import check_named
 
-ANOTHER_RUN = ": choose another trainer.default_root_dir, or delete that folder to start again"
+ANOTHER_RUN = "choose another trainer.default_root_dir, or delete that folder to start again"
 
 
-def check(files: list[str], args: list[str]) -> None:
+def check(files: list[str], args: list[str]) -> RunConfig:
     """ConfigError for what cannot work, with the nearest key: jsonargparse would only say that one is not expected."""
-    rules.check(files, overrides(args), to_the_end=args[:1] == ["fit"])
+    run = rules.check(files, overrides(args), to_the_end=args[:1] == ["fit"])
+    if run.trainer.get("strategy") is not None:
+        check_named(run.trainer["strategy"])
+    return run
+
+
+def without_effect(run: RunConfig) -> list[str]:
+    """A sentence for each setting that is given, is allowed, and changes nothing in this run."""
+    sentences, steps = [], run.trainer.get("max_steps")
+    head, switch = list(run.sparsity.head), run.sparsity.switch_step
+    if head and switch == 0:
+        sentences.append(f"sparsity.head={head} has no effect: switch_step=0, so every layer uses top_k from the start")
+    if type(steps) is int and steps > 0:
+        if head and switch > steps:
+            sentences.append(
+                f"sparsity.switch_step={switch} lies beyond max_steps={steps}: experts per token stay {head} ..."
+            )
+        if run.optim.warmup_steps >= steps:
+            sentences.append(f"optim.warmup_steps={run.optim.warmup_steps} of max_steps={steps}: the rate only rises")
+    needs = {"temperature": run.balance.loss == "top1"}
+    needs |= dict.fromkeys(("bias_rate", "bias_decay", "bias_centre"), run.balance.bias != "none")
+    for name, used in needs.items():
+        value = getattr(run.balance, name)
+        if not used and value != getattr(BalanceConfig(), name):
+            wants = "loss=top1" if name == "temperature" else "a bias"
+            sentences.append(f"balance.{name}={value} has no effect: it needs {wants}")
+    return sentences
+
+
+PER_MICRO, MICROS = "rows.per_micro", "trainer.accumulate_grad_batches"
 
 
 def require_same_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
     """ConfigError naming the first setting in which a checkpoint differs from this config.
 
-    Places of files may differ; and rows.per_micro, which another device needs another of, unless the balance loss is one
-    of each micro-batch: a step has the same rows.
+    Places of files may differ. How a step's rows are cut into micro-batches may differ too, because another device needs
+    another cut, where that changes sums by rounding only: see `_cuts_that_matter`.
     """
     saved, now = completed(read_settings(checkpoint)), json.loads(json.dumps(settings))
     own, own_now = (part.pop("custom_balance", None) for part in (saved, now))
     differs = difference(own, own_now)
-    require(not differs, f"{checkpoint.parents[1]} holds a run with {differs}{ANOTHER_RUN}")
+    require(not differs, f"{checkpoint.parents[1]} holds a run with {differs}: {ANOTHER_RUN}")
     if unsure := doubt(own, own_now):
         warnings.warn(f"{checkpoint.parents[1]}: {unsure}", stacklevel=2)
     saved, now = _flat(saved), _flat(now)
-    free = {"corpus.dir"} if _of_a_micro_batch(settings) else {"corpus.dir", "rows.per_micro"}
-    for name in sorted((saved.keys() | now.keys()) - free):
-        differs = f"{name}={saved.get(name)}, this config says {now.get(name)}"
-        require(saved.get(name) == now.get(name), f"{checkpoint.parents[1]} holds a run with {differs}{ANOTHER_RUN}")
+    if MICROS in now and MICROS not in saved:  # older checkpoints: counted on as many ranks as now
+        saved[MICROS] = now[MICROS] * now[PER_MICRO] / saved[PER_MICRO]
+    matter = _cuts_that_matter(settings)
+    for name in sorted((saved.keys() | now.keys()) - {"corpus.dir", PER_MICRO, MICROS}):
+        require(saved.get(name) == now.get(name), _differs(checkpoint, name, saved, now))
+    for name, why in matter.items():
+        require(saved.get(name) == now.get(name), f"{_differs(checkpoint, name, saved, now)} ({why})")
 
 
-def _of_a_micro_batch(settings: Mapping[str, Any]) -> bool:
-    """Whether the balance loss depends on which rows are forwarded together; of a reader's own loss, nobody knows."""
-    return settings["custom_balance"] is not None or settings["balance"]["loss"] in ("micro", "top1")
+def _differs(checkpoint: Path, name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    was, run = saved.get(name), checkpoint.parents[1]
+    if name != MICROS:
+        return f"{run} holds a run with {name}={was}, this config says {now.get(name)}: {ANOTHER_RUN}"
+    rows = now[PER_MICRO] * now[MICROS] / was  # on as many ranks as now
+    keep = f"rows.per_micro={rows:.0f} keeps them" if rows == int(rows) and rows >= 1 else ANOTHER_RUN
+    return f"{run} holds a run of {was:g} micro-batches a step, this config makes {now[MICROS]}: {keep}"
+
+
+def _cuts_that_matter(settings: Mapping[str, Any]) -> dict[str, str]:
+    """{setting: why} of those that say which rows are forwarded together, where the balance loss depends on them.
+
+    micro and top1 are of one micro-batch of one rank. The global loss multiplies each micro-batch's probabilities by the
+    shares counted so far in the step: with one micro-batch by the whole step's on any number of ranks, with several by
+    shares that grow, so their number matters (measured: after 8 steps weights differ by up to 0.04 between 2 and 8). Of a
+    reader's own loss nobody knows. A loss of each row, none, or one that weighs nothing does not depend on it.
+    """
+    loss, own = settings["balance"]["loss"], settings["custom_balance"] is not None
+    if settings["balance"]["weight"] == 0 or (loss in ("none", "sequence") and not own):
+        return {}
+    each = {
+        PER_MICRO: "your own balance loss may depend on the rows of a micro-batch"
+        if own
+        else f"the {loss} loss is of each micro-batch"
+    }
+    several = {MICROS: "the global balance loss counts loads as micro-batches come, so the weights would be others"}
+    if own:
+        return each | several
+    return several if loss == "global" else each
 
 
 def completed(saved: Mapping[str, Any]) -> dict[str, Any]:

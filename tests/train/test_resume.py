@@ -197,9 +197,11 @@ def test_interrupted_from_the_keyboard(place):
         Diary.on_validation_end = lambda *args: (original(*args), os.kill(os.getpid(), signal.SIGINT))
 
     assert ending(child(["fit", "-c", "tiny.yaml"], interrupt), 130) == 130
-    assert (
-        Path("child.log").read_text("utf-8").splitlines()[-1].startswith("sigma-lite: stopped; the same command continues")
+    last = Path("child.log").read_text("utf-8").splitlines()[-1]
+    assert last.startswith(
+        "sigma-lite: stopped at step 5 of 12; the same command continues from run/checkpoints/step=000005"
     )
+    assert step_of(newest_checkpoint("run")) == 5
 
 
 def test_record_survives_a_torn_line(tmp_path):

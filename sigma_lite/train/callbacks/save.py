@@ -12,9 +12,10 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
 from sigma_lite.checkpoint import checkpoint_path, checkpoints, remove, step_of
+from sigma_lite.config import require
 from sigma_lite.scale.background import Background
 from sigma_lite.storage import StorageError
-from sigma_lite.train.callbacks.diary import completes_step
+from sigma_lite.train.callbacks.diary import completes_step, note
 from sigma_lite.train.callbacks.stop import Stopped, asked_to_stop
 from sigma_lite.train.rules import check_save, check_saved_end
 
@@ -36,11 +37,18 @@ class Save(Checkpoint):
     def __init__(self, every: int = 100, keep: int = 2, milestones: tuple[int, ...] = (), beside: bool = False):
         check_save(every, keep)
         self.every, self.keep, self.milestones = every, keep, frozenset(milestones)
+        for step in self.milestones:
+            require(step >= 1, f"save.milestones: {step} is no optimizer step; the first is 1")
         self.beside, self.writer = beside, Background()
+        self.ending = False  # something asked in the middle of a step to end the fit
+        self.saved = 0  # the step of the newest checkpoint
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
             check_saved_end(self.every, trainer.max_steps)
+        last = trainer.max_steps
+        late = [step for step in self.milestones if stage == "fit" and step > last]
+        require(not late, f"save.milestones={late} lie beyond trainer.max_steps={last}, so they would never be saved")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Better to say now that the disk is too small than at the first checkpoint."""
@@ -57,12 +65,25 @@ class Save(Checkpoint):
             )
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if completes_step(trainer, batch_idx) and not validation_follows(trainer, batch_idx):
+        """Whatever ends the fit early (max_time, another callback) sets `should_stop`; it waits for the end of the step."""
+        if not completes_step(trainer, batch_idx):
+            self.ending, trainer.should_stop = self.ending or trainer.should_stop, False
+            return
+        trainer.should_stop, self.ending = trainer.should_stop or self.ending, False
+        if not validation_follows(trainer, batch_idx):
             self.save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
         if trainer.state.fn == "fit":
             self.save(trainer)
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self.saved, self.ending = trainer.global_step, False
+
+    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
+        """Where Lightning has ended the fit in another way than by a step that is saved."""
+        if trainer.global_step > self.saved:
+            self._write(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, module: Any) -> None:
         self.writer.wait()
@@ -73,19 +94,24 @@ class Save(Checkpoint):
             self.writer.wait()
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Write this step's checkpoint if it is due, then remove the oldest. Raises Stopped if a signal asked for it."""
+        """Write this step's checkpoint if it is due, then remove the oldest. Raises Stopped if the run is to end here."""
         step = trainer.global_step
-        asked = asked_to_stop(trainer)
-        if not asked and (step == 0 or (step % self.every and step not in self.milestones)):
+        asked, early = asked_to_stop(trainer), ends_early(trainer)
+        if not asked and not early and (step == 0 or (step % self.every and step not in self.milestones)):
             return
+        self._write(trainer)
+        if asked or early:
+            self.writer.wait()
+            note(trainer, "stopped", Stopped(asked).args[0])
+            raise Stopped(asked)
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        self.saved = step = trainer.global_step
         self.writer.wait()  # for the checkpoint before, whose errors show here
         beside = (lambda write: self.writer(lambda: self._finish(trainer, write))) if self.beside else None
         trainer.save_checkpoint(checkpoint_path(trainer.default_root_dir, step), storage_options=beside)
         if not self.beside:
             self._remove_oldest(trainer)
-        if asked:
-            self.writer.wait()
-            raise Stopped(asked)
 
     def _finish(self, trainer: pl.Trainer, write: Callable[[], None]) -> None:
         write()
@@ -96,6 +122,11 @@ class Save(Checkpoint):
             for old in checkpoints(trainer.default_root_dir)[: -self.keep]:
                 if step_of(old) not in self.milestones:
                     remove(old)
+
+
+def ends_early(trainer: pl.Trainer) -> bool:
+    """Whether Lightning would end the fit now, before its last step."""
+    return trainer.should_stop and trainer.global_step < trainer.max_steps and trainer.fit_loop._can_stop_early
 
 
 def validation_follows(trainer: pl.Trainer, batch_idx: int) -> bool:
