@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 
 from sigma_lite.balance.balancer import same_balancer
 from sigma_lite.checkpoint import read_settings
-from sigma_lite.config import nearest, require
+from sigma_lite.config import nearest, plain_path, require
 from sigma_lite.runfile import SECTIONS, load_run, overrides, read_yaml
 from sigma_lite.train.callbacks.save import Save
 from sigma_lite.train.callbacks.spike_guard import SpikeGuard
@@ -55,6 +55,8 @@ def require_same_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
     saved, now = _flat(completed(read_settings(checkpoint))), _flat(json.loads(json.dumps(settings)))
     if same_balancer(saved.get("custom_balance"), now.get("custom_balance")):
         saved["custom_balance"] = now.get("custom_balance")
+    if saved.get("corpus.path") is not None:
+        saved["corpus.path"] = plain_path(saved["corpus.path"], "corpus.path")  # ~ was once written down as it stood
     free = {"corpus.dir"} if _of_a_micro_batch(settings) else {"corpus.dir", "rows.per_micro"}
     for name in sorted((saved.keys() | now.keys()) - free):
         require(
