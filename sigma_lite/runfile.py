@@ -22,6 +22,7 @@ from sigma_lite.config import (
     SparsityConfig,
     check_schedule,
     nearest,
+    plain_path,
     require,
 )
 
@@ -67,6 +68,8 @@ def load_run(paths: Sequence[str | Path], over: Mapping[str, object] | None = No
     parts: dict[str, object] = {name: merged.get(name) or {} for name in ("trainer", "save")}
     for key in merged:
         require(key in known, f"unknown key {key!r}; {nearest(key, known)}")
+    if isinstance(parts["trainer"], Mapping) and (root := parts["trainer"].get("default_root_dir")) is not None:
+        plain_path(str(root), "trainer.default_root_dir")
     for section, classes in SECTIONS.items():
         given = merged.get(section) or {}
         require(isinstance(given, Mapping), f"{section} must be a group of keys, not {given!r}")
@@ -142,7 +145,7 @@ _Yaml.add_implicit_resolver(
 
 def read_yaml(path: str | Path) -> dict:
     """The keys of one file. Raises ConfigError for a missing file or one that is not yaml."""
-    path = Path(path)
+    path = Path(plain_path(path, "config file"))
     require(path.is_file(), f"config file {path} does not exist: looked from {Path.cwd()}")
     try:
         text = path.read_text("utf-8")

@@ -76,6 +76,9 @@ SETTINGS = {
     "vocabulary given twice": ({"data__corpus__vocab_size": 512}, "vocab_size", "model.net.vocab_size"),
     "vocabulary too small": ({"model__net__vocab_size": 100}, "vocab_size=100", "try 512"),
     "unknown source": ({"data__corpus__source": "file"}, "'file'", "did you mean 'files'"),
+    "an address for a folder": ({"trainer__default_root_dir": "s3://bucket/run"}, "trainer.default_root_dir", "address"),
+    "an unknown name in a path": ({"trainer__default_root_dir": "$NOWHERE/x"}, "$NOWHERE", "stands for nothing"),
+    "a path that is not read": ({"data__corpus__source": "stdlib"}, "would not be read", "data.corpus.source=files"),
     "source without its path": ({"data__corpus__path": None}, "needs path", "a file, folder or glob"),
     "no end": ({"trainer__max_steps": None}, "set trainer.max_steps"),
     "text for the end": ({"trainer__max_steps": "many"}, "trainer.max_steps=many", "expected int"),
@@ -304,7 +307,7 @@ def test_a_folder_that_may_not_be_written(place, refusal):
         ("--temperature hot", ("--temperature", "'hot'")),
         ("--top-p 0", ("top_p=0.0", "(0, 1]")),
         ("--max-new-tokens -3", ("max_new_tokens=-3", "0 or more")),
-        ("--data text", ("text holds no finished data", "sigma-lite prepare")),
+        ("--data text", ("no tokenizer.json in text", "give --data")),
         ("--colour red", ("--colour", "--help")),
     ],
 )

@@ -85,3 +85,17 @@ def test_help(capsys):
         assert command in printed
     assert tiny.refused(cli.main, "fit", "--help") == 0
     assert "--save.every" in capsys.readouterr().out
+
+
+def test_home_and_variables_in_every_path(place, monkeypatch, capsys):
+    """Of the config, of the corpus and its tokens, of the run, and of commands on a run."""
+    monkeypatch.setenv("HOME", str(place))
+    monkeypatch.setenv("SCRATCH", str(place / "scratch"))
+    changes = {"data__corpus__path": "~/text", "data__corpus__dir": "~/tokens", "save__every": 2}
+    tiny.write_config(place, **changes, trainer__default_root_dir="$SCRATCH/run", trainer__max_steps=2, model__sparsity=None)
+    cli.main(["fit", "--config=~/tiny.yaml", "--model.optim.warmup_steps=1"])
+    cli.main(["generate", "~/scratch/run", "--data", "$SCRATCH/run", "--max-new-tokens", "2"])
+    cli.main(["validate", "-c", "~/tiny.yaml", "--ckpt_path=~/scratch/run/checkpoints/step=000002.safetensors"])
+    assert {p.name for p in (place / "scratch/run").iterdir()} >= {"tokenizer.json", "checkpoints", "record.jsonl"}
+    assert (place / "tokens/manifest.json").is_file()
+    assert not [p for p in place.rglob("*") if p.name.startswith(("~", "$"))]

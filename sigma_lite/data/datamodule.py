@@ -69,10 +69,11 @@ class TokenDataModule(pl.LightningDataModule):
             f" {world} rank(s) with per_micro={self.rows.per_micro} are {micros} micro-batches; set it to {micros}",
         )
         self._count_in(micros)
-        if trainer.is_global_zero:  # here, because what a checkpoint refuses must leave the run's folder as it is
-            keep_tokenizer(trainer.default_root_dir, self.prepared.dir)
         steps, first_step = trainer.max_steps, lambda: trainer.global_step
-        return train_loader(rows, self.rows, rank, world, steps, first_step, cls=_Resumable, **self._options())
+        loader = train_loader(rows, self.rows, rank, world, steps, first_step, cls=_Resumable, **self._options())
+        if trainer.is_global_zero:  # as late as this: a start that is refused leaves the run's folder as it was
+            keep_tokenizer(trainer.default_root_dir, self.prepared.dir)
+        return loader
 
     def val_dataloader(self) -> DataLoader:
         return heldout_loader(self._rows(self.prepared.heldout, padded=True), self.rows, *self._place(), **self._options())

@@ -21,7 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 import sigma_lite
 from sigma_lite import record
 from sigma_lite.checkpoint import newest_checkpoint, newest_whole, read_settings, step_of
-from sigma_lite.config import ConfigError, require
+from sigma_lite.config import ConfigError, plain_path, require
 from sigma_lite.data.datamodule import TokenDataModule
 from sigma_lite.identity import changed_files, package_code
 from sigma_lite.runfile import RunConfig
@@ -108,9 +108,11 @@ class RunCLI(LightningCLI):
         """Lightning would unpickle the file to look for settings; ours hold none that override the config."""
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        root = plain_path(self._get(self.config_init, "trainer")["default_root_dir"], "trainer.default_root_dir")
         plugins = outside_srun(self._get(self.config_init, "trainer").get("plugins"))
+        kwargs |= {"default_root_dir": root} | ({"plugins": plugins} if plugins else {})
         try:
-            trainer = super().instantiate_trainer(**kwargs | ({"plugins": plugins} if plugins else {}))
+            trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, KeyError, ImportError, RuntimeError, MisconfigurationException) as error:
             raise ConfigError(f"this trainer cannot be built: {' '.join(str(error).split())}") from error
         check_made(trainer.strategy)
@@ -233,7 +235,7 @@ class RunCLI(LightningCLI):
 
     def trained(self, ckpt_path: str | None) -> Path:
         """The checkpoint asked for, or the newest of the run's folder. ConfigError when its model is another."""
-        path = Path(ckpt_path) if ckpt_path else newest_whole(self.run_dir)
+        path = Path(plain_path(ckpt_path, "ckpt_path")) if ckpt_path else newest_whole(self.run_dir)
         require(path is not None, f"{self.run_dir} holds no checkpoint: run `sigma-lite fit` with this config first")
         saved, now = read_settings(path).get("net", {}), self.settings()["net"]
         for name, value in now.items():

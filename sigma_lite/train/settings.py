@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sigma_lite.checkpoint import read_settings
-from sigma_lite.config import BalanceConfig, require
+from sigma_lite.config import BalanceConfig, plain_path, require
 from sigma_lite.identity import difference, doubt
 from sigma_lite.runfile import SECTIONS, RunConfig, overrides
 from sigma_lite.train import rules
@@ -66,6 +66,8 @@ def require_same_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
     if unsure := doubt(own, own_now):
         warnings.warn(f"{checkpoint.parents[1]}: {unsure}", stacklevel=2)
     saved, now = _flat(saved), _flat(now)
+    if saved.get("corpus.path") is not None:
+        saved["corpus.path"] = plain_path(saved["corpus.path"], "corpus.path")  # ~ was once written down as it stood
     if MICROS in now and MICROS not in saved:  # older checkpoints: counted on as many ranks as now
         saved[MICROS] = now[MICROS] * now[PER_MICRO] / saved[PER_MICRO]
     matter = _cuts_that_matter(settings)
