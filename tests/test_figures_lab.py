@@ -198,6 +198,9 @@ def test_the_table_gives_mean_and_range():
     assert figures.final_rows(results)[1][0][1:3] == ["+100\u00a0%", "−50\u00a0%"]
 
 
+NOT_OF_LOADS = {"learning_curves", "bias_spread", "bits_against"}
+
+
 def test_what_a_figure_leaves_out_its_caption_says():
     results = synthetic_results.results(seeds=(0, 1))
     results["runs"] = [run for run in results["runs"] if run["arm"] != "LBL, K = 1" or run["seed"] == 0]
@@ -208,7 +211,7 @@ def test_what_a_figure_leaves_out_its_caption_says():
         assert "what lies below is drawn there" in draw(results).layout.meta["caption"]
 
 
-@pytest.mark.parametrize("name", sorted(figures.OF_RESULTS.keys() - {"learning_curves", "bias_spread"}))
+@pytest.mark.parametrize("name", sorted(figures.OF_RESULTS.keys() - NOT_OF_LOADS))
 def test_every_figure_of_loads_names_its_window(name):
     """Held-out text after training or windows of so many training tokens: one arm's order of two differs between them."""
     results = copy.deepcopy(THREE)
