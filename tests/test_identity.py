@@ -129,6 +129,7 @@ def test_an_edit_of_what_it_executes_is_seen(what, old, new):
         ("class", "def other(x):", "def other(x, y=1):"),  # which nothing here calls
         ("class", "factory(2)", "factory(3)"),
         ("lambda", "SCALE = 2.0", "SCALE = 3.0"),
+        ("class", "SCALE = 2.0", "SCALE = 2.0; probs = 5; loss = 'a variable named as an attribute'"),
     ],
 )
 def test_an_edit_of_something_else_is_not(what, old, new):

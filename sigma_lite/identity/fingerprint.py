@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copyreg
+import dis
 import functools
 import hashlib
 import inspect
@@ -21,7 +22,7 @@ from typing import Any
 
 PYTHON = f"py{sys.version_info.major}.{sys.version_info.minor}"
 PACKAGE = __name__.split(".")[0]
-HAS_DOCSTRING = 0x4000000  # a flag of compiled functions from Python 3.13 on
+HAS_DOCSTRING = 0x4000000  # a flag of compiled functions from Python 3.14 on
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
 
@@ -93,7 +94,7 @@ class Fingerprints:
         for free, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             with contextlib.suppress(ValueError):  # an empty cell: a name that is not bound yet
                 yield free + self.of(cell.cell_contents, f"{free} of {name}")
-        for used, value in _read_by(sorted(_names(function.__code__)), function.__globals__, self._enters):
+        for used, value in _read_by(function.__code__, function.__globals__, self._enters):
             yield used + self.of(value, used)
 
     def _code(self, code: types.CodeType) -> Iterator[str]:
@@ -166,25 +167,38 @@ def _own_attributes(cls: type) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _read_by(names: list[str], namespace: Mapping[str, Any], enters: Callable) -> Iterator[tuple[str, Any]]:
-    """(name, value) of what code with these names reads: from its module, and from the reader's modules that it names."""
-    for name in names:
-        if name not in namespace:
-            continue  # an attribute of something else, or one of Python's own
+def _read_by(code: types.CodeType, namespace: Mapping[str, Any], enters: Callable) -> Iterator[tuple[str, Any]]:
+    """(name, value) of what code reads: from its module, and from the reader's own modules that it names."""
+    whole = [code, *_inside(code)]
+    attributes = sorted(set().union(*(part.co_names for part in whole)))
+    for name in sorted(set().union(*map(_globals_named, whole)) & namespace.keys()):  # others are Python's own
         yield name, namespace[name]
-        if isinstance(namespace[name], types.ModuleType) and enters(namespace[name].__name__):
-            rest = [other for other in names if other != name]
-            yield from ((f"{name}.{part}", value) for part, value in _read_by(rest, vars(namespace[name]), enters))
+        yield from _parts_of_module(name, namespace[name], attributes, enters)
 
 
-def _names(code: types.CodeType) -> set[str]:
-    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
-    return set(code.co_names).union(*map(_names, inner))
+def _parts_of_module(where: str, module: Any, names: list[str], enters: Callable) -> Iterator[tuple[str, Any]]:
+    if not isinstance(module, types.ModuleType) or not enters(module.__name__):
+        return
+    for name in names:
+        if name in vars(module):
+            yield f"{where}.{name}", vars(module)[name]
+            yield from _parts_of_module(f"{where}.{name}", vars(module)[name], [n for n in names if n != name], enters)
+
+
+def _inside(code: types.CodeType) -> list[types.CodeType]:
+    """Functions, lambdas and comprehensions that are written inside of it."""
+    inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return inner + [deeper for each in inner for deeper in _inside(each)]
+
+
+def _globals_named(code: types.CodeType) -> set[str]:
+    """Names that it looks up in its module; `x.loss` does not read a variable called loss."""
+    return {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
 
 
 def _is_docstring(code: types.CodeType) -> bool:
     """Whether the first constant is one, or the None that stands there without one."""
-    if sys.version_info >= (3, 13):
+    if sys.version_info >= (3, 14):
         return bool(code.co_flags & HAS_DOCSTRING)
     return bool(code.co_flags & inspect.CO_NEWLOCALS) and not code.co_name.startswith("<")  # not a lambda, a comprehension
 
