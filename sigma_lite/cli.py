@@ -245,6 +245,8 @@ def _finish(cli) -> None:
         text = "".join(trained.continue_text(PROMPT, 200, temperature=0.7, seed=0))
         record.append(diary, "sample", step, prompt=PROMPT, text=text)
     starts, sample = record.read(diary, "run"), at_end("sample")[-1]
+    if not starts:
+        cli.datamodule.setup()
     facts = starts[-1]["data"] if starts else cli.datamodule.prepared.facts()
     print(f"\n{sample['prompt']}{sample['text']}\n")
     print(f"held-out      {at_end('validation')[-1]['bits_per_byte']:.4f} bits per byte   ({_baselines(facts)})")

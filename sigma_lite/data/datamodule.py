@@ -5,6 +5,8 @@ The Trainer must run with `use_distributed_sampler=False` (Lightning would shuff
 
 from __future__ import annotations
 
+import signal
+
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
@@ -26,6 +28,7 @@ class TokenDataModule(pl.LightningDataModule):
 
     def __init__(self, corpus: CorpusConfig, rows: RowsConfig, num_workers: int = 0):
         super().__init__()
+        require(num_workers >= 0, f"data.num_workers={num_workers}: must be 0 (read in the same process) or more")
         self.corpus, self.rows, self.num_workers = corpus, rows, num_workers
         self.prepared: Prepared | None = None
         self.prepare_data_per_node = False  # the folder is on a disk that all nodes see
@@ -91,7 +94,8 @@ class TokenDataModule(pl.LightningDataModule):
         return (shared["rank"], shared["num_replicas"]) if shared else (0, 1)
 
     def _options(self) -> dict:
-        return {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
+        workers = {"num_workers": self.num_workers, "worker_init_fn": _leave_signals_to_the_run}
+        return {**workers, "pin_memory": torch.cuda.is_available()}
 
     # ----------------------------------------------------------------------------------------------------- resume
 
@@ -143,6 +147,13 @@ class TokenDataModule(pl.LightningDataModule):
         names = ("length", "per_step", "seed", "domain_run")
         settings = {f"rows.{name}": getattr(self.rows, name) for name in names}
         return {"corpus fingerprint": self.prepared.manifest["fingerprint"], **settings}
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """A terminal sends Ctrl-C to workers too; without them the run could not finish its step and save it."""
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):  # Windows has no SIGUSR1
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 class _Resumable(DataLoader):

@@ -77,6 +77,13 @@ def check_trainer(trainer: Mapping[str, Any], to_the_end: bool) -> None:
     clip = trainer.get("gradient_clip_val")
     negative = isinstance(clip, (int, float)) and clip < 0
     require(not negative, f"trainer.gradient_clip_val={clip}: must be 0 or more; 0 and null clip nothing")
+    limit = trainer.get("max_time")
+    for unit, amount in limit.items() if isinstance(limit, Mapping) else ():
+        negative = isinstance(amount, (int, float)) and amount < 0
+        require(not negative, f"trainer.max_time.{unit}={amount}: must be 0 or more")
+    epochs = trainer.get("max_epochs")
+    none = type(epochs) is int and epochs != -1 and epochs < 1
+    require(not none, f"trainer.max_epochs={epochs}: nothing would be trained; leave it out, and set max_steps")
     precision_named(trainer.get("precision"))
     accelerator = trainer.get("accelerator", "auto")
     known = not isinstance(accelerator, str) or accelerator in ACCELERATORS

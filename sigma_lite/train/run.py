@@ -104,6 +104,12 @@ class RunCLI(LightningCLI):
         parser.add_lightning_class_args(Save, "save")
         parser.add_lightning_class_args(SpikeGuard, "spike_guard")
 
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise ConfigError(f"seed_everything={self.config[self.subcommand].seed_everything}: {error}") from error
+
     def _parse_ckpt_path(self) -> None:
         """Lightning would unpickle the file to look for settings; ours hold none that override the config."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import shutil
 import signal
 import stat
 import threading
@@ -170,7 +171,7 @@ def test_a_polite_kill_of_one_rank_stops_all_with_a_checkpoint(place, monkeypatc
         SigmaLit.training_step = training_step
 
     assert fit(2, 2, trap) == [130, 130], Path("child.log").read_text("utf-8")
-    assert "stopped; the same command continues" in Path("child.log").read_text("utf-8")
+    assert "stopped at step 5 of 12; the same command continues" in Path("child.log").read_text("utf-8")
     assert step_of(newest_checkpoint("run")) == 5
     asked = Path("scontrol.log").read_text("utf-8") if Path("scontrol.log").exists() else ""
     assert asked == ("requeue 77\n" if number == signal.SIGUSR1 else "")
@@ -211,3 +212,20 @@ def test_a_full_disk_on_one_rank_ends_all(place, beside):
 def test_settings_that_cannot_work(place, changes, said):
     assert fit(2, 2, **changes) == [2, 2]
     assert said in Path("child.log").read_text("utf-8")
+
+
+def test_ranks_agree_on_the_checkpoint_before_a_damaged_one(place):
+    """A bit in a piece that one of two ranks reads: both go on from the folder before, and the run ends as it would have."""
+    done(fit(2, 2))
+    newest = newest_checkpoint("run")
+    expected = {name: value.clone() for name, value in weights(newest).items()}
+    shutil.rmtree(newest)
+    older = newest_checkpoint("run")
+    newer = Path(shutil.copytree(older, older.with_name("step=000011.safetensors")))
+    piece = sorted(newer.glob("rank-*"))[-1]
+    content = bytearray(piece.read_bytes())
+    content[-50] ^= 1
+    piece.write_bytes(content)
+    done(fit(2, 2))
+    assert Path("child.log").read_text("utf-8").count("step=000010.safetensors, the one before, is taken") == 1
+    assert all(torch.equal(value, expected[name]) for name, value in weights(newest_checkpoint("run")).items())

@@ -7,7 +7,6 @@ import shutil
 import signal
 from pathlib import Path
 
-import lightning.pytorch as pl
 import pytest
 import tiny
 from test_resume import diary, same
@@ -15,6 +14,8 @@ from tiny import child, ending
 
 from sigma_lite import cli, record
 from sigma_lite.checkpoint import checkpoints, newest_checkpoint, read_checkpoint, step_of
+from sigma_lite.config import CorpusConfig, RowsConfig
+from sigma_lite.data.datamodule import TokenDataModule
 from sigma_lite.train.callbacks.diary import Diary
 from sigma_lite.train.callbacks.progress import StepProgress
 from sigma_lite.train.module import SigmaLit
@@ -132,10 +133,10 @@ def test_a_second_interrupt_stops_at_once(place):
 def test_lightning_ending_without_being_asked_is_saved_too(place, capsys, monkeypatch):
     """max_epochs, or data that ends: whatever brings Lightning to the end of its loop before max_steps."""
 
-    def leave(self, trainer, module, batch, batch_idx):
+    def leave(self, batch, batch_idx):
         return -1 if batch_idx == 6 else None  # what ends an epoch
 
-    monkeypatch.setattr(pl.Callback, "on_train_batch_start", leave)
+    monkeypatch.setattr(SigmaLit, "on_train_batch_start", leave)
     assert command("--trainer.max_epochs=1", "--save.every=12") == 0
     assert "stopped at step 3 of 12" in capsys.readouterr().err
     assert [step_of(path) for path in checkpoints("run")] == [3] and not labels("sample")
@@ -166,3 +167,25 @@ def test_a_killed_first_step_is_not_a_finished_run(place):
     assert ending(child(["fit", "-c", "tiny.yaml"], trap)) == -signal.SIGKILL
     assert command("--trainer.max_time={seconds: 0}") == 0
     assert not labels("sample")
+
+
+def test_workers_leave_ctrl_c_to_the_run(place):
+    """A terminal sends it to them as well: the step still gets all its rows."""
+    data = TokenDataModule(CorpusConfig(dir="prepared"), RowsConfig(length=32, per_step=8, per_micro=1), num_workers=1)
+    data.setup()
+    batches = iter(data.val_dataloader())
+    next(batches)
+    (worker,) = batches._workers
+    os.kill(worker.pid, signal.SIGINT)
+    assert sum(1 for _ in batches) == len(data.val_dataloader()) - 1 > 10
+
+
+@pytest.mark.parametrize(("option", "said"), [
+    ("--data.num_workers=-1", "data.num_workers=-1: must be 0"),
+    ("--seed_everything=-1", "seed_everything=-1"),
+    ("--trainer.max_epochs=0", "trainer.max_epochs=0: nothing would be trained"),
+    ("--trainer.max_time={seconds: -5}", "trainer.max_time.seconds=-5: must be 0 or more"),
+])  # fmt: skip
+def test_ends_that_cannot_be(place, capsys, option, said):
+    assert command(option) == 2
+    assert said in capsys.readouterr().err

@@ -114,7 +114,10 @@ def test_a_forked_child_holds_nothing(tmp_path):
     path = tmp_path / "lock"
     with alone(path):
         pid = os.fork()
+        while pid and not (tmp_path / "forked").exists():
+            time.sleep(0.02)
         if not pid:
+            (tmp_path / "forked").touch()
             time.sleep(60)
             os._exit(0)
     with alone(path, refusal="the child holds it"):
@@ -148,7 +151,9 @@ def test_without_fcntl(tmp_path, monkeypatch, capsys):
 def test_two_that_prepare(place, capsys):
     process = holder("other/tokenizer.lock")
     pid = child(["prepare", "-c", str(tiny.write_config(place, "other.yaml", data__corpus__dir="other"))])
-    while "another command prepares other: waiting for it" not in Path("child.log").read_text("utf-8"):
+    while not Path("child.log").exists() or "another command prepares other: waiting for it" not in Path(
+        "child.log"
+    ).read_text("utf-8"):
         time.sleep(0.02)
     process.kill()
     process.wait()
