@@ -145,7 +145,7 @@ def _plan(options: argparse.Namespace) -> None:
     from sigma_lite.scale.forecast import forecast
     from sigma_lite.scale.table import as_table
 
-    facts = forecast(load_run(options.config, options.over), options.cluster, options.nodes)
+    facts = forecast(load_run(options.config, options.over, fit=True), options.cluster, options.nodes)
     print(json.dumps(facts) if options.json else as_table(facts))
 
 

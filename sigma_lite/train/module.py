@@ -16,8 +16,9 @@ from sigma_lite.balance.losses import expert_counts, z_loss
 from sigma_lite.balance.metrics import ExpertLoad
 from sigma_lite.balance.pooled import PooledCounts
 from sigma_lite.balance.schedule import k_per_layer
-from sigma_lite.config import BalanceConfig, ModelConfig, OptimConfig, SparsityConfig, check_schedule, require
+from sigma_lite.config import BalanceConfig, ModelConfig, OptimConfig, SparsityConfig, check_schedule
 from sigma_lite.data.rows import IGNORED
+from sigma_lite.lightning_keys import require_clipping, require_precision
 from sigma_lite.model import Routing, Transformer
 from sigma_lite.train.bits import BitsPerByte
 from sigma_lite.train.callbacks.sparsity_schedule import SparsitySchedule
@@ -81,19 +82,10 @@ class SigmaLit(pl.LightningModule):
         )
 
     def setup(self, stage: str) -> None:
-        """ConfigError for what Lightning offers and this module would get wrong without a word.
-
-        A 16-mixed gradient is still scaled when it is clipped: fused AdamW unscales it last. True 16 bits round the bias.
-        """
-        precision, clipping = self.trainer.precision_plugin.precision, self.trainer.gradient_clip_algorithm
-        require(
-            precision in ("32-true", "bf16-mixed"),
-            f"trainer.precision={precision}: choose 32-true or bf16-mixed, which keep weights, router and bias in fp32",
-        )
-        require(
-            clipping in (None, "norm"),
-            f"trainer.gradient_clip_algorithm={clipping and clipping.value}: leave it out, clipping is by the total norm",
-        )
+        """ConfigError for what Lightning offers and this module would get wrong without a word, however it was asked for."""
+        require_precision(self.trainer.precision_plugin.precision)
+        clipping = self.trainer.gradient_clip_algorithm
+        require_clipping(clipping and clipping.value)
 
     # ---------------------------------------------------------------------------------------------------- training
 

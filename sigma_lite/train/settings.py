@@ -1,49 +1,17 @@
-"""What a run's settings must be before any work starts, and when a checkpoint is of the same run."""
+"""When a checkpoint is of the same run. What settings may be at all is in runfile.py and lightning_keys.py."""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
-
 from sigma_lite.balance.balancer import same_balancer
 from sigma_lite.checkpoint import read_settings
-from sigma_lite.config import nearest, require
-from sigma_lite.runfile import SECTIONS, load_run, overrides, read_yaml
-from sigma_lite.train.callbacks.save import Save
-from sigma_lite.train.callbacks.spike_guard import SpikeGuard
-
-FIXED = {  # keys of Lightning's trainer that would break a run into other steps, and where their meaning has its place here
-    "accumulate_grad_batches": "it is data.rows.per_step / (per_micro * ranks)",
-    "check_val_every_n_epoch": "set val_check_interval, in optimizer steps",
-    "limit_train_batches": "set max_steps",
-    "overfit_batches": "set max_steps, and prepare a smaller corpus",
-    "fast_dev_run": "set max_steps=1",
-    "use_distributed_sampler": "the data module gives every rank its own rows",
-}
-
-
-def check(files: list[str], args: list[str]) -> None:
-    """ConfigError for what cannot work, with the nearest key: jsonargparse would only say that one is not expected."""
-    over = overrides(args)
-    load_run(files, over)
-    for part in (*map(read_yaml, files), over):
-        for section, cls in {"trainer": pl.Trainer, "save": Save, "spike_guard": SpikeGuard}.items():
-            given, names = part.get(section) or {}, inspect.signature(cls).parameters
-            require(isinstance(given, Mapping), f"{section} must be a group of keys, not {given!r}")
-            for key in given:
-                require(key in names, f"unknown key {section}.{key}; {nearest(key, names)}")
-        trainer = part.get("trainer") or {}
-        for key in trainer:
-            require(key not in FIXED, f"trainer.{key}={trainer[key]} cannot be chosen: leave it out; {FIXED.get(key)}")
-        interval = trainer.get("val_check_interval")
-        whole = interval is None or (type(interval) is int and interval > 0)
-        require(whole, f"trainer.val_check_interval={interval}: give a whole number of optimizer steps, at least 1")
+from sigma_lite.config import require
+from sigma_lite.runfile import SECTIONS
 
 
 def require_same_settings(checkpoint: Path, settings: dict[str, Any]) -> None:

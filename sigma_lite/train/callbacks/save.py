@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from sigma_lite.checkpoint import checkpoint_path, checkpoints, remove, step_of
 from sigma_lite.config import require
+from sigma_lite.lightning_keys import require_end_is_saved
 from sigma_lite.scale.background import Background
 from sigma_lite.storage import StorageError
 from sigma_lite.train.callbacks.diary import completes_step
@@ -40,12 +41,8 @@ class Save(Checkpoint):
         self.beside, self.writer = beside, Background()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        last = trainer.max_steps
-        require(
-            stage != "fit" or last % self.every == 0,
-            f"save.every={self.every} does not divide trainer.max_steps={last}, so the end would not be saved;"
-            f" try save.every={next((n for n in range(self.every, 0, -1) if last % n == 0), 1)}",
-        )
+        if stage == "fit":
+            require_end_is_saved(self.every, trainer.max_steps)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Better to say now that the disk is too small than at the first checkpoint."""
