@@ -24,7 +24,7 @@ from typing import NoReturn
 from sigma_lite.config import ConfigError, nearest, require
 from sigma_lite.lab.command import add_parser as add_lab_parser
 from sigma_lite.runfile import load_run, overrides
-from sigma_lite.storage import StorageError
+from sigma_lite.storage import StorageError, readable
 
 COMMANDS = ("prepare", "fit", "validate", "test", "predict", "plan", "report", "generate", "lab")
 PROMPT = "import os\n\ndef"  # ends where a token ends: BPE puts the space before a name into the name's token
@@ -37,6 +37,8 @@ def main(args: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # not every stream of a notebook or a test can be changed
             stream.reconfigure(errors="replace")  # a sample may hold any character, a terminal may not know it
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # a balance loss of your own is named by its file in this folder
     try:
         if args and not args[0].startswith("-"):
             require(args[0] in COMMANDS, f"unknown command {args[0]!r}; {nearest(args[0], COMMANDS)}")
@@ -159,10 +161,11 @@ def _generate(options: argparse.Namespace) -> None:
     from sigma_lite.serve.trained import Trained
 
     trained = Trained(options.RUN, options.data)
+    prompt = readable(options.prompt)
     pieces = trained.continue_text(
-        options.prompt, options.max_new_tokens, temperature=options.temperature, top_p=options.top_p, seed=options.seed
+        prompt, options.max_new_tokens, temperature=options.temperature, top_p=options.top_p, seed=options.seed
     )
-    print(options.prompt, end="", flush=True)
+    print(prompt, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
@@ -170,8 +173,6 @@ def _generate(options: argparse.Namespace) -> None:
 
 def _train(args: list[str]) -> None:
     from sigma_lite.train.run import RunCLI
-
-    sys.path.insert(0, "")  # a balance loss of your own is named by its file in this folder
 
     cli = RunCLI(args)
     if args[0] == "fit":

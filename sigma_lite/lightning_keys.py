@@ -11,7 +11,7 @@ from collections.abc import Mapping, Set
 from importlib.util import find_spec
 from typing import Any
 
-from sigma_lite.config import ConfigError, nearest, require
+from sigma_lite.config import nearest, require
 from sigma_lite.signatures import REQUIRED, classes_in, fits, names_in, parameters, signature, type_name
 
 TAKERS = {

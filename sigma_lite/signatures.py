@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import sys
 import types
 import typing
 from collections.abc import Iterator
@@ -63,7 +62,7 @@ def classes_in(module: str) -> list[str]:
 
 
 def fits(value: object, hint: object) -> bool:
-    """Whether a plain value of yaml has this type. A list is a tuple there, an int a float, and nothing is a bool but one."""
+    """Whether a plain value of yaml has this type. Its lists are tuples, its ints are floats, a bool is neither."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is UNKNOWN:
         return True
@@ -244,7 +243,7 @@ def _type(node: ast.expr | None) -> Any:
         return PLAIN_TYPES.get(node.id, UNKNOWN)
     if isinstance(node, ast.BinOp):
         parts = [_type(node.left), _type(node.right)]
-        return UNKNOWN if UNKNOWN in parts else Union[tuple(parts)]
+        return UNKNOWN if UNKNOWN in parts else parts[0] | parts[1]
     if not isinstance(node, ast.Subscript):
         return UNKNOWN
     name = ast.unparse(node.value).rpartition(".")[2].lower()

@@ -56,7 +56,7 @@ def move_into_place(partial: Path, path: Path) -> None:
 def cannot_write(path: str | Path, error: OSError) -> StorageError:
     """What the system said about writing `path`, with the fix."""
     path = Path(path)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None)):  # Windows has no quota error
         folder = next(p for p in path.absolute().parents if p.exists())
         free = shutil.disk_usage(folder).free / 1e6
         fix = "free some space or choose another folder; nothing was changed"
@@ -86,6 +86,11 @@ def alone(path: str | Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def readable(text: str) -> str:
+    """A name or argument as text that can be encoded: bytes that this system could not read are read as UTF-8 or "�"."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def write_json(path: str | Path, content: object) -> None:

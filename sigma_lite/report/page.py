@@ -11,7 +11,7 @@ from sigma_lite.report.document import document
 from sigma_lite.report.findings import Finding, findings
 from sigma_lite.report.headlines import Headline, headlines
 from sigma_lite.report.sections import sections_of
-from sigma_lite.storage import atomic_write
+from sigma_lite.storage import atomic_write, readable
 
 MARKS = {True: ("yes", "holds"), False: ("no", "fails"), None: ("fact", "fact")}
 
@@ -28,7 +28,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     out = Path(out) if out else Path(run) / "report.html"
     page = render(record.read(path), name)
     with atomic_write(out) as file:
-        file.write(page.encode())
+        file.write(readable(page).encode())
     return out
 
 

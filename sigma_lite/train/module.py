@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sigma_lite.balance.balancer import Balancer, as_balancer, balancer
+from sigma_lite.balance.exact import widest
 from sigma_lite.balance.losses import expert_counts, z_loss
 from sigma_lite.balance.metrics import ExpertLoad
 from sigma_lite.balance.pooled import PooledCounts
@@ -164,7 +165,7 @@ class SigmaLit(pl.LightningModule):
         self.heldout_load.update([Routing(*(t[scored_T] for t in r)) for r in routings])
 
     def on_validation_epoch_end(self) -> None:
-        values = self.heldout_bits.compute()
+        values = {name: widest(value, self.device) for name, value in self.heldout_bits.compute().items()}
         self.log("heldout_bits_per_byte", values["bits_per_byte"], prog_bar=True, sync_dist=True)  # the same on all ranks
         self.log("heldout_nats_per_token", values["nats_per_token"], sync_dist=True)
 

@@ -7,7 +7,6 @@ import logging
 import platform
 import re
 import shlex
-import signal
 import tempfile
 import warnings
 from datetime import datetime, timezone
@@ -35,7 +34,7 @@ from sigma_lite.train.callbacks.load_recorder import LoadRecorder
 from sigma_lite.train.callbacks.progress import StepProgress
 from sigma_lite.train.callbacks.save import Save
 from sigma_lite.train.callbacks.spike_guard import SpikeGuard
-from sigma_lite.train.callbacks.stop import Stopped, StopWhenAsked, requeue
+from sigma_lite.train.callbacks.stop import REQUEUE, Stopped, StopWhenAsked, requeue
 from sigma_lite.train.callbacks.throughput import Throughput
 from sigma_lite.train.checkpoint import SafeCheckpointIO
 from sigma_lite.train.memory import keep_freed_memory
@@ -100,7 +99,7 @@ class RunCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's, without options that our commands would drop: checkpoints never hold pickles, predict writes a file."""
+        """Lightning's, without options that ours would drop: no checkpoint holds a pickle, and predict writes a file."""
         without = {"weights_only", "return_predictions"}
         return {name: skipped | without for name, skipped in LightningCLI.subcommands().items()}
 
@@ -162,7 +161,7 @@ class RunCLI(LightningCLI):
         try:
             trainer.fit(model, datamodule=datamodule, ckpt_path=newest, weights_only=True)
         except Stopped as stop:
-            if stop.number == signal.SIGUSR1 and trainer.is_global_zero:
+            if stop.number == REQUEUE and trainer.is_global_zero:
                 requeue()
             raise KeyboardInterrupt from None
         except SystemExit:  # what Lightning makes of Ctrl-C

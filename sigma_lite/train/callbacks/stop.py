@@ -14,7 +14,8 @@ import torch
 from sigma_lite.balance.pooled import sum_over_ranks
 from sigma_lite.train.callbacks.diary import completes_step
 
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM)  # the first wins: SLURM sends the second when the job is requeued
+REQUEUE = getattr(signal, "SIGUSR1", None)  # Windows has none
+SIGNALS = tuple(filter(None, (REQUEUE, signal.SIGTERM)))  # the first wins: SLURM sends the second when the job is requeued
 
 
 class Stopped(Exception):
