@@ -80,9 +80,10 @@ def _require_each_key_once(loader: _Yaml, node: yaml.Node, where: str, path: str
     first: dict[Any, int] = {}
     for key_node, value in node.value:
         line = key_node.start_mark.line + 1
-        key = loader.construct_object(key_node, deep=True) if isinstance(key_node, yaml.ScalarNode) else key_node
-        name = f"{path}.{key_node.value}" if path else str(key_node.value)
         merge = key_node.tag == "tag:yaml.org,2002:merge"
+        plain = isinstance(key_node, yaml.ScalarNode) and not merge
+        key = loader.construct_object(key_node, deep=True) if plain else key_node
+        name = f"{path}.{key_node.value}" if path else str(key_node.value)
         require(
             merge or key not in first,
             f"{where} gives {name} twice, in line {first.get(key)} and in line {line}, and only the second would count:"
