@@ -83,7 +83,7 @@ def _check_values(trainer: Mapping[str, Any], settings: Mapping[str, Any]) -> No
     if "every" in settings.get("save", {}):
         require_end_is_saved(settings["save"]["every"], steps)
     seed, workers = settings.get("seed_everything", 0), settings.get("data", {}).get("num_workers", 0)
-    fine = isinstance(seed, int) and 0 <= seed < 2**32
+    fine = fits(seed, int) and 0 <= seed < 2**32  # Lightning would take true for 0, and false for another one each time
     require(fine, f"seed_everything={seed!r}: give a whole number from 0 to {2**32 - 1}")
     fine = fits(workers, int) and workers >= 0
     require(fine, f"data.num_workers={workers!r}: give a whole number of processes, 0 for none beside the trainer's own")
