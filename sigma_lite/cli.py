@@ -41,6 +41,8 @@ def main(args: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # not every stream of a notebook or a test can be changed
             stream.reconfigure(errors="replace")  # a sample may hold any character, a terminal may not know it
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # a balance loss of your own is named by its file in this folder
     try:
         if args and not args[0].startswith("-"):
             require(args[0] in COMMANDS, f"unknown command {args[0]!r}; {nearest(args[0], COMMANDS)}")
@@ -178,11 +180,9 @@ def _plan(options: argparse.Namespace) -> None:
     from sigma_lite.scale.forecast import forecast
     from sigma_lite.scale.layout import IMBALANCE
     from sigma_lite.scale.table import as_table
-    from sigma_lite.train import rules
 
-    rules.check(options.config, options.over, to_the_end=True)  # what fit would refuse
     uneven = IMBALANCE if options.imbalance is None else options.imbalance
-    facts = forecast(load_run(options.config, options.over), options.cluster, options.nodes, uneven)
+    facts = forecast(load_run(options.config, options.over, fit=True), options.cluster, options.nodes, uneven)
     print(json.dumps(facts) if options.json else as_table(facts))
 
 
@@ -213,8 +213,6 @@ def _generate(options: argparse.Namespace) -> None:
 
 def _train(args: list[str]) -> None:
     from sigma_lite.train.run import RunCLI
-
-    sys.path.insert(0, "")  # a balance loss of your own is named by its file in this folder
 
     with RunCLI(args) as cli:
         if args[0] == "fit":

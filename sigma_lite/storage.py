@@ -60,7 +60,7 @@ def move_into_place(partial: Path, path: Path) -> None:
 def cannot_write(path: str | Path, error: OSError) -> StorageError:
     """What the system said about writing `path`, with the fix."""
     path = Path(path)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None)):  # Windows has no quota error
         folder = next(p for p in path.absolute().parents if p.exists())
         free = shutil.disk_usage(folder).free / 1e6
         fix = "free some space or choose another folder; nothing was changed"

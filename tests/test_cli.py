@@ -49,7 +49,9 @@ def test_overrides_are_read_as_yaml():
     assert overrides(
         ["fit", "-c", "a.yaml", "--model.optim.lr=1e-3", "--model.sparsity.head", "[4,2]", "--model.net.top_k=2"]
     ) == {"model": {"optim": {"lr": 1e-3}, "sparsity": {"head": [4, 2]}, "net": {"top_k": 2}}}
-    assert overrides(["--trainer.callbacks+=X", "--seed_everything", "3", "--help"]) == {}
+    assert overrides(["--seed_everything", "3", "--help", "--print_config"]) == {"seed_everything": 3}
+    callbacks = ["--trainer.callbacks+=A", "--trainer.callbacks+=B", "--trainer.callbacks.patience=2"]
+    assert overrides(callbacks) == {"trainer": {"callbacks": ["A", {"class_path": "B", "patience": 2}]}}
     with pytest.raises(ConfigError, match="needs a value"):
         overrides(["--model.net.top_k"])
 

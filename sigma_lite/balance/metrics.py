@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from sigma_lite.balance.exact import UNIT, lost, whole
 from sigma_lite.balance.losses import expert_counts, load_share
 from sigma_lite.model import Routing
 
@@ -37,23 +38,27 @@ class ExpertLoad(Metric):
 
     full_state_update = False
     counts_LE: Tensor
-    probs_LE: Tensor
+    probs_LE: Tensor  # in multiples of UNIT, as entropy_L: see balance/exact.py
     entropy_L: Tensor
+    lost_L: Tensor  # sums of a micro-batch that were no numbers
     tokens: Tensor
 
     def __init__(self, n_layers: int, n_experts: int):
         super().__init__()
         self.add_state("counts_LE", torch.zeros(n_layers, n_experts, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("probs_LE", torch.zeros(n_layers, n_experts, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("entropy_L", torch.zeros(n_layers, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("probs_LE", torch.zeros(n_layers, n_experts, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("entropy_L", torch.zeros(n_layers, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("lost_L", torch.zeros(n_layers, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     @torch.no_grad()
     def update(self, routings: Sequence[Routing]) -> None:
         E = self.counts_LE.shape[1]
         self.counts_LE += torch.stack([expert_counts(r.ids, E) for r in routings])
-        self.probs_LE += torch.stack([r.probs.sum(0) for r in routings])
-        self.entropy_L += torch.stack([entropy(r.probs).sum() for r in routings])
+        probs_LE = torch.stack([r.probs.sum(0) for r in routings])
+        self.probs_LE += whole(probs_LE)
+        self.entropy_L += whole(torch.stack([entropy(r.probs).sum() for r in routings]))
+        self.lost_L += lost(probs_LE).sum(-1)
         self.tokens += routings[0].ids.shape[0]
 
     def load(self) -> dict[str, Tensor]:
@@ -62,8 +67,8 @@ class ExpertLoad(Metric):
         return {name: v.view(L, E) if name in ("f", "P") else v.view(L) for name, v in self.compute().items()}
 
     def compute(self) -> dict[str, Tensor]:
-        tokens = self.tokens.clamp(min=1)
-        f, P = load_share(self.counts_LE), (self.probs_LE / tokens).float()
+        per_token_L = torch.where(self.lost_L > 0, torch.nan, UNIT / self.tokens.clamp(min=1))
+        f, P = load_share(self.counts_LE), self.probs_LE * per_token_L[:, None]
         high, low = load_deviation(f)
         return {
             "f": f,
@@ -73,5 +78,5 @@ class ExpertLoad(Metric):
             "min_deviation": low,
             "dead": (self.counts_LE == 0).sum(-1).float(),
             "load_entropy": entropy(f),
-            "router_entropy": (self.entropy_L / tokens).float(),
+            "router_entropy": self.entropy_L * per_token_L,
         }

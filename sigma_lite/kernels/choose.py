@@ -86,6 +86,8 @@ def explain_backend(x_TD: Tensor, w13: Tensor, backend: str = "auto") -> str:
 
 
 def _grouped_obstacle(x_TD: Tensor, w13: Tensor) -> str:
+    if x_TD.device.type == "mps":
+        return "mps, on which grouped_mm was never tried"
     if x_TD.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"{str(x_TD.dtype).removeprefix('torch.')}, which grouped_mm refuses"
     multiple = 16 // x_TD.element_size()

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from sigma_lite.balance.exact import UNIT, lost, whole
+
 
 class BitsPerByte(Metric):
     """update(nats, targets, bytes); compute() -> bits_per_byte (all nats / ln 2 / all bytes) and nats_per_token.
@@ -16,24 +18,31 @@ class BitsPerByte(Metric):
     """
 
     full_state_update = False
-    nats: Tensor
+    nats: Tensor  # in multiples of UNIT: see balance/exact.py
+    lost: Tensor  # scored tokens whose cost is no number
     tokens: Tensor
     bytes: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("nats", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("bytes", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        for name in ("nats", "lost", "tokens", "bytes"):
+            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, nats_BS: Tensor, targets_BS: Tensor, bytes_BS: Tensor) -> None:
         scored_BS = targets_BS != -100
-        self.nats += (nats_BS * scored_BS).double().sum()
+        nats_BS = torch.where(scored_BS, nats_BS, 0.0)
+        self.nats += whole(nats_BS).sum()
+        self.lost += lost(nats_BS).sum()
         self.tokens += scored_BS.sum()
         self.bytes += (bytes_BS * scored_BS).sum()
 
-    def compute(self) -> dict[str, Tensor]:
+    def compute(self) -> dict[str, float]:
+        nats = math.nan if self.lost else int(self.nats) * UNIT  # plain numbers: they have 64 bits on every machine
         return {
-            "bits_per_byte": self.nats / math.log(2) / self.bytes,
-            "nats_per_token": self.nats / self.tokens,
+            "bits_per_byte": _share(nats / math.log(2), int(self.bytes)),
+            "nats_per_token": _share(nats, int(self.tokens)),
         }
+
+
+def _share(part: float, of: int) -> float:
+    return part / of if of else math.nan

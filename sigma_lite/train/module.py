@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sigma_lite.balance.balancer import Balancer, as_balancer
+from sigma_lite.balance.exact import widest
 from sigma_lite.balance.metrics import ExpertLoad
 from sigma_lite.balance.objective import objective
 from sigma_lite.balance.pooled import PooledCounts
@@ -19,6 +20,7 @@ from sigma_lite.balance.schedule import k_per_layer
 from sigma_lite.config import BalanceConfig, ModelConfig, OptimConfig, SparsityConfig, check_schedule, require
 from sigma_lite.data.rows import IGNORED
 from sigma_lite.identity import identify
+from sigma_lite.lightning_keys import require_clipping, require_precision
 from sigma_lite.model import Routing, Transformer
 from sigma_lite.train.bits import BitsPerByte
 from sigma_lite.train.callbacks.sparsity_schedule import SparsitySchedule
@@ -80,19 +82,10 @@ class SigmaLit(pl.LightningModule):
         )
 
     def setup(self, stage: str) -> None:
-        """ConfigError for what Lightning offers and this module would get wrong without a word.
-
-        A 16-mixed gradient is still scaled when it is clipped: fused AdamW unscales it last. True 16 bits round the bias.
-        """
-        precision, clipping = self.trainer.precision_plugin.precision, self.trainer.gradient_clip_algorithm
-        require(
-            precision in ("32-true", "bf16-mixed"),
-            f"trainer.precision={precision}: choose 32-true or bf16-mixed, which keep weights, router and bias in fp32",
-        )
-        require(
-            clipping in (None, "norm"),
-            f"trainer.gradient_clip_algorithm={clipping and clipping.value}: leave it out, clipping is by the total norm",
-        )
+        """ConfigError for what Lightning offers and this module would get wrong without a word, however it was asked for."""
+        require_precision(self.trainer.precision_plugin.precision)
+        clipping = self.trainer.gradient_clip_algorithm
+        require_clipping(clipping and clipping.value)
 
     # ---------------------------------------------------------------------------------------------------- training
 
@@ -162,7 +155,7 @@ class SigmaLit(pl.LightningModule):
         self.heldout_load.update([Routing(*(t[scored_T] for t in r)) for r in routings])
 
     def on_validation_epoch_end(self) -> None:
-        values = self.heldout_bits.compute()
+        values = {name: widest(value, self.device) for name, value in self.heldout_bits.compute().items()}
         require(
             bool(values["nats_per_token"].isfinite()),
             f"the model's loss on held-out text is {float(values['nats_per_token'])} nats a token: its weights or logits"

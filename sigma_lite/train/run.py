@@ -8,6 +8,7 @@ import logging
 import platform
 import re
 import shlex
+import tempfile
 import warnings
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -24,7 +26,9 @@ from sigma_lite.checkpoint import newest_checkpoint, newest_whole, read_settings
 from sigma_lite.config import ConfigError, plain_path, require
 from sigma_lite.data.datamodule import TokenDataModule
 from sigma_lite.identity import changed_files, package_code
-from sigma_lite.runfile import RunConfig
+from sigma_lite.lightning_keys import FIXED
+from sigma_lite.reading import overlay
+from sigma_lite.runfile import RunConfig, checked, overrides, read_files, split_files
 from sigma_lite.scale.lost import lost_rank
 from sigma_lite.scale.plan import plan
 from sigma_lite.storage import run_alone
@@ -41,26 +45,35 @@ from sigma_lite.train.memory import keep_freed_memory
 from sigma_lite.train.module import SigmaLit
 from sigma_lite.train.predictions import write_predictions
 from sigma_lite.train.provenance import origin
-from sigma_lite.train.settings import check, require_same_settings, without_effect
-from sigma_lite.train.strategies import check_made, outside_srun
+from sigma_lite.train.settings import require_same_settings, without_effect
+from sigma_lite.train.strategies import check_made, check_named, outside_srun
 
 TRAINER_DEFAULTS = {
     "max_steps": -1,
     "logger": False,  # the diary keeps the record; add a logger to have one more
-    "use_distributed_sampler": False,  # our sampler already gives each rank its own rows
     "num_sanity_val_steps": 0,
-    "check_val_every_n_epoch": None,  # validation is counted in batches, not epochs
     "enable_model_summary": False,
     "gradient_clip_val": 1.0,
     "default_root_dir": "runs/default",
 }
+OURS = {  # of the keys in FIXED, those for which Lightning's default is another
+    "use_distributed_sampler": False,  # our sampler already gives each rank its own rows
+    "check_val_every_n_epoch": None,  # validation is counted in batches, not epochs
+}
 
 
 class StrictParser(LightningArgumentParser):
-    """One sentence for what it cannot read, not a page of options; and no option by the first letters of its name."""
+    """One sentence for what it cannot read, not a page of options; and no option by the first letters of its name.
+
+    Keys that cannot be chosen are no options, so that --print_config prints what `fit` accepts.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs | {"exit_on_error": False, "allow_abbrev": False})
+
+    def add_class_arguments(self, theclass: type, *args: Any, **kwargs: Any) -> Any:
+        skip = set(FIXED) if theclass is pl.Trainer else set()
+        return super().add_class_arguments(theclass, *args, **kwargs | {"skip": skip | set(kwargs.get("skip") or ())})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise ConfigError(f"{_one_sentence(message)}; `sigma-lite fit --help` lists what can be set") from ex
@@ -76,9 +89,13 @@ class RunCLI(LightningCLI):
         _quiet()
         self.own = own  # a balancer that exists only in memory, such as one defined in a notebook
         self.command = ["sigma-lite", *args]
+        files, options = split_files(args)
+        self.given = read_files(files)  # once: the parser gets what was read here, whatever this system's text encoding
         self.remarks: list[str] = []
         if not {"--help", "-h"} & set(args):
-            self.remarks = without_effect(check(config_files(args), args))
+            run = checked(overlay(self.given, overrides(options)), fit=args[0] == "fit")
+            check_named(run.trainer.get("strategy"))
+            self.remarks = without_effect(run)
         with contextlib.ExitStack() as self.held:
             super().__init__(
                 SigmaLit,
@@ -89,7 +106,7 @@ class RunCLI(LightningCLI):
                 seed_everything_default=0,
                 save_config_callback=None,
                 auto_configure_optimizers=False,
-                args=args,
+                args=options,
             )
             self.held = self.held.pop_all()  # what has gone well so far goes on
 
@@ -98,6 +115,23 @@ class RunCLI(LightningCLI):
 
     def __exit__(self, *_: object) -> None:
         self.held.close()
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, without options that ours would drop: no checkpoint holds a pickle, and predict writes a file."""
+        without = {"weights_only", "return_predictions"}
+        return {name: skipped | without for name, skipped in LightningCLI.subcommands().items()}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            command, *options = args
+            if self.given:
+                unknown = {"verbose"} if command in ("fit", "predict") else set()  # of a config that `validate` printed
+                given = {key: value for key, value in self.given.items() if key not in unknown}
+                file = Path(folder, "given.yaml")
+                file.write_text(yaml.safe_dump(given), "ascii")  # which writes "é" as an escape
+                options = ["--config", str(file), *options]
+            super().parse_arguments(parser, [command, *options])
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("model.net.vocab_size", "data.corpus.vocab_size")
@@ -118,7 +152,7 @@ class RunCLI(LightningCLI):
         plugins = outside_srun(self._get(self.config_init, "trainer").get("plugins"))
         kwargs |= {"default_root_dir": root} | ({"plugins": plugins} if plugins else {})
         try:
-            trainer = super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs | OURS)
         except (ValueError, TypeError, KeyError, ImportError, RuntimeError, MisconfigurationException) as error:
             raise ConfigError(f"this trainer cannot be built: {' '.join(str(error).split())}") from error
         check_made(trainer.strategy)
@@ -128,10 +162,10 @@ class RunCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except ValueError as error:
-            if "balancer.Balancer" not in str(error):
-                raise
-            raise ConfigError(_one_sentence(str(error))) from error  # jsonargparse wraps what its class says
+        except ConfigError:
+            raise
+        except (ValueError, TypeError, ImportError) as error:  # jsonargparse wraps what a class says
+            raise ConfigError(_one_sentence(str(error))) from error
         if self.own is not None:
             self.model.balance_with(self.own)
 
@@ -301,24 +335,21 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", message=f".*{text}")
 
 
-def config_files(args: list[str]) -> list[str]:
-    """The values of -c and --config, in order."""
-    pairs = zip(args, [*args[1:], None], strict=True)
-    found = [value if arg in ("-c", "--config") else _after_equals(arg) for arg, value in pairs]
-    return [file for file in found if file is not None]
-
-
-def _after_equals(arg: str) -> str | None:
-    return arg.split("=", 1)[1] if arg.startswith(("--config=", "-c=")) else None
-
-
 def _one_sentence(message: str) -> str:
     """jsonargparse lists all that it tried; the key, the value and, where there is one, the type are enough."""
+    said = re.search(
+        r"(Problem with given class_path .*?|Problem instantiating .*?)(?=\n\s*- |\n\s*Given value|$)", message, re.S
+    )
     if "balancer.Balancer" in message:  # the first complaint is about the class that was named; the others are noise
         first = re.split(r"\n\s*- ", message.partition("Errors:")[2])[1]
         return f"model.custom_balance: {' '.join(first.split()).partition('; `sigma-lite')[0]}"
+    if said:
+        return " ".join(said[1].split())
     key, value = re.search(r'key "(.+?)"', message), re.search(r"(?:Got|Given) value: (.*)", message)
-    kinds = re.findall(r"Expected a <class '(\w+)'>", message)
+    kinds = [kind for kind in re.findall(r"Expected a <class '(\w+)'>", message) if kind != "NoneType"]
     if not key or not value:
         return " ".join(message.split())
+    nested = re.match(r"NestedArg\(key='(.+?)', val=(.*)\)", value[1])
+    if nested:
+        return f"{key[1]}.{nested[1]}={nested[2]}: its class takes no {nested[1]}"
     return f"{key[1]}={value[1]}: " + (f"expected {kinds[0]}" if len(kinds) == 1 else "not a value that it can have")

@@ -1,4 +1,4 @@
-"""What a run's settings must be before any work starts, and when a checkpoint is of the same run."""
+"""When a checkpoint is of the same run. What settings may be at all is in runfile.py and lightning_keys.py."""
 
 from __future__ import annotations
 
@@ -12,19 +12,9 @@ from typing import Any
 from sigma_lite.checkpoint import read_settings
 from sigma_lite.config import BalanceConfig, plain_path, require
 from sigma_lite.identity import difference, doubt
-from sigma_lite.runfile import SECTIONS, RunConfig, overrides
-from sigma_lite.train import rules
-from sigma_lite.train.strategies import check_named
+from sigma_lite.runfile import SECTIONS, RunConfig
 
 ANOTHER_RUN = "choose another trainer.default_root_dir, or delete that folder to start again"
-
-
-def check(files: list[str], args: list[str]) -> RunConfig:
-    """ConfigError for what cannot work, with the nearest key: jsonargparse would only say that one is not expected."""
-    run = rules.check(files, overrides(args), to_the_end=args[:1] == ["fit"])
-    if run.trainer.get("strategy") is not None:
-        check_named(run.trainer["strategy"])
-    return run
 
 
 def without_effect(run: RunConfig) -> list[str]:

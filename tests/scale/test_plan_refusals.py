@@ -15,6 +15,7 @@ from sigma_lite import cli
 from sigma_lite.checkpoint import newest_checkpoint
 from sigma_lite.config import ConfigError
 from sigma_lite.data.stream import token_dtype
+from sigma_lite.lightning_keys import TAKERS
 from sigma_lite.runfile import load_run
 from sigma_lite.scale import keeping, strategy
 from sigma_lite.scale.cluster import load_cluster
@@ -22,7 +23,7 @@ from sigma_lite.scale.forecast import forecast
 from sigma_lite.scale.layout import PRECISIONS, STRATEGY, Layout, StrategyConfig, place
 from sigma_lite.scale.table import as_table
 from sigma_lite.scale.traffic import exchanged
-from sigma_lite.train import rules
+from sigma_lite.signatures import parameters
 from sigma_lite.train.callbacks.save import Save
 
 FULL = Path(__file__).parents[2] / "scaled_configs" / "sigma_moe_tiny.yaml"
@@ -87,8 +88,7 @@ def test_arguments_read_from_source_are_those_of_the_classes():
     from sigma_lite.train.callbacks.spike_guard import SpikeGuard
 
     for section, cls in {"trainer": pl.Trainer, "save": Save, "spike_guard": SpikeGuard}.items():
-        file, name = rules._sections()[section]
-        assert list(rules.parameters(file, name)) == list(inspect.signature(cls).parameters)
+        assert list(parameters(TAKERS[section])) == list(inspect.signature(cls).parameters)
 
 
 # --------------------------------------------------------------------------------------------------------- who wins

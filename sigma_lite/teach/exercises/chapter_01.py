@@ -16,7 +16,7 @@ def bits_per_byte(nats_BS: Tensor, targets_BS: Tensor, bytes_BS: Tensor) -> floa
 
     metric = BitsPerByte()
     metric.update(nats_BS, targets_BS, bytes_BS)
-    return metric.compute()["bits_per_byte"].item()
+    return float(metric.compute()["bits_per_byte"])
 
 
 def _losses() -> list[tuple[Tensor, Tensor, Tensor]]:

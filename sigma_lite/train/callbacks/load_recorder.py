@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from sigma_lite.balance.exact import whole
 from sigma_lite.balance.metrics import ExpertLoad
 from sigma_lite.balance.pooled import sum_over_ranks
 from sigma_lite.train.callbacks.diary import Diary, completes_step, rounded
@@ -58,5 +59,5 @@ class LoadRecorder(pl.Callback):
         self.tokens = state["tokens"]
         self.window = ExpertLoad(*state["window"]["counts_LE"].shape)
         for name, value in state["window"].items():
-            setattr(self.window, name, value)
+            setattr(self.window, name, whole(value) if value.is_floating_point() else value)  # older: float64 sums
         self.window._update_count = 1  # torchmetrics warns about computing what was never updated

@@ -13,11 +13,11 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from sigma_lite.checkpoint import checkpoint_path, checkpoints, remove, step_of
 from sigma_lite.config import require
+from sigma_lite.lightning_keys import require_end_is_saved, require_kept
 from sigma_lite.scale.background import Background
 from sigma_lite.storage import StorageError
 from sigma_lite.train.callbacks.diary import completes_step, note
 from sigma_lite.train.callbacks.stop import Stopped, asked_to_stop
-from sigma_lite.train.rules import check_save, check_saved_end
 
 
 class Save(Checkpoint):
@@ -35,7 +35,7 @@ class Save(Checkpoint):
     """
 
     def __init__(self, every: int = 100, keep: int = 2, milestones: tuple[int, ...] = (), beside: bool = False):
-        check_save(every, keep)
+        require_kept(every, keep)
         self.every, self.keep, self.milestones = every, keep, frozenset(milestones)
         for step in self.milestones:
             require(step >= 1, f"save.milestones: {step} is no optimizer step; the first is 1")
@@ -45,7 +45,7 @@ class Save(Checkpoint):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
-            check_saved_end(self.every, trainer.max_steps)
+            require_end_is_saved(self.every, trainer.max_steps)
         last = trainer.max_steps
         late = [step for step in self.milestones if stage == "fit" and step > last]
         require(not late, f"save.milestones={late} lie beyond trainer.max_steps={last}, so they would never be saved")
