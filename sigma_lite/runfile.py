@@ -99,10 +99,6 @@ def checked(merged: Mapping[str, Any], fit: bool = False) -> RunConfig:
         require(used, f"sparsity.head={list(sparsity.head)} has no effect without sparsity.switch_step: set it, or head: []")
     linked = "vocab_size" not in merged.get("data", {}).get("corpus", {})
     require(linked, "data.corpus.vocab_size is always the model's: leave it out and set model.net.vocab_size")
-    corpus = merged.get("data", {}).get("corpus", {})
-    for key, source in {"path": "files", "dataset": "hf"}.items():  # else the default source is read, and not what is named
-        meant = "source" in corpus or corpus.get(key) is None
-        require(meant, f"data.corpus.{key}={corpus.get(key)!r} needs data.corpus.source: {source}; the default is stdlib")
     parts["corpus"] = dataclasses.replace(parts["corpus"], vocab_size=parts["net"].vocab_size)
     return RunConfig(**parts)
 

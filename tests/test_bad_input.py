@@ -108,7 +108,7 @@ COMMAND_LINES = {
     "fit -c tiny.yaml --bogus=3": ("--bogus=3", "--help"),
     "fit -c tiny.yaml stray": ("stray", "--help"),
     "fit -c tiny.yaml --ckpt_path=x": ("ckpt_path", "leave"),
-    "fit -c none.yaml": ("none.yaml does not exist", "looked from"),
+    "fit -c none.yaml": ("none.yaml does not exist in ",),
     "plan -c tiny.yaml --model.net.n_expert=3": ("did you mean 'n_experts'",),
     "plan -c tiny.yaml --bogus": ("--bogus", "--help"),
     "plan": ("--config", "required"),

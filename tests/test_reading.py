@@ -180,7 +180,7 @@ NAMED = {
     "half precision": ({"trainer__precision": "16-mixed"}, "trainer.precision=16-mixed", "bf16-mixed"),
     "a negative seed": ({"seed_everything": -4}, "seed_everything=-4", "from 0 to"),
     "a seed that is none": ({"seed_everything": False}, "seed_everything=False", "from 0 to"),
-    "a folder that nobody would read": ({"data__corpus__source": None}, "data.corpus.path='nowhere' needs", "source: files"),
+    "a folder that nobody would read": ({"data__corpus__source": None}, "path='nowhere' would not be read", "source=files"),
     "a schedule that never begins": ({"model__sparsity__switch_step": 0}, "sparsity.head=[2] has no effect", "switch_step"),
     "negative workers": ({"data__num_workers": -1}, "data.num_workers=-1", "0 for none"),
     "a path that is a number": ({"ckpt_path": 5}, "ckpt_path=5", "path of a file"),

@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import (
 )
 
 from sigma_lite.config import require
+from sigma_lite.scale.layout import strategy_config
 from sigma_lite.scale.strategy import ExpertParallel
 
 CHOOSE = f"choose auto, ddp or {ExpertParallel.__module__}.{ExpertParallel.__name__}"
@@ -34,6 +35,7 @@ REFUSED = {  # beginnings of names -> why
 
 def check_named(strategy: object) -> None:
     """ConfigError for a `trainer.strategy` of yaml that would train something else, wherever it is asked for."""
+    strategy_config(strategy)
     given = strategy.get("class_path") if isinstance(strategy, Mapping) else strategy
     args = (strategy.get("init_args") or {}) if isinstance(strategy, Mapping) else {}
     name = str(given).rpartition(".")[2].lower()
