@@ -21,8 +21,6 @@ def without_effect(run: RunConfig) -> list[str]:
     """A sentence for each setting that is given, is allowed, and changes nothing in this run."""
     sentences, steps = [], run.trainer.get("max_steps")
     head, switch = list(run.sparsity.head), run.sparsity.switch_step
-    if head and switch == 0:
-        sentences.append(f"sparsity.head={head} has no effect: switch_step=0, so every layer uses top_k from the start")
     if type(steps) is int and steps > 0:
         if head and switch > steps:
             sentences.append(

@@ -181,7 +181,7 @@ def test_workers_leave_ctrl_c_to_the_run(place):
 
 
 @pytest.mark.parametrize(("option", "said"), [
-    ("--data.num_workers=-1", "data.num_workers=-1: must be 0"),
+    ("--data.num_workers=-1", "data.num_workers=-1: give a whole number"),
     ("--seed_everything=-1", "seed_everything=-1"),
     ("--trainer.max_epochs=0", "trainer.max_epochs=0: nothing would be trained"),
     ("--trainer.max_time={seconds: -5}", "trainer.max_time.seconds=-5: must be 0 or more"),

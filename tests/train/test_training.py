@@ -316,7 +316,7 @@ def test_a_level_that_lasts_is_accepted_and_a_single_spike_hardly_moves_the_guar
     guard = SpikeGuard()
     ordinary(guard, 300)
     refused = ordinary(guard, 200, level=30.0)
-    assert 0 < refused < guard.patience, "a lasting shift must not end the run"
+    assert 0 < refused < 10, "a lasting shift is another level, and not a bad batch"
     assert ordinary(guard, 100, level=30.0) == 0
 
 
@@ -341,7 +341,7 @@ def test_a_switch_of_sparsity_is_no_spike(place, watched):
     assert not [e for e in entries(Path("run"), "event") if e["what"] == "step skipped"]
     assert [e["step"] for e in entries(Path("run"), "event") if e["what"] == "sparsity switch"] == [6]
     shutil.rmtree("run")
-    cli.main(["fit", "-c", "tiny.yaml", *guard, "--model.sparsity.switch_step=0"])  # without a switch they are spikes
+    cli.main(["fit", "-c", "tiny.yaml", *guard, "--model.sparsity.switch_step=13"])  # never: now they are spikes
     assert [e for e in entries(Path("run"), "event") if e["what"] == "step skipped"][0]["step"] == 6
 
 

@@ -29,11 +29,11 @@ class SpikeGuard(pl.Callback):
 
     Args:
         threshold: how many standard deviations above the mean are a spike; at least 3.
-        patience: this many skipped steps in a row stop the run with an error, because then it is not one bad batch.
+        patience: this many steps in a row whose norm is no number stop the run with an error: it is not one bad batch.
         memory: steps over which the statistics fade; nothing but NaN is refused in the first `memory` steps.
     """
 
-    def __init__(self, threshold: float = 8.0, patience: int = 20, memory: int = 100):
+    def __init__(self, threshold: float = 8.0, patience: int = 5, memory: int = 100):
         require(threshold >= 3, f"spike_guard.threshold={threshold}: below 3 ordinary noise is refused; try 8")
         require(patience >= 1 and memory >= 2, f"spike_guard needs patience >= 1 and memory >= 2, not {patience}, {memory}")
         self.threshold, self.patience, self.memory = threshold, patience, memory
@@ -43,11 +43,12 @@ class SpikeGuard(pl.Callback):
         step = trainer.global_step
         if step > 0 and module.k_at(step) != module.k_at(step - 1):
             self.seen = 0
-        reason = self.judge(float(module.gradient_norm()), clip=trainer.gradient_clip_val or 0.0)
+        norm = float(module.gradient_norm())
+        reason = self.judge(norm, clip=trainer.gradient_clip_val or 0.0)
         if not reason:
             self.skipped = 0
             return
-        self.skipped += 1
+        self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
         note(trainer, "step skipped", reason)
         if self.skipped >= self.patience:
             raise ConfigError(
