@@ -79,7 +79,7 @@ def alone(path: str | Path) -> Iterator[None]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path, "w")  # noqa: SIM115 (closed below)
+        lock = open(path, "wb")  # noqa: SIM115 (closed below)
     except OSError as error:
         raise cannot_write(path, error) from error
     with lock:
