@@ -28,13 +28,15 @@ NET = from_mapping(ModelConfig, tiny.SETTINGS["model"]["net"], "net")
 WITHOUT = """
 import errno, importlib, os, pkgutil, signal, sys
 import filelock, jsonargparse, lightning.pytorch, plotly.offline, tokenizers, torch, torch._dynamo, tqdm, yaml
-for name in ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM", "SIGKILL", "SIGQUIT", "SIGCHLD", "SIGSTOP", "setitimer", "alarm"):
+for name in ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM", "SIGKILL", "SIGQUIT", "SIGCHLD", "SIGSTOP", "setitimer"):
     delattr(signal, name)
 for name in ("fork", "getuid", "geteuid", "sched_getaffinity", "getloadavg", "killpg", "getpgid", "uname", "sysconf"):
     delattr(os, name)
 del errno.EDQUOT
+lightning.pytorch.trainer.connectors.signal_connector._IS_WINDOWS = True  # Lightning asks for the name of the system
 for name in ("fcntl", "resource", "pwd", "grp", "termios"):
     sys.modules[name] = None
+signal.valid_signals = lambda: {signal.SIGINT, signal.SIGTERM, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV}
 import sigma_lite
 for module in pkgutil.walk_packages(sigma_lite.__path__, "sigma_lite."):
     if not module.name.endswith("__main__") and "kernels.compile_offline" not in module.name:

@@ -47,7 +47,7 @@ def device_name(device: torch.device, processes: int = 1) -> str:
 def processor() -> str:
     """The CPU's name as the system tells it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
@@ -82,6 +82,6 @@ def git_commit(package: Path = HERE) -> str | None:
 def _git(folder: Path, *command: str) -> str | None:
     whole = ["git", "--no-optional-locks", "-C", str(folder), *command]
     try:
-        return subprocess.run(whole, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(whole, capture_output=True, encoding="utf-8", check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -151,7 +151,11 @@ def spoilt(place, finished):
 def test_a_model_that_is_no_number_says_so(spoilt, capsys, line):
     assert tiny.refused(cli.main, *line.split()) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith("sigma-lite: ") and ("nan" in said or "NaN" in said or "not finite" in said) and "earlier checkpoint" in said
+    assert (
+        said.startswith("sigma-lite: ")
+        and ("nan" in said or "NaN" in said or "not finite" in said)
+        and "earlier checkpoint" in said
+    )
     assert not Path("run/predictions.safetensors").exists()
 
 
