@@ -14,8 +14,8 @@ from sigma_lite import figures
 from sigma_lite.balance.metrics import load_deviation
 from sigma_lite.config import ModelConfig
 from sigma_lite.lab.catalogue import WORTH
-from sigma_lite.lab.paired import paired
 from sigma_lite.lab.results import MIDDLE, Results, read_results
+from sigma_lite.lab.seeds import paired
 from sigma_lite.record import read
 
 KEPT = "freed memory kept"  # rows of train_step.py that few users of transformers would set up

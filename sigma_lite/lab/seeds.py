@@ -1,15 +1,37 @@
-"""The difference between two arms, seed by seed, with a 95 % interval: what a claim about them may say."""
+"""What a few seeds can show: the interval of a mean of paired differences, and how many pairs an effect needs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from statistics import mean, stdev
 from typing import NamedTuple
 
 from sigma_lite.config import nearest, require
 
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
-NORMAL = 1.96
+# 97.5 % quantiles of Student's t for n - 1 = 1, 2, ... 29 degrees of freedom: 95 % lie between minus and plus this
+T95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045,
+)  # fmt: skip
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float]:
+    """(mean, half the width of its 95 % interval) of paired differences, at most 30 of them.
+
+    With three pairs the half-width is 4.3 standard errors: so little do three numbers tell of their own spread.
+    Raises ValueError for fewer than 2 or more than 30.
+    """
+    n = len(differences)
+    if not 2 <= n <= len(T95) + 1:
+        raise ValueError(f"{n} differences: an interval needs 2 to {len(T95) + 1}")
+    return mean(differences), T95[n - 2] * stdev(differences) / n**0.5
+
+
+def pairs_needed(spread: float, effect: float) -> int | None:
+    """Fewest pairs whose 95 % interval is narrower than `effect` on either side, if differences have the standard deviation
+    `spread`; None when 30 are too few."""
+    return next((n for n in range(2, len(T95) + 2) if T95[n - 2] * spread / n**0.5 <= effect), None)
 
 
 class Difference(NamedTuple):
@@ -54,10 +76,7 @@ def paired(results: Mapping, one: str, other: str, what: Callable[[Mapping], flo
     seeds = sorted(values[one].keys() & values[other].keys())
     require(bool(seeds), f"{one!r} and {other!r} have no seed in common: record one that both have")
     differences = [values[one][seed] / values[other][seed] - 1 for seed in seeds]
-    mean = sum(differences) / len(seeds)
     if len(seeds) == 1:
-        return Difference(mean, -math.inf, math.inf, 1)
-    deviation = math.sqrt(sum((d - mean) ** 2 for d in differences) / (len(seeds) - 1))
-    t = T_975[len(seeds) - 2] if len(seeds) - 2 < len(T_975) else NORMAL
-    reach = t * deviation / math.sqrt(len(seeds))
-    return Difference(mean, mean - reach, mean + reach, len(seeds))
+        return Difference(differences[0], -math.inf, math.inf, 1)
+    middle, reach = interval(differences)
+    return Difference(middle, middle - reach, middle + reach, len(seeds))

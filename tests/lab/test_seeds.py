@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
-from sigma_lite.teach.seeds import T95, interval, pairs_needed
+from sigma_lite.config import ConfigError
+from sigma_lite.lab.seeds import T95, interval, paired, pairs_needed
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 5, 10, 29])
@@ -36,3 +39,35 @@ def test_pairs_that_an_effect_needs():
     assert pairs_needed(1.7, 1.0) == 14
     half = T95[14 - 2] * 1.7 / 14**0.5
     assert half <= 1.0 < T95[13 - 2] * 1.7 / 13**0.5
+
+
+# ------------------------------------------------------------------------------------------------- arms of results
+
+
+def results(**arms: dict[int, float]) -> dict:
+    runs = [
+        {"arm": name, "seed": seed, "heldout": {"bits_per_byte": bits}}
+        for name, found in arms.items()
+        for seed, bits in found.items()
+    ]
+    return {"experiment": "x", "arms": dict.fromkeys(arms), "runs": runs}
+
+
+def test_by_hand():
+    """Differences of 1, 2 and 3 %: mean 2, deviation 1, t of two degrees 4.303."""
+    found = paired(results(a={0: 101.0, 1: 102.0, 2: 103.0, 7: 1.0}, b={0: 100.0, 1: 100.0, 2: 100.0}), "a", "b")
+    assert found.seeds == 3 and found.mean == pytest.approx(0.02)
+    assert found.high - found.mean == pytest.approx(0.01 * 4.303 / math.sqrt(3)) == found.mean - found.low
+    assert not found.is_clear and str(found) == "+2.0 % (95 % interval −0.5 to +4.5 %, 3 seeds)"
+
+
+def test_one_seed_has_no_interval():
+    found = paired(results(a={0: 0.9}, b={0: 1.0}), "a", "b")
+    assert not found.is_clear and str(found) == "−10.0 % (one seed, so no interval)"
+
+
+def test_what_cannot_be_compared_is_refused():
+    with pytest.raises(ConfigError, match="no arm 'c'"):
+        paired(results(a={0: 1.0}, b={0: 1.0}), "a", "c")
+    with pytest.raises(ConfigError, match="no seed in common"):
+        paired(results(a={0: 1.0}, b={1: 1.0}), "a", "b")
