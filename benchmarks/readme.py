@@ -68,6 +68,7 @@ def results() -> str:
     one = worth["runs"][0]
     megabytes, copied = data["heldout_bytes"] / 1e6, data["heldout_long_lines_in_training"]
     seeds = len({run["seed"] for run in worth["runs"]})
+    widest = max(max(bits) / min(bits) - 1 for bits in scores_by_arm(worth).values())
     return f"""\
 ![Held-out bits per byte of the mixture and its dense twins](results/figures/worth.svg)
 
@@ -78,7 +79,8 @@ def results() -> str:
 Mean over {seeds} seeds and, in brackets, their range. Parameters leave out the embedding. PFLOP are of the whole training;
 seconds are of one core ({one["device"]}), at step times measured side by side.
 {copied:.1%} of the held-out bytes are lines of 20 characters or more that stand in the training text too. The mixture's
-held-out bits per byte, compared in pairs of one seed (negative: the mixture is better):
+held-out bits per byte, compared in pairs of one seed (negative: the mixture is better; an interval that holds 0 shows no
+difference; the seeds of one arm lie up to {100 * widest:.0f} % apart):
 
 {against}
 
@@ -88,6 +90,13 @@ with a balance loss of {load["lbl"][0]:.2f} there, where 1.00 means balanced. So
 and that is the subject of what comes next.
 
 """
+
+
+def scores_by_arm(results: Results) -> dict[str, list[float]]:
+    scores: dict[str, list[float]] = {}
+    for run in results["runs"]:
+        scores.setdefault(run["arm"], []).append(run["heldout"]["bits_per_byte"])
+    return scores
 
 
 SAME_MODEL = {"dense, same time": "dense, same active size"}  # its steps take as long; it makes more of them
