@@ -6,13 +6,12 @@ import contextlib
 import dataclasses
 import logging
 import platform
-import re
 import shlex
 import tempfile
 import warnings
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -26,7 +25,6 @@ from sigma_lite.checkpoint import newest_checkpoint, newest_whole, read_settings
 from sigma_lite.config import ConfigError, plain_path, require
 from sigma_lite.data.datamodule import TokenDataModule
 from sigma_lite.identity import changed_files, package_code
-from sigma_lite.lightning_keys import FIXED
 from sigma_lite.reading import overlay
 from sigma_lite.runfile import RunConfig, checked, overrides, read_files, split_files
 from sigma_lite.scale.lost import lost_rank
@@ -43,6 +41,7 @@ from sigma_lite.train.callbacks.verify_data import VerifyData
 from sigma_lite.train.checkpoint import SafeCheckpointIO
 from sigma_lite.train.memory import keep_freed_memory
 from sigma_lite.train.module import SigmaLit
+from sigma_lite.train.parser import StrictParser, one_sentence
 from sigma_lite.train.predictions import write_predictions
 from sigma_lite.train.provenance import origin
 from sigma_lite.train.settings import require_same_settings, without_effect
@@ -60,23 +59,6 @@ OURS = {  # of the keys in FIXED, those for which Lightning's default is another
     "use_distributed_sampler": False,  # our sampler already gives each rank its own rows
     "check_val_every_n_epoch": None,  # validation is counted in batches, not epochs
 }
-
-
-class StrictParser(LightningArgumentParser):
-    """One sentence for what it cannot read, not a page of options; and no option by the first letters of its name.
-
-    Keys that cannot be chosen are no options, so that --print_config prints what `fit` accepts.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs | {"exit_on_error": False, "allow_abbrev": False})
-
-    def add_class_arguments(self, theclass: type, *args: Any, **kwargs: Any) -> Any:
-        skip = set(FIXED) if theclass is pl.Trainer else set()
-        return super().add_class_arguments(theclass, *args, **kwargs | {"skip": skip | set(kwargs.get("skip") or ())})
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ConfigError(f"{_one_sentence(message)}; `sigma-lite fit --help` lists what can be set") from ex
 
 
 class RunCLI(LightningCLI):
@@ -165,7 +147,7 @@ class RunCLI(LightningCLI):
         except ConfigError:
             raise
         except (ValueError, TypeError, ImportError) as error:  # jsonargparse wraps what a class says
-            raise ConfigError(_one_sentence(str(error))) from error
+            raise ConfigError(one_sentence(str(error))) from error
         if self.own is not None:
             self.model.balance_with(self.own)
 
@@ -333,23 +315,3 @@ def _quiet() -> None:
         "isinstance.treespec, LeafSpec",
     ):
         warnings.filterwarnings("ignore", message=f".*{text}")
-
-
-def _one_sentence(message: str) -> str:
-    """jsonargparse lists all that it tried; the key, the value and, where there is one, the type are enough."""
-    said = re.search(
-        r"(Problem with given class_path .*?|Problem instantiating .*?)(?=\n\s*- |\n\s*Given value|$)", message, re.S
-    )
-    if "balancer.Balancer" in message:  # the first complaint is about the class that was named; the others are noise
-        first = re.split(r"\n\s*- ", message.partition("Errors:")[2])[1]
-        return f"model.custom_balance: {' '.join(first.split()).partition('; `sigma-lite')[0]}"
-    if said:
-        return " ".join(said[1].split())
-    key, value = re.search(r'key "(.+?)"', message), re.search(r"(?:Got|Given) value: (.*)", message)
-    kinds = [kind for kind in re.findall(r"Expected a <class '(\w+)'>", message) if kind != "NoneType"]
-    if not key or not value:
-        return " ".join(message.split())
-    nested = re.match(r"NestedArg\(key='(.+?)', val=(.*)\)", value[1])
-    if nested:
-        return f"{key[1]}.{nested[1]}={nested[2]}: its class takes no {nested[1]}"
-    return f"{key[1]}={value[1]}: " + (f"expected {kinds[0]}" if len(kinds) == 1 else "not a value that it can have")
