@@ -14,7 +14,6 @@ Several -c lay files over each other; any key can be given as --section.key valu
 from __future__ import annotations
 
 import argparse
-import codecs
 import contextlib
 import json
 import os
@@ -35,8 +34,6 @@ TRAINER_COMMANDS = ("fit", "validate", "test", "predict")  # LightningCLI parses
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command. Ends with exit code 2 and one sentence on standard error when the input cannot work."""
-    if args is None:
-        _read_utf8()
     args = list(sys.argv[1:] if args is None else args)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # not every stream of a notebook or a test can be changed
@@ -58,16 +55,9 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as stop:
         print(f"\nsigma-lite: {stop or 'stopped; the same command continues from the last checkpoint'}", file=sys.stderr)
         raise SystemExit(130) from None
-
-
-def _read_utf8() -> None:
-    """Where the terminal is set to ASCII (LC_ALL=C), begin again in Python's UTF-8 mode.
-
-    Configs name folders in UTF-8, and disks keep them so; in ASCII such a name could not even be asked for.
-    """
-    if codecs.lookup(sys.getfilesystemencoding()).name == "ascii" and os.environ.get("PYTHONUTF8") != "1":
-        os.environ["PYTHONUTF8"] = "1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    except BrokenPipeError:  # of `sigma-lite plan ... | head`: who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more when it ends
+        raise SystemExit(141) from None
 
 
 def _path(given: str) -> Path:
