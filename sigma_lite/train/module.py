@@ -112,9 +112,9 @@ class SigmaLit(pl.LightningModule):
 
     @torch.no_grad()
     def _move_bias(self, step: int) -> None:
-        if self.pooled.counts_LE is None:
+        if self.pooled.statistics is None:
             return  # the step was refused
-        moved_LE = self.objective.balancer.moved_bias(self.model.bias_LE, self.pooled.counts_LE, step)
+        moved_LE = self.objective.balancer.next_bias(self.model.bias_LE, self.pooled.statistics, step)
         if moved_LE is not None:
             self.model.set_bias(moved_LE)
 

@@ -142,8 +142,8 @@ from sigma_lite.balance.balancer import Balancer
 class Momentum(Balancer):
     def __init__(self):
         self.momentum = torch.zeros(2, 8)
-    def moved_bias(self, bias_LE, counts_LE, step):
-        self.momentum = 0.5 * self.momentum + 0.01 * (counts_LE.float().mean(1, keepdim=True) - counts_LE).sign()
+    def next_bias(self, bias_LE, pooled, step):
+        self.momentum = 0.5 * self.momentum + 0.01 * (pooled.float().mean(1, keepdim=True) - pooled).sign()
         return bias_LE + self.momentum
     def state_dict(self):
         return {"momentum": self.momentum}
