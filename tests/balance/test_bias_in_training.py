@@ -179,5 +179,5 @@ def test_a_bias_belongs_to_a_model_and_needs_no_gradient():
     copied = model.bias_LE
     copied += 1
     assert model.bias_LE[0, 0] == 0, "what is read is a copy"
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match=r"expected \[L, E\] = \[2, 8\]"):
         model.set_bias(torch.zeros(3, 8))

@@ -116,7 +116,7 @@ def test_a_steps_gradient_does_not_depend_on_how_it_is_cut(data):
         load = ExpertLoad(2, 4)
         objective = Objective(balancer, weight, z_weight=1e-4, n_layers=2)
         *_, counts_LE = practice._gradients(model, batches, rows.accumulation(1), objective, load)
-        assert pooled.sum(1).tolist() == [64, 64] and torch.equal(counts_LE, load.counts_LE)
+        assert counts_LE.sum(1).tolist() == [64, 64] and torch.equal(counts_LE, load.counts_LE)
         return torch.cat([p.grad.flatten() for p in model.parameters()])
 
     whole = gradient(4, GlobalLBL(), 0.0)
