@@ -229,7 +229,7 @@ def _finish(cli) -> None:
     if not cli.trainer.is_global_zero:
         return
     if not at_end("sample"):
-        trained = Trained(run)
+        trained = Trained(run, parts=cli.model.parts)
         text = "".join(trained.continue_text(PROMPT, 200, temperature=0.7, seed=0))
         record.append(diary, "sample", step, prompt=PROMPT, text=text)
     starts, sample = record.read(diary, "run"), at_end("sample")[-1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Set
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from sigma_lite.config import nearest, require, require_finite
@@ -28,13 +29,14 @@ HOMES = {  # keys of the trainer that name classes, and where the usual ones liv
     "accelerator": "lightning.pytorch.accelerators",
 }
 WORDS = ("strategy", "profiler", "accelerator")  # of these, Lightning knows some by short names of its own
-BALANCERS = (
-    "sigma_lite.balance.balancer",
-    "sigma_lite.balance.scale_free",
-    "sigma_lite.balance.shuffled",
-    "sigma_lite.papers.moduleformer",
-    "sigma_lite.papers.shinka",
-)
+PAPERS = tuple(sorted(f"sigma_lite.papers.{file.stem}" for file in Path(__file__).with_name("papers").glob("[!_]*.py")))
+BALANCERS = ("sigma_lite.balance.balancer", "sigma_lite.balance.scale_free", "sigma_lite.balance.shuffled", *PAPERS)
+PARTS = {  # of a model, and where the usual ones live; the model hands its config to each but the last
+    "router": ("sigma_lite.model.router", *PAPERS),
+    "experts": ("sigma_lite.model.experts", *PAPERS),
+    "attention": ("sigma_lite.model.attention", *PAPERS),
+    "dispatch": ("sigma_lite.model.dispatch", *PAPERS),
+}
 FIXED = {  # keys of Lightning's trainer that would change what a step is, and what to set instead
     "accumulate_grad_batches": "it is data.rows.per_step / (per_micro * ranks)",
     "check_val_every_n_epoch": "set val_check_interval, in optimizer steps",
@@ -74,7 +76,17 @@ def check_lightning_keys(settings: Mapping[str, Any]) -> None:
     for key in HOMES.keys() & trainer.keys():
         check_class(trainer[key], f"trainer.{key}", (HOMES[key],), words=key in WORDS)
     check_class(settings.get("model", {}).get("custom_balance"), "model.custom_balance", BALANCERS)
+    check_parts(settings.get("model", {}).get("parts"))
     _check_values(trainer, settings)
+
+
+def check_parts(given: object) -> None:
+    """ConfigError for a part that does not exist, or that names no class."""
+    if given is None:
+        return
+    for name, part in group(given, "model.parts").items():
+        require(name in PARTS, f"unknown key model.parts.{name}; {nearest(name, PARTS)}")
+        check_class(part, f"model.parts.{name}", PARTS[name], supplied={"config"})
 
 
 def _check_values(trainer: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -160,12 +172,15 @@ def require_type(value: object, hint: object, where: str) -> None:
 # ----------------------------------------------------------------------------------------------------- named classes
 
 
-def check_class(given: object, where: str, homes: tuple[str, ...], words: bool = False) -> None:
+def check_class(
+    given: object, where: str, homes: tuple[str, ...], words: bool = False, supplied: Set[str] = frozenset()
+) -> None:
     """A class by its path, with `init_args`; a list of such; or nothing. ConfigError names the class that is meant.
 
     Args:
         homes: modules of classes that a short name may mean.
         words: whether a short name may also be one that only Lightning knows, such as `auto`.
+        supplied: arguments that a yaml need not give.
     """
     if given is None or isinstance(given, bool):
         return
@@ -185,7 +200,7 @@ def check_class(given: object, where: str, homes: tuple[str, ...], words: bool =
     args = group(given.get("init_args", {}), f"{where}.init_args")
     beside = {key: value for key, value in given.items() if key not in ("class_path", "init_args", "dict_kwargs")}
     _check_arguments(full, {**args, **beside}, where)
-    _require_all(full, args.keys() | beside.keys(), where)
+    _require_all(full, args.keys() | beside.keys() | supplied, where)
 
 
 def _require_all(path: str, given: Set[str], where: str) -> None:

@@ -28,7 +28,7 @@ SECTIONS: dict[str, dict[str, type]] = {
     "model": {"net": ModelConfig, "sparsity": SparsityConfig, "balance": BalanceConfig, "optim": OptimConfig},
     "data": {"corpus": CorpusConfig, "rows": RowsConfig},
 }
-PLAIN = {"model": {"custom_balance"}, "data": {"num_workers"}}  # keys without a class, which LightningCLI checks
+PLAIN = {"model": {"custom_balance", "parts"}, "data": {"num_workers"}}  # keys without a class, which LightningCLI checks
 
 GROUPS = {*SECTIONS, *TAKERS}
 ALONE = {"seed_everything", "ckpt_path", "verbose"}  # keys outside of all groups; what `validate --print_config` says too
@@ -47,6 +47,7 @@ class RunConfig:
     trainer: Mapping[str, object] = field(default_factory=dict)  # Lightning's own keys, checked by lightning_keys.py
     save: Mapping[str, object] = field(default_factory=dict)  # when checkpoints are written: train/callbacks/save.py
     custom_balance: object = None  # a balancer of the reader's own, which only training builds
+    parts: object = None  # parts of the reader's own, likewise
 
     def __post_init__(self) -> None:
         check_schedule(self.net, self.sparsity, self.trainer.get("max_steps"))
@@ -90,7 +91,8 @@ def checked(merged: Mapping[str, Any], fit: bool = False) -> RunConfig:
             require(name in choices, f"unknown key {section}.{name}; {nearest(name, choices)}")
         for name, cls in classes.items():
             parts[name] = from_mapping(cls, given.get(name, {}), where=f"{section}.{name}")
-    parts["custom_balance"] = merged.get("model", {}).get("custom_balance")
+    for name in ("custom_balance", "parts"):
+        parts[name] = merged.get("model", {}).get(name)
     check_lightning_keys(merged)
     if fit:
         check_end(merged)

@@ -17,7 +17,12 @@ import torch
 from torch import Tensor
 
 from sigma_lite.balance.bias import bias_step, centred, rate_at
-from sigma_lite.balance.losses import load_balancing_loss, sequence_load_balancing_loss, top1_load_balancing_loss
+from sigma_lite.balance.losses import (
+    expert_counts,
+    load_balancing_loss,
+    sequence_load_balancing_loss,
+    top1_load_balancing_loss,
+)
 from sigma_lite.config import BalanceConfig, ConfigError
 from sigma_lite.model import Routing
 
@@ -27,6 +32,14 @@ BalanceLoss = Callable[[Routing, Tensor], Tensor]
 
 class Balancer:
     """Does nothing: no loss, no bias, no state. Override what your idea needs. The LBL is measured beside it in any case."""
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        if "moved_bias" in vars(cls) and "next_bias" not in vars(cls):
+            raise ConfigError(
+                f"{cls.__qualname__}.moved_bias would never be called: rename it next_bias(bias_LE, pooled, step), where"
+                " pooled is the step's expert counts, or whatever your `statistics` counts"
+            )
 
     def loss(self, routing: Routing, f_E: Tensor) -> Tensor:
         """A scalar for one layer and micro-batch; 0 by default.
@@ -41,13 +54,21 @@ class Balancer:
         """[L], one scalar a layer. Override to see all layers at once, or the T / n_rows tokens of each row apart."""
         return torch.stack([self.loss(routing, f_E) for routing, f_E in zip(routings, f_LE, strict=True)])
 
-    def moved_bias(self, bias_LE: Tensor, counts_LE: Tensor, step: int) -> Tensor | None:
+    def statistics(self, routings: Sequence[Routing]) -> Tensor:
+        """What `next_bias` wants to know of one micro-batch, int64 [L, ...]; by default slots per expert, [L, E].
+
+        It is summed over ranks and over the micro-batches of a step. Whole numbers, because their sum is the same in every
+        order: so a bias does not depend on how a step is cut. Histograms, for instance, add up; quantiles do not.
+        """
+        return counts_of(routings)
+
+    def next_bias(self, bias_LE: Tensor, pooled: Tensor, step: int) -> Tensor | None:
         """The routers' bias for the next step, or None to leave it. Called once after each optimizer step.
 
         Args:
             bias_LE: the present bias, fp32.
-            counts_LE: slots per expert of the finished step, over all ranks and micro-batches. Only finished steps
-                may decide: a bias that saw the tokens it routes would leak the future into the past.
+            pooled: `statistics` of the finished step, over all ranks and micro-batches. Only finished steps may decide: a
+                bias that saw the tokens it routes would leak the future into the past.
             step: optimizer steps finished before this one, from 0.
         """
         return None
@@ -69,6 +90,11 @@ class Balancer:
         """Class and settings, for people; what a record holds, and what a resumed run is held to, is in identity.py."""
         settings = {k: v for k, v in vars(self).items() if isinstance(v, (int, float, str, Balancer))}
         return f"{type(self).__qualname__}({', '.join(f'{k}={v!r}' for k, v in settings.items())})"
+
+
+def counts_of(routings: Sequence[Routing]) -> Tensor:
+    """Slots per expert in every layer, int64 [L, E]."""
+    return torch.stack([expert_counts(r.ids, r.probs.shape[1]) for r in routings])
 
 
 class GlobalLBL(Balancer):
@@ -124,8 +150,8 @@ class WithBias(Balancer):
     def losses(self, routings: Sequence[Routing], f_LE: Tensor, n_rows: int) -> Tensor:
         return self.inner.losses(routings, f_LE, n_rows)
 
-    def moved_bias(self, bias_LE: Tensor, counts_LE: Tensor, step: int) -> Tensor:
-        bias_LE = bias_LE + bias_step(counts_LE, self.rule, rate_at(step, self.rate, self.decay))
+    def next_bias(self, bias_LE: Tensor, pooled: Tensor, step: int) -> Tensor:
+        bias_LE = bias_LE + bias_step(pooled, self.rule, rate_at(step, self.rate, self.decay))
         return centred(bias_LE) if self.centre else bias_LE
 
     def state_dict(self) -> dict[str, Tensor]:

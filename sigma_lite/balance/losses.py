@@ -11,9 +11,10 @@ from torch import Tensor
 
 
 def expert_counts(ids_TK: Tensor, n_experts: int) -> Tensor:
-    """Slots per expert, int64 [E]; the sum is T * K."""
+    """Slots per expert, int64 [E]; the sum is T * K, less the empty slots (-1)."""
     flat_N = ids_TK.flatten()
-    return torch.zeros(n_experts, dtype=torch.int64, device=flat_N.device).scatter_add_(0, flat_N, torch.ones_like(flat_N))
+    counts_E = torch.zeros(n_experts, dtype=torch.int64, device=flat_N.device)
+    return counts_E.scatter_add_(0, flat_N.clamp(min=0), (flat_N >= 0).long())
 
 
 def load_share(counts_E: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ def sequence_load_balancing_loss(probs_TE: Tensor, ids_TK: Tensor, n_rows: int) 
         raise ValueError(f"{T} tokens do not divide into n_rows={n_rows} rows of equal length")
     ids_BN = ids_TK.reshape(n_rows, -1)
     counts_BE = torch.zeros(n_rows, E, dtype=torch.int64, device=ids_BN.device)
-    counts_BE.scatter_add_(1, ids_BN, torch.ones_like(ids_BN))
+    counts_BE.scatter_add_(1, ids_BN.clamp(min=0), (ids_BN >= 0).long())
     P_BE = probs_TE.view(n_rows, T // n_rows, E).mean(1)
     return E * (load_share(counts_BE) * P_BE).sum(1).mean()
 
@@ -79,7 +80,8 @@ def top1_load_balancing_loss(logits_TE: Tensor, ids_TK: Tensor, temperature: flo
         raise ValueError(f"temperature={temperature}: must be greater than 0; the report's code suggests starting at 0.1")
     probs_TE = (logits_TE.float() / temperature).softmax(-1)
     fhat_E = mean_over_tokens(probs_TE)
-    pbar = probs_TE.gather(1, ids_TK).sum() / max(len(ids_TK), 1)
+    chosen_TK = probs_TE.gather(1, ids_TK.clamp(min=0)).where(ids_TK >= 0, 0.0)
+    pbar = chosen_TK.sum() / max(len(ids_TK), 1)
     return logits_TE.shape[1] * fhat_E.square().sum() / pbar.clamp(min=torch.finfo(torch.float32).tiny)
 
 

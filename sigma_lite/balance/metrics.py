@@ -30,7 +30,8 @@ def entropy(p: Tensor) -> Tensor:
 class ExpertLoad(Metric):
     """Counts and probabilities of every expert in every layer since the last reset, summed over ranks.
 
-    update(routings): one Routing a layer. load(): dict of fp32 tensors
+    update(routings): one Routing a layer, of E experts; columns of its router beyond them belong to none, and empty slots
+    are not counted. load(): dict of fp32 tensors
         f [L, E] load share, P [L, E] mean probability, lbl [L] = E sum f P over the window (balanced: 1),
         max_deviation and min_deviation [L] (load_deviation), dead [L] experts without a token,
         load_entropy [L] of f and router_entropy [L], mean over tokens of each token's entropy; both 0 .. log E nats.
@@ -55,7 +56,7 @@ class ExpertLoad(Metric):
     def update(self, routings: Sequence[Routing]) -> None:
         E = self.counts_LE.shape[1]
         self.counts_LE += torch.stack([expert_counts(r.ids, E) for r in routings])
-        probs_LE = torch.stack([r.probs.sum(0) for r in routings])
+        probs_LE = torch.stack([r.probs[:, :E].sum(0) for r in routings])
         self.probs_LE += whole(probs_LE)
         self.entropy_L += whole(torch.stack([entropy(r.probs).sum() for r in routings]))
         self.lost_L += lost(probs_LE).sum(-1)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sigma_lite.balance.balancer import Balancer, balancer
-from sigma_lite.balance.losses import expert_counts, load_balancing_loss, z_loss
+from sigma_lite.balance.balancer import Balancer, balancer, counts_of
+from sigma_lite.balance.losses import load_balancing_loss, z_loss
 from sigma_lite.balance.pooled import PooledCounts
 from sigma_lite.config import BalanceConfig
 from sigma_lite.model import Routing
@@ -46,10 +46,14 @@ class Objective:
         Args:
             lm: language-model loss, mean nats per scored token.
             routings: one of each layer.
-            pooled: the load counts of this optimizer step so far; this micro-batch's counts are added to it.
+            pooled: what was counted in this optimizer step so far: loads, and the balancer's own statistics. This
+                micro-batch's are added to it.
             n_rows: B; the T tokens of a routing are row-major, T / B of each row.
         """
-        f_LE = pooled.add(torch.stack([expert_counts(r.ids, r.probs.shape[1]) for r in routings]))
+        f_LE = pooled.add(counts_of(routings))
+        if type(self.balancer).statistics is not Balancer.statistics:
+            with torch.no_grad():
+                pooled.add_statistics(self.balancer.statistics(routings))
         terms = {
             "lm": lm,
             "balance": self.balancer.losses(routings, f_LE, n_rows).mean(),

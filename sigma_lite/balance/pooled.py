@@ -1,4 +1,4 @@
-"""Global-batch load shares: counts pooled over ranks and over the micro-batches of one optimizer step."""
+"""Global-batch load shares and statistics: counts pooled over ranks and over the micro-batches of one optimizer step."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class PooledCounts:
 
     def __init__(self) -> None:
         self.counts_LE: Tensor | None = None
+        self._own: Tensor | None = None
 
     def add(self, counts_LE: Tensor) -> Tensor:
         """Add one micro-batch's counts, int64 [L, E]; returns f so far, fp32 [L, E]."""
@@ -26,9 +27,19 @@ class PooledCounts:
         self.counts_LE = counts_LE if self.counts_LE is None else self.counts_LE + counts_LE
         return load_share(self.counts_LE)
 
+    def add_statistics(self, own: Tensor) -> None:
+        """Add what a balancer counts beside the loads, int64 [L, ...], of one micro-batch."""
+        own = sum_over_ranks(own)
+        self._own = own if self._own is None else self._own + own
+
+    @property
+    def statistics(self) -> Tensor | None:
+        """What the balancer asked for, of this step so far: by default the counts. None before the first micro-batch."""
+        return self.counts_LE if self._own is None else self._own
+
     def reset(self) -> None:
         """Call after each optimizer step."""
-        self.counts_LE = None
+        self.counts_LE = self._own = None
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import sys
 import types
+from collections.abc import Mapping
 from typing import Any
 
 from sigma_lite.identity.fingerprint import PYTHON, Fingerprints
@@ -65,7 +66,25 @@ def _shown(value: Any, depth: int) -> Any:
 # ---------------------------------------------------------------------------------------------------------- comparing
 
 
-def difference(then: dict | str | None, now: dict | str | None) -> str:
+def own_in(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The identities that a run's recorded settings hold: `custom_balance` and each part of the reader's own."""
+    return {name: value for name, value in settings.items() if name == "custom_balance" or name.startswith("parts.")}
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """`difference` of the first of the reader's objects in which two runs' settings differ; "" for none."""
+    one, other = own_in(then), own_in(now)
+    found = (difference(one.get(name), other.get(name), name) for name in sorted(one.keys() | other.keys()))
+    return next(filter(None, found), "")
+
+
+def doubts(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`doubt` of each of the reader's objects."""
+    one, other = own_in(then), own_in(now)
+    return [why for name in sorted(one.keys() & other.keys()) if (why := doubt(one[name], other[name]))]
+
+
+def difference(then: dict | str | None, now: dict | str | None, what: str = "custom_balance") -> str:
     """In what two recorded identities differ, as the end of a sentence; "" where they mean the same.
 
     Runs older than fingerprints recorded text, such as "ideas.Mine(strength=0.1)", and nothing of the code. Fingerprints of
@@ -77,15 +96,15 @@ def difference(then: dict | str | None, now: dict | str | None) -> str:
         older, newer = (then, now) if isinstance(now, dict) else (now, then)
         if isinstance(older, str) and isinstance(newer, dict) and older in _as_older_runs_wrote(newer):
             return ""
-        return f"custom_balance={in_words(then)} then, {in_words(now)} now"
+        return f"{what}={in_words(then)} then, {in_words(now)} now"
     if then["class"] != now["class"]:
-        return f"custom_balance={then['class']} then, {now['class']} now"
+        return f"{what}={then['class']} then, {now['class']} now"
     for name in sorted(then["settings"].keys() | now["settings"].keys()):
         one, other = (side["settings"].get(name) for side in (then, now))
         if one != other:
-            return f"custom_balance={in_words(then)} then, {in_words(now)} now"
+            return f"{what}={in_words(then)} then, {in_words(now)} now"
     if _python(then) == _python(now) and then["code"] != now["code"]:
-        return f"custom_balance={in_words(now)}, whose code has changed since: its functions, or a value that they read"
+        return f"{what}={in_words(now)}, whose code has changed since: its functions, or a value that they read"
     return ""
 
 

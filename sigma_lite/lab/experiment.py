@@ -15,6 +15,7 @@ from typing import Any
 
 from sigma_lite.config import ConfigError, nearest, require
 from sigma_lite.identity import identify_named
+from sigma_lite.lightning_keys import PARTS
 from sigma_lite.runfile import overlay
 
 Patch = Mapping[str, object]
@@ -65,7 +66,8 @@ class Arm:
         branch: (another arm's name, share of the run): begin from that arm's checkpoint at that share of its steps
             instead of from the start. Up to there the two must be the same run.
         seeds: instead of the scale's, where one seed is enough.
-        own: what a balancer that exists only in memory is (class, settings and code, as text); an edited one is another run.
+        own: what a balancer or parts that exist only in memory are (class, settings and code, as text); an edited one is
+            another run.
     """
 
     name: str
@@ -197,14 +199,14 @@ def _code_of(arm: Arm, settings: Patch) -> list[str]:
 
 
 def _named(node: Any, key: str = "") -> Iterator[str]:
-    """Import paths in settings: what a `class_path` says, and a custom_balance that is a name."""
+    """Import paths in settings: what a `class_path` says, and a custom_balance or a part that is a name."""
     if isinstance(node, Mapping):
         for name in sorted(node):
             yield from _named(node[name], name)
     elif isinstance(node, (list, tuple)):
         for item in node:
             yield from _named(item)
-    elif key in ("class_path", "custom_balance") and isinstance(node, str):
+    elif key in ("class_path", "custom_balance", *PARTS) and isinstance(node, str):
         yield node
 
 

@@ -7,16 +7,13 @@ runs made by other code are not used, nor gone on with, until someone says what 
 
 from __future__ import annotations
 
-import copy
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from sigma_lite import record
 from sigma_lite.config import ConfigError, nearest, require
-from sigma_lite.identity import changed_files, edited_since_import, identify, package_code
+from sigma_lite.identity import changed_files, edited_since_import, package_code
 from sigma_lite.lab.experiment import Run, Scale
 from sigma_lite.storage import alone
 
@@ -94,33 +91,6 @@ def require_commit(scale: Scale, is_kept: bool) -> None:
         f"scale {scale.name} is recorded beside the code, and files of sigma_lite differ from commit"
         f" {commit.removesuffix(DIRTY)}: commit them first, or give --results another folder",
     )
-
-
-# ------------------------------------------------------------------------------------------------- balancers in memory
-
-
-def copied(own: Any, arm: str, last: bool) -> Any:
-    """A balancer in the state that it has now. Raises ConfigError for one that cannot be copied, unless it is used last."""
-    try:
-        return copy.deepcopy(own)
-    except Exception as error:  # what an object says that cannot be copied
-        if last:
-            return own
-        raise ConfigError(
-            f"the balancer of arm {arm!r} cannot be copied ({error}), so its second seed would begin with what the first one"
-            " left in it: give one seed, or leave out what cannot be copied"
-        ) from error
-
-
-def warn_if_written_to(own: Any, before: dict[str, Any], arm: str) -> None:
-    """A function has no copy: where it writes into what it reads, the next seed is another one."""
-    now = identify(own)
-    if now != before and "unknown" not in now:
-        warnings.warn(
-            f"the balancer of arm {arm!r} changed a value outside of it while it trained, so another seed begins with what"
-            " this one left: keep the value in a Balancer object, which each run gets a copy of",
-            stacklevel=3,
-        )
 
 
 def _some(names: Sequence[str], most: int = 6) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sigma_lite import record
 from sigma_lite.config import nearest, require
-from sigma_lite.identity import code_digest, difference
+from sigma_lite.identity import code_digest, differences
 from sigma_lite.lab.experiment import Experiment, Run, Scale
 from sigma_lite.storage import StorageError, atomic_write
 
@@ -125,7 +125,7 @@ def _other_settings(then: dict[str, Any], now: dict[str, Any]) -> str:
         for key in sorted((a.keys() & b.keys()) - {"seed", "dir"}):
             if a[key] != b[key]:
                 return f"{part}.{key}={a[key]} then, {b[key]} now"
-    return difference(then["config"].get("custom_balance"), now["config"].get("custom_balance"))
+    return differences(then["config"], now["config"])
 
 
 def run_facts(run: Run, measure: str = "") -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -16,10 +15,10 @@ from typing import Any
 import yaml
 
 from sigma_lite.config import ConfigError, require
-from sigma_lite.identity import identify
 from sigma_lite.lab.catalogue import EXPERIMENTS
 from sigma_lite.lab.experiment import Arm, Experiment, Run, Scale, runs_of
-from sigma_lite.lab.kept import copied, forget, require_code_in_memory, require_commit, settle, warn_if_written_to
+from sigma_lite.lab.inmemory import as_text, copied, identities, taken_apart, warn_if_written_to
+from sigma_lite.lab.kept import forget, require_code_in_memory, require_commit, settle
 from sigma_lite.lab.results import Results, is_finished, read_results, results_path, write_results
 from sigma_lite.record import last_step
 from sigma_lite.runfile import load_run
@@ -88,7 +87,8 @@ def compare(
 
     Args:
         arms: name -> nested settings laid over the scale's ({"model": {"balance": {"weight": 0.1}}}), or a balancer: a
-            function (routing, f_E) -> scalar or a Balancer object. Runs are kept. One of a balancer is found again by its
+            function (routing, f_E) -> scalar or a Balancer object; or a `Parts`, such as Parts(router=Mine). Settings may
+            hold these too, as model.custom_balance and model.parts. Runs are kept. One of an object is found again by its
             code: that of its class and what the class inherits, of helpers that it names in the same file or notebook,
             and the values that it reads. So an edit of any of these is a new run; the run before stays in RUNS until you
             delete it. Each run gets a copy of an object, as it is now: what one seed changes in it, the next does not see.
@@ -99,7 +99,6 @@ def compare(
     Raises: ConfigError, before the first arm trains, for what is no balancer, for settings that cannot be, and for kept
         runs of other code, naming the files that changed.
     """
-    from sigma_lite.balance.balancer import as_balancer
     from sigma_lite.lab.worker import train
 
     require(len(arms) > 0, "there is no arm: give at least one, such as {'LBL': {}}")
@@ -107,25 +106,21 @@ def compare(
         name not in EXPERIMENTS,
         f"name={name!r} is an experiment of the lab, whose results would be replaced: choose another",
     )
-    own = {arm: value for arm, value in arms.items() if not isinstance(value, Mapping)}
-    for value in own.values():
-        as_balancer(value)  # what is none is refused before the first arm has trained
-    known = {arm: identify(value) for arm, value in own.items()}
-    made = tuple(
-        Arm(arm, "", own=json.dumps(known[arm], sort_keys=True)) if arm in own else Arm(arm, "", value)
-        for arm, value in arms.items()
-    )
+    split = {arm: taken_apart(value) for arm, value in arms.items()}  # what is none is refused before the first arm trains
+    own = {arm: objects for arm, (_, objects) in split.items() if objects}
+    known = {arm: identities(objects) for arm, objects in own.items()}
+    made = tuple(Arm(arm, "", patch, own=as_text(known.get(arm, {}))) for arm, (patch, _) in split.items())
     experiment = Experiment(name, "How do these arms compare?", made)
     wanted = runs_of(experiment, scale, Path(runs), seeds)
     require_code_in_memory()
     settle(wanted, if_changed)
     _prepare_data(wanted)
     for run in wanted:
-        if not_told := known.get(run.arm, {}).get("unknown"):
+        if not_told := [what for one in known.get(run.arm, {}).values() for what in one.get("unknown", ())]:
             print(f"{run.arm}: trained anew, nobody can tell whether it is the same: {', '.join(not_told)}", file=sys.stderr)
             forget(run.dir)
         if not is_finished(run):
-            train(written_yaml(run), own=copied(own[run.arm], run.arm, last=len(seeds) == 1) if run.arm in own else None)
+            train(written_yaml(run), **copied(own.get(run.arm, {}), run.arm, last=len(seeds) == 1))
             if run.arm in own:
                 warn_if_written_to(own[run.arm], known[run.arm], run.arm)
     path = results_path(results, experiment.name, scale.name)

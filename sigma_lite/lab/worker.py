@@ -12,7 +12,7 @@ from sigma_lite.train.branch import branch
 from sigma_lite.train.run import RunCLI
 
 
-def train(yaml: str | Path, parent: tuple[Path, int] | None = None, own: Any = None) -> None:
+def train(yaml: str | Path, parent: tuple[Path, int] | None = None, own: Any = None, parts: Any = None) -> None:
     """Train what RUN/run.yaml describes and measure it on held-out text. A finished run is left alone.
 
     One process at a time works in a run's folder; a second one waits, and goes on where the first one ended. So a lab
@@ -21,13 +21,14 @@ def train(yaml: str | Path, parent: tuple[Path, int] | None = None, own: Any = N
     Args:
         parent: (run, optimizer step) to begin from instead of from the start.
         own: a balancer that exists only in this process.
+        parts: a `Parts` that does.
     """
     yaml = Path(yaml)
     waiting = f"another process is at work in {yaml.parent}: waiting for it"
     with alone(yaml.with_name(RUN_LOCK), waiting=waiting):
         if parent is not None:
             branch(*parent, yaml.parent, load_run([yaml]).sparsity)
-        with RunCLI(["fit", "-c", str(yaml)], own=own) as cli:
+        with RunCLI(["fit", "-c", str(yaml)], own=own, parts=parts) as cli:
             require(cli.finished, cli.where_it_stopped())
             cli.validate_at_end()
 

@@ -5,22 +5,22 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from sigma_lite.config import ModelConfig
-from sigma_lite.model import dispatch
-from sigma_lite.model.attention import Attention, KeyValueCache
-from sigma_lite.model.experts import Experts
+from sigma_lite.model.attention import KeyValueCache
+from sigma_lite.model.dispatch import for_router
 from sigma_lite.model.norm import RMSNorm
+from sigma_lite.model.parts import Parts
 from sigma_lite.model.rotary import Rotation
-from sigma_lite.model.router import Router, Routing
+from sigma_lite.model.router import Routing
 
 
 class MoE(nn.Module):
     """Route each token, send it to its experts, bring the weighted sum back."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, parts: Parts = Parts()):  # noqa: B008  frozen: safe to share
         super().__init__()
-        self.router = Router(config)
-        self.experts = Experts(config)
-        self.dispatch: dispatch.Dispatch = dispatch.local
+        self.router = parts.router(config)
+        self.experts = parts.experts(config)
+        self.dispatch = parts.dispatch or for_router(self.router)
 
     def forward(self, x_BSD: Tensor) -> tuple[Tensor, Routing]:
         x_TD = x_BSD.flatten(0, 1)
@@ -32,12 +32,12 @@ class MoE(nn.Module):
 class Block(nn.Module):
     """Pre-norm residual layer; without `attends` it is the mixture of experts alone."""
 
-    def __init__(self, config: ModelConfig, attends: bool = True):
+    def __init__(self, config: ModelConfig, attends: bool = True, parts: Parts = Parts()):  # noqa: B008
         super().__init__()
         self.attention_norm = RMSNorm(config.d_model, config.norm_eps) if attends else None
-        self.attention = Attention(config) if attends else None
+        self.attention = parts.attention(config) if attends else None
         self.moe_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.moe = MoE(config)
+        self.moe = MoE(config, parts)
 
     def forward(
         self, x_BSD: Tensor, turn: Rotation, mask_BSS: Tensor | None = None, cache: KeyValueCache | None = None

@@ -22,7 +22,7 @@ class Routing(NamedTuple):
     """What a router decided for T tokens. Returned, never stored: losses and metrics are computed at the top."""
 
     probs: Tensor  # [T, E] fp32 softmax over all experts (or the sigmoids divided by their sum); each row sums to 1
-    ids: Tensor  # [T, K] int64 chosen experts, best first
+    ids: Tensor  # [T, K] int64 chosen experts, best first; -1: an empty slot, where a router leaves some
     gates: Tensor  # [T, K] fp32 scores of the chosen, in 0..1, not renormalised: K may change without changing their scale
     logits: Tensor  # [T, E] fp32
 
@@ -34,9 +34,13 @@ class Router(nn.Module):
     `bias` decides the choice only, never the gate (loss-free balance, 2408.15664); it has no gradient and is 0 unless a
     balancer moves it. The weight does not decay: that would flatten the logits, which lowers the balancing loss without
     balancing anything.
+
+    Most papers override `choose` alone, some `gate` too. A subclass may have more columns than there are experts: those
+    from `config.n_experts` on belong to no expert, and the width of a router is that of its `probs`.
     """
 
     bias: Tensor
+    leaves_empty = False  # whether `choose` may return -1: its tokens then go through `dispatch.ragged`
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -49,6 +53,24 @@ class Router(nn.Module):
         with torch.autocast(x_TD.device.type, enabled=False):  # bf16 logits would change about 1 % of top-1 choices
             logits_TE = F.linear(x_TD.float(), self.weight.float())
         scores_TE = logits_TE.softmax(-1) if self.score == "softmax" else logits_TE.sigmoid()
-        ids_TK = (scores_TE.detach() + self.bias).topk(self.top_k, dim=-1).indices
+        ids_TK = self.choose(scores_TE.detach() + self.bias)
         probs_TE = scores_TE if self.score == "softmax" else scores_TE / scores_TE.sum(-1, keepdim=True).clamp(min=TINY)
-        return Routing(probs_TE, ids_TK, scores_TE.gather(1, ids_TK), logits_TE)
+        return Routing(probs_TE, ids_TK, self.gate(scores_TE, ids_TK), logits_TE)
+
+    def choose(self, scores_TE: Tensor) -> Tensor:
+        """Experts of each token, int64 [T, K], best first, distinct; -1 for a slot that stays empty, if `leaves_empty`.
+
+        Args:
+            scores_TE: scores and bias, without gradient.
+        """
+        return scores_TE.topk(self.top_k, dim=-1).indices
+
+    def gate(self, scores_TE: Tensor, ids_TK: Tensor) -> Tensor:
+        """Weight of each choice, [T, K]: its score without the bias; 0 for an empty slot."""
+        if not self.leaves_empty:
+            return scores_TE.gather(1, ids_TK)
+        return scores_TE.gather(1, ids_TK.clamp(min=0)).where(ids_TK >= 0, 0.0)
+
+    def set_k(self, k: int) -> None:
+        """Choose `k` experts from now on. A subclass that cannot raises ConfigError."""
+        self.top_k = k

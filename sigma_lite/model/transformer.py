@@ -14,6 +14,7 @@ from sigma_lite.config import ModelConfig
 from sigma_lite.model.attention import KeyValueCache, attention_mask
 from sigma_lite.model.block import Block
 from sigma_lite.model.norm import RMSNorm
+from sigma_lite.model.parts import Parts
 from sigma_lite.model.rotary import rotation
 from sigma_lite.model.router import Routing
 from sigma_lite.model.weights import Weight, fill, passing, weight_of
@@ -31,11 +32,13 @@ class Transformer(nn.Module):
     parameter is later sharded.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, parts: Parts = Parts()):  # noqa: B008  frozen: safe to share
         super().__init__()
-        self.config = config
+        self.config, self.parts = config, parts
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.blocks = nn.ModuleList(Block(config, layer >= config.attention_from_layer) for layer in range(config.n_layers))
+        self.blocks = nn.ModuleList(
+            Block(config, layer >= config.attention_from_layer, parts) for layer in range(config.n_layers)
+        )
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.own_weights = {
@@ -105,7 +108,7 @@ class Transformer(nn.Module):
     def set_k(self, k_per_layer: Sequence[int]) -> None:
         """Change the experts per token, layer by layer. No weight, optimizer state or gate scale changes."""
         for block, k in zip(self.blocks, self.config.check_k(k_per_layer), strict=True):
-            block.moe.router.top_k = k
+            block.moe.router.set_k(k)
 
     @property
     def bias_LE(self) -> Tensor:

@@ -33,6 +33,8 @@ def forecast(
     Raises ConfigError for a cluster that cannot be read, and for rows that no layout of its devices can share out.
     """
     require(nodes is None or nodes > 0, f"--nodes {nodes}: must be at least 1")
+    own = ", ".join(f"model.parts.{name}" for name in run.parts or ())
+    require(not own, f"{own} cannot be planned: nothing is known of the parameters and the time of a part of your own")
     require(1 <= imbalance < math.inf, f"--imbalance {imbalance}: must be 1 (even) or more, and finite")
     described = load_cluster(cluster_name or _usual(run, nodes))
     cluster = place(run, described, nodes)

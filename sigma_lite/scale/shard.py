@@ -9,6 +9,7 @@ averaged into the shards.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -56,6 +57,12 @@ def check_grid(net: ModelConfig, data: int, expert: int) -> None:
         )
 
 
+def refuse_custom(custom: Iterable[str]) -> None:
+    """ConfigError where a model has parts that nobody has shown to compute the same in pieces."""
+    names = ", ".join(f"model.parts.{name}" for name in custom)
+    require(not names, f"the strategy ExpertParallel does not serve {names}: leave the strategy out, or train without them")
+
+
 def shard(model: Transformer, mesh: Mesh, *, recompute: bool = False, compute_dtype: torch.dtype | None = None) -> None:
     """Lay a model out over the mesh, in place. A model on the meta device is given storage on the mesh's devices.
 
@@ -66,6 +73,7 @@ def shard(model: Transformer, mesh: Mesh, *, recompute: bool = False, compute_dt
             checkpointing, 1604.06174).
         compute_dtype: gather experts' weights in this dtype; their gradients are summed in fp32.
     """
+    refuse_custom(model.parts.custom)
     data, expert = mesh.grid["data"], mesh.grid["expert"]
     check_grid(model.config, data.size(), expert.size())
     on_meta = any(p.is_meta for p in model.parameters())

@@ -21,10 +21,12 @@ def to_qwen3_moe(model: Transformer, **options: object) -> Qwen3MoeForCausalLM:
         options: more Qwen3MoeConfig settings, such as experts_implementation="eager" or router_aux_loss_coef.
 
     Raises: ConfigError for what that format cannot say: layers that differ in experts per token, sigmoid scores, a bias,
-        layers without attention.
+        layers without attention, parts of one's own.
     """
     from transformers import Qwen3MoeForCausalLM
 
+    own = ", ".join(model.parts.custom)
+    require(not own, f"Qwen3-MoE has no place for parts of your own, and this model has its own {own}")
     ks = set(model.k_per_layer)
     known = model.config.router_score == "softmax" and not model.bias_LE.any() and not model.config.attention_from_layer
     require(known, "Qwen3-MoE cannot say what this model has: sigmoid scores, a routing bias, or a layer without attention")

@@ -14,7 +14,8 @@ from sigma_lite.checkpoint import newest_whole, read_checkpoint, read_settings, 
 from sigma_lite.config import ConfigError, ModelConfig, SparsityConfig, require
 from sigma_lite.data import tokenizer
 from sigma_lite.data.tokenizer import END_OF_TEXT_ID, token_strings
-from sigma_lite.model import Transformer
+from sigma_lite.identity import in_words
+from sigma_lite.model import Parts, Transformer
 from sigma_lite.runfile import from_mapping
 from sigma_lite.serve.generate import sample
 from sigma_lite.storage import StorageError
@@ -40,11 +41,12 @@ class Trained:
     Args:
         run: folder of the run.
         data: a folder with another tokenizer.json, such as that of the prepared data; default: the run's own.
+        parts: those of the run, where it has its own: a checkpoint holds their names and weights, not their code.
 
     Raises: StorageError when there is no checkpoint, or no tokenizer that fits it.
     """
 
-    def __init__(self, run: str | Path, data: str | Path | None = None):
+    def __init__(self, run: str | Path, data: str | Path | None = None, parts: Parts | None = None):
         path = newest_whole(run)
         if path is None:
             raise StorageError(f"{run} holds no checkpoint: give the folder of a run that was trained, such as runs/toy")
@@ -52,7 +54,10 @@ class Trained:
         net = from_mapping(ModelConfig, settings["net"], "net")
         sparsity = from_mapping(SparsityConfig, settings["sparsity"], "sparsity")
         self.step = step_of(path)
-        self.model = Transformer(net).eval()
+        own = sorted(name for name in settings if name.startswith("parts."))
+        wanted = ", ".join(f"{name}={in_words(settings[name])}" for name in own)
+        require(parts is not None or not own, f"{run} has {wanted}: give it, Trained(run, parts=Parts(...))")
+        self.model = Transformer(net, parts or Parts()).eval()
         checkpoint = read_checkpoint(path)
         self.model.load_state_dict(model_weights(checkpoint))
         self.model.set_k(

@@ -73,10 +73,10 @@ def train(
         if k:
             model.set_k(k(step))
         adam.zero_grad()
-        terms, lbl, counts_LE = _gradients(model, batches, rows.accumulation(1), objective, load)
+        terms, lbl, pooled = _gradients(model, batches, rows.accumulation(1), objective, load)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         adam.step()
-        bias_LE = balancer.moved_bias(model.bias_LE, counts_LE, step)
+        bias_LE = balancer.next_bias(model.bias_LE, pooled, step)
         if bias_LE is not None:
             model.set_bias(bias_LE)
         entries.append({"kind": "step", "step": step + 1, "terms": terms, "lbl": lbl})
@@ -90,7 +90,7 @@ def train(
 def _gradients(
     model: Transformer, batches: Iterator[Batch], micros: int, objective: Objective, load: ExpertLoad
 ) -> tuple[dict[str, float], float, Tensor]:
-    """Backward through the micro-batches of one step; (mean of each loss term, of the LBL, counts of the step [L, E])."""
+    """Backward through the micro-batches of one step; (mean of each loss term, of the LBL, the balancer's statistics)."""
     pooled, seen = PooledCounts(), []
     for _ in range(micros):
         batch = next(batches)
@@ -100,7 +100,7 @@ def _gradients(
         load.update(routings)
         seen.append({**{name: term.item() for name, term in losses.terms.items()}, "lbl": losses.lbl.item()})
     means = {name: sum(one[name] for one in seen) / micros for name in seen[0]}
-    return {name: means[name] for name in objective.term_weights}, means["lbl"], pooled.counts_LE
+    return {name: means[name] for name in objective.term_weights}, means["lbl"], pooled.statistics
 
 
 def load_entry(load: ExpertLoad, step: int) -> dict:

@@ -21,7 +21,8 @@ from sigma_lite.config import BalanceConfig, ModelConfig, OptimConfig, SparsityC
 from sigma_lite.data.rows import IGNORED
 from sigma_lite.identity import identify
 from sigma_lite.lightning_keys import require_clipping, require_precision
-from sigma_lite.model import Routing, Transformer
+from sigma_lite.model import Parts, Routing, Transformer
+from sigma_lite.model.parts import as_parts
 from sigma_lite.train.bits import BitsPerByte
 from sigma_lite.train.callbacks.sparsity_schedule import SparsitySchedule
 from sigma_lite.train.checkpoint import require_finite
@@ -40,6 +41,7 @@ class SigmaLit(pl.LightningModule):
         balance: auxiliary losses on the router.
         optim: AdamW and its learning rate.
         custom_balance: your own balancer or balance loss instead of what `balance` names; see balance/balancer.py.
+        parts: your own router, experts, attention or dispatch, as a `Parts` or as plain values; see model/parts.py.
     """
 
     def __init__(
@@ -49,11 +51,13 @@ class SigmaLit(pl.LightningModule):
         balance: BalanceConfig = BalanceConfig(),  # noqa: B008
         optim: OptimConfig = OptimConfig(),  # noqa: B008
         custom_balance: Balancer | Callable | None = None,  # so spelt, yaml can name a class with init_args, or a function
+        parts: Any = None,  # of yaml they are plain values: no parser may make a router before there is a config
     ):
         super().__init__()
         check_schedule(net, sparsity)
         self.net, self.sparsity, self.balance, self.optim = net, sparsity, balance, optim
         self.balance_with(custom_balance)
+        self.made_of(as_parts(parts))
         self.run_settings: dict[str, Any] = {}  # of the whole run, where one command made it
         self.pooled = PooledCounts()
         self.grad_norm = float("nan")  # of the last finished optimizer step, before clipping
@@ -67,9 +71,17 @@ class SigmaLit(pl.LightningModule):
         self.own_identity = None if own is None else identify(own)  # before training can change its state
         self.objective = objective(self.balance, self.net.n_layers, None if own is None else as_balancer(own))
 
+    def made_of(self, parts: Parts) -> None:
+        """Build the model of these parts."""
+        self.parts = parts
+        self.parts_identity = {f"parts.{name}": identify(part) for name, part in parts.custom.items()}
+
     def configure_model(self) -> None:
-        if not hasattr(self, "model"):
-            self.model = Transformer(self.net)
+        if hasattr(self, "model"):
+            return
+        self.model = Transformer(self.net, self.parts)
+        for step in (0, self.sparsity.switch_step) if self.parts.custom else ():
+            self.model.set_k(self.k_at(step))  # a router that cannot choose so many says so before any step
 
     def k_at(self, step: int) -> tuple[int, ...]:
         """Experts per token in each layer at an optimizer step."""
@@ -112,9 +124,9 @@ class SigmaLit(pl.LightningModule):
 
     @torch.no_grad()
     def _move_bias(self, step: int) -> None:
-        if self.pooled.counts_LE is None:
+        if self.pooled.statistics is None:
             return  # the step was refused
-        moved_LE = self.objective.balancer.moved_bias(self.model.bias_LE, self.pooled.counts_LE, step)
+        moved_LE = self.objective.balancer.next_bias(self.model.bias_LE, self.pooled.statistics, step)
         if moved_LE is not None:
             self.model.set_bias(moved_LE)
 
@@ -173,7 +185,7 @@ class SigmaLit(pl.LightningModule):
     on_test_epoch_end = on_validation_epoch_end
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """What the model made of each held-out token: its cost in nats, and the first expert that each layer chose."""
+        """What the model made of each held-out token: cost in nats, and the first expert of each layer, -1 for none."""
         nats_BS, routings = self.nats(batch)
         experts_LBS = torch.stack([r.ids[:, 0].view_as(batch.ids_BS) for r in routings])
         return {"ids": batch.ids_BS, "nats": nats_BS, "experts": experts_LBS.transpose(0, 1), "kinds": batch.kinds_BS}
@@ -186,7 +198,8 @@ class SigmaLit(pl.LightningModule):
     def settings(self) -> dict[str, Any]:
         """The settings that weights depend on, as plain values."""
         parts = {"net": self.net, "sparsity": self.sparsity, "balance": self.balance, "optim": self.optim}
-        return {**{name: dataclasses.asdict(part) for name, part in parts.items()}, "custom_balance": self.own_identity}
+        named = {name: dataclasses.asdict(part) for name, part in parts.items()}
+        return {**named, "custom_balance": self.own_identity, **self.parts_identity}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         require_finite(checkpoint, self.device)

@@ -24,11 +24,14 @@ from sigma_lite import record
 from sigma_lite.checkpoint import newest_checkpoint, newest_whole, read_settings, step_of
 from sigma_lite.config import ConfigError, plain_path, require
 from sigma_lite.data.datamodule import TokenDataModule
-from sigma_lite.identity import changed_files, package_code
+from sigma_lite.identity import changed_files, differences, package_code
+from sigma_lite.model.parts import as_parts
 from sigma_lite.reading import overlay
 from sigma_lite.runfile import RunConfig, checked, overrides, read_files, split_files
+from sigma_lite.scale.layout import strategy_config
 from sigma_lite.scale.lost import lost_rank
 from sigma_lite.scale.plan import plan
+from sigma_lite.scale.shard import refuse_custom
 from sigma_lite.storage import run_alone
 from sigma_lite.train.callbacks.diary import Diary, heldout_facts
 from sigma_lite.train.callbacks.load_recorder import LoadRecorder
@@ -60,6 +63,8 @@ OURS = {  # of the keys in FIXED, those for which Lightning's default is another
     "check_val_every_n_epoch": None,  # validation is counted in batches, not epochs
 }
 
+WITH_PARTS = ("total_params", "non_embedding_params", "active_params_initial", "active_params_target")
+
 
 class RunCLI(LightningCLI):
     """`fit` continues a run that was cut off, leaves a finished one alone, and refuses one made with other settings.
@@ -67,9 +72,9 @@ class RunCLI(LightningCLI):
     What writes into the run's folder keeps it locked until the `with` block of this object ends.
     """
 
-    def __init__(self, args: list[str], own: Any = None):
+    def __init__(self, args: list[str], own: Any = None, parts: Any = None):
         _quiet()
-        self.own = own  # a balancer that exists only in memory, such as one defined in a notebook
+        self.own, self.parts = own, parts  # what exists only in memory, such as a balancer defined in a notebook
         self.command = ["sigma-lite", *args]
         files, options = split_files(args)
         self.given = read_files(files)  # once: the parser gets what was read here, whatever this system's text encoding
@@ -77,6 +82,8 @@ class RunCLI(LightningCLI):
         if not {"--help", "-h"} & set(args):
             run = checked(overlay(self.given, overrides(options)), fit=args[0] == "fit")
             check_named(run.trainer.get("strategy"))
+            if strategy_config(run.trainer.get("strategy")):
+                refuse_custom(as_parts(run.parts).custom)
             self.remarks = without_effect(run)
         with contextlib.ExitStack() as self.held:
             super().__init__(
@@ -150,6 +157,8 @@ class RunCLI(LightningCLI):
             raise ConfigError(one_sentence(str(error))) from error
         if self.own is not None:
             self.model.balance_with(self.own)
+        if self.parts is not None:
+            self.model.made_of(self.parts)
 
     def fit(self, model: SigmaLit, datamodule: TokenDataModule, ckpt_path: str | None = None, **_: Any) -> None:
         """Train to trainer.max_steps, from the newest checkpoint of the run's folder if there is one."""
@@ -263,6 +272,10 @@ class RunCLI(LightningCLI):
         for name, value in now.items():
             was = saved.get(name)
             require(was == value, f"{path} holds a model with {name}={was}, this config says {value}: give its own config")
+        parts = [
+            {n: v for n, v in side.items() if n.startswith("parts.")} for side in (read_settings(path), self.settings())
+        ]
+        require(not (differs := differences(*parts)), f"{path} holds a model with {differs}: give its own config")
         return path
 
     def settings(self) -> dict[str, Any]:
@@ -280,6 +293,9 @@ class RunCLI(LightningCLI):
     def facts(self) -> dict[str, Any]:
         """The `run` entry of the diary; called when the data is ready."""
         counts = plan(RunConfig(net=self.model.net, sparsity=self.model.sparsity))
+        if self.model.parts.custom:  # counted, not computed; each token is taken to use all that is not an expert of ours
+            more = sum(p.numel() for p in self.model.model.parameters()) - counts["total_params"]
+            counts |= {name: count + more for name, count in counts.items() if name in WITH_PARTS}
         versions = {"python": platform.python_version(), "torch": torch.__version__, "lightning": pl.__version__}
         return {
             "command": shlex.join(self.command),

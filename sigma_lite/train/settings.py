@@ -11,7 +11,7 @@ from typing import Any
 
 from sigma_lite.checkpoint import read_settings
 from sigma_lite.config import BalanceConfig, plain_path, require
-from sigma_lite.identity import difference, doubt
+from sigma_lite.identity import differences, doubts, own_in
 from sigma_lite.runfile import SECTIONS, RunConfig
 
 ANOTHER_RUN = "choose another trainer.default_root_dir, or delete that folder to start again"
@@ -50,12 +50,11 @@ def require_same_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
     another cut, where that changes sums by rounding only: see `_cuts_that_matter`.
     """
     saved, now = completed(read_settings(checkpoint)), json.loads(json.dumps(settings))
-    own, own_now = (part.pop("custom_balance", None) for part in (saved, now))
-    differs = difference(own, own_now)
+    differs = differences(saved, now)
     require(not differs, f"{checkpoint.parents[1]} holds a run with {differs}: {ANOTHER_RUN}")
-    if unsure := doubt(own, own_now):
+    for unsure in doubts(saved, now):
         warnings.warn(f"{checkpoint.parents[1]}: {unsure}", stacklevel=2)
-    saved, now = _flat(saved), _flat(now)
+    saved, now = (_flat({name: value for name, value in side.items() if name not in own_in(side)}) for side in (saved, now))
     if saved.get("corpus.path") is not None:
         saved["corpus.path"] = plain_path(saved["corpus.path"], "corpus.path")  # ~ was once written down as it stood
     if MICROS in now and MICROS not in saved:  # older checkpoints: counted on as many ranks as now
@@ -86,6 +85,8 @@ def _cuts_that_matter(settings: Mapping[str, Any]) -> dict[str, str]:
     or one that weighs nothing does not depend on it.
     """
     loss, own = settings["balance"]["loss"], settings["custom_balance"] is not None
+    if any(name.startswith("parts.") for name in settings):
+        return dict.fromkeys((PER_MICRO, MICROS), "parts of your own may depend on which rows are forwarded together")
     if settings["balance"]["weight"] == 0 or (loss in ("none", "sequence") and not own):
         return {}
     each = {

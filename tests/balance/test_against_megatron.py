@@ -154,7 +154,7 @@ def test_megatron_bias_over_a_step(K, alone, monkeypatch):
             ids = (logits.detach().sigmoid() + bias_LE[0]).topk(K).indices
             pooled.add(expert_counts(ids, E)[None])
         assert torch.equal(theirs.local_tokens_per_expert, pooled.counts_LE[0].float())
-        bias_LE = ours.moved_bias(bias_LE, pooled.counts_LE, step)
+        bias_LE = ours.next_bias(bias_LE, pooled.counts_LE, step)
         theirs.expert_bias.copy_(megatron.get_updated_expert_bias(theirs.local_tokens_per_expert, theirs.expert_bias, 0.05))
         torch.testing.assert_close(bias_LE[0], theirs.expert_bias, rtol=0, atol=1e-6)
         theirs.local_tokens_per_expert.zero_()

@@ -90,7 +90,7 @@ def test_a_bias_beside_a_loss():
         both = WithBias(MicroLBL(), "sign", 0.1, "sqrt", centre)
         assert torch.equal(both.losses(found, shares(found), 1), MicroLBL().losses(found, shares(found), 1))
         expected = bias + bias_step(COUNTS[1:], "sign", 0.1 / 2)
-        moved = both.moved_bias(bias, COUNTS[1:], step=3)
+        moved = both.next_bias(bias, COUNTS[1:], step=3)
         torch.testing.assert_close(moved, expected - expected.mean(-1, keepdim=True) if centre else expected)
 
 
@@ -119,7 +119,7 @@ def test_every_name_in_the_settings_is_its_loss():
 
 
 def test_the_settings_of_the_bias_arrive():
-    assert balancer(BalanceConfig(loss="micro")).moved_bias(torch.zeros(1, 4), COUNTS[:1], 0) is None
+    assert balancer(BalanceConfig(loss="micro")).next_bias(torch.zeros(1, 4), COUNTS[:1], 0) is None
     named = balancer(BalanceConfig(loss="micro", bias="proportional", bias_rate=0.5, bias_decay="sqrt", bias_centre=True))
     assert type(named.inner) is MicroLBL
     assert (named.rule, named.rate, named.decay, named.centre) == ("proportional", 0.5, "sqrt", True)
@@ -128,7 +128,7 @@ def test_the_settings_of_the_bias_arrive():
 def test_ones_own():
     found = routings()
     mine = as_balancer(lambda routing, f_E: (f_E * routing.probs.mean(0)).sum())
-    assert isinstance(mine, Balancer) and mine.moved_bias(torch.zeros(2, 6), torch.ones(2, 6), 0) is None
+    assert isinstance(mine, Balancer) and mine.next_bias(torch.zeros(2, 6), torch.ones(2, 6), 0) is None
     torch.testing.assert_close(6 * mine.losses(found, shares(found), 1), MicroLBL().losses(found, shares(found), 1))
     own = MicroLBL()
     assert as_balancer(own) is own

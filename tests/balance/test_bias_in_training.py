@@ -142,8 +142,8 @@ from sigma_lite.balance.balancer import Balancer
 class Momentum(Balancer):
     def __init__(self):
         self.momentum = torch.zeros(2, 8)
-    def moved_bias(self, bias_LE, counts_LE, step):
-        self.momentum = 0.5 * self.momentum + 0.01 * (counts_LE.float().mean(1, keepdim=True) - counts_LE).sign()
+    def next_bias(self, bias_LE, pooled, step):
+        self.momentum = 0.5 * self.momentum + 0.01 * (pooled.float().mean(1, keepdim=True) - pooled).sign()
         return bias_LE + self.momentum
     def state_dict(self):
         return {"momentum": self.momentum}
@@ -179,5 +179,5 @@ def test_a_bias_belongs_to_a_model_and_needs_no_gradient():
     copied = model.bias_LE
     copied += 1
     assert model.bias_LE[0, 0] == 0, "what is read is a copy"
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match=r"expected \[L, E\] = \[2, 8\]"):
         model.set_bias(torch.zeros(3, 8))

@@ -40,7 +40,7 @@ def test_a_balancer_that_does_nothing_moves_nothing():
     """By itself, by the name "none", and below a class that only moves a bias: no gradient, and the LBL is shown."""
 
     class OnlyBias(Balancer):
-        def moved_bias(self, bias_LE: Tensor, counts_LE: Tensor, step: int) -> Tensor:
+        def next_bias(self, bias_LE: Tensor, pooled: Tensor, step: int) -> Tensor:
             return bias_LE + 1
 
     for idle in (Balancer(), OnlyBias(), balancer(BalanceConfig(loss="none")), WithBias(Balancer(), "sign")):

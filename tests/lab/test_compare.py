@@ -36,11 +36,11 @@ class Steered(Balancer):
     def loss(self, routing, f_E):
         return 0 * routing.probs.sum()
 
-    def moved_bias(self, bias_LE, counts_LE, step):
+    def next_bias(self, bias_LE, pooled, step):
         self.calls += 1
         with open("calls.txt", "a") as file:  # a list of this module would be a value that the balancer changes
             file.write(f"{self.calls} ")
-        return torch.where(counts_LE == 0, bias_LE + 0.01, bias_LE)
+        return torch.where(pooled == 0, bias_LE + 0.01, bias_LE)
 
 
 STEERED = Steered()

@@ -126,8 +126,8 @@ def test_a_steps_gradient_does_not_depend_on_how_it_is_cut(data):
 
 def test_practice_moves_the_bias_and_follows_k(data):
     class Up(Balancer):
-        def moved_bias(self, bias_LE, counts_LE, step):
-            assert counts_LE.sum(1).tolist() == [64 * k for k in (2, 1)]
+        def next_bias(self, bias_LE, pooled, step):
+            assert pooled.sum(1).tolist() == [64 * k for k in (2, 1)]
             return bias_LE + step
 
     model = practice.small_model(1, **SHAPE)

@@ -1,0 +1,96 @@
+"""What may stand in another's place in a model: the router, the experts, the attention, and how tokens reach the experts.
+
+    class Second(Router):                       # each token goes to its second choice
+        def choose(self, scores_TE):
+            return scores_TE.topk(self.top_k + 1).indices[:, 1:]
+
+    Transformer(config, Parts(router=Second))
+
+`SigmaLit(parts=...)`, `model.parts: {router: {class_path: mine.Second}}` in yaml and `lab.compare` all take them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import nn
+
+from sigma_lite.config import ModelConfig, nearest, require
+from sigma_lite.model.attention import Attention
+from sigma_lite.model.dispatch import Dispatch
+from sigma_lite.model.experts import Experts
+from sigma_lite.model.router import Router
+
+Part = Callable[[ModelConfig], nn.Module]
+"""A class, or a function such as a `functools.partial` of one with its settings; called once for each layer."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of every layer; those of Sigma-MoE-Tiny unless it says otherwise.
+
+    A module that owns parameters says in `own_weights` how they begin and whether they decay: see model/weights.py.
+
+    Args:
+        router: config -> module, [T, D] -> Routing. Most papers need a `Router` that chooses in another way.
+        experts: config -> module, (x_TD, ids_TK, gates_TK) -> [T, D].
+        attention: config -> module, (x_BSD, turn, mask_BSS, cache) -> [B, S, D].
+        dispatch: (x_TD, routing, experts) -> [T, D]; None: `dispatch.ragged` for a router that says it may leave slots
+            empty, `dispatch.local` for others.
+    """
+
+    router: Part = Router
+    experts: Part = Experts
+    attention: Part = Attention
+    dispatch: Dispatch | None = None
+
+    @property
+    def custom(self) -> dict[str, Any]:
+        """Those that are not the model's own, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not f.default}
+
+
+NAMES = tuple(f.name for f in fields(Parts))
+
+
+def as_parts(given: Parts | Mapping[str, Any] | None) -> Parts:
+    """Parts from what a yaml or a reader gives: {"router": a class, a path, or {"class_path": ..., "init_args": {...}}}.
+
+    Raises: ConfigError for a part that does not exist, and for what cannot be called or imported.
+    """
+    if isinstance(given, Parts):
+        return given
+    given = _as_plain(given)
+    for name in given or {}:
+        require(name in NAMES, f"unknown part {name!r}; {nearest(name, NAMES)}")
+    return Parts(**{name: _part(name, value) for name, value in (given or {}).items() if value is not None})
+
+
+def _part(name: str, given: Any) -> Any:
+    where = f"model.parts.{name}"
+    settings: Mapping[str, Any] = {}
+    given = _as_plain(given)
+    if isinstance(given, Mapping):
+        require(
+            isinstance(given.get("class_path"), str), f"{where}={given!r}: give class_path, and init_args if it takes any"
+        )
+        given, settings = given["class_path"], _as_plain(given.get("init_args")) or {}
+        settings = {key: value for key, value in settings.items() if key != "config"}  # which the model gives
+    if isinstance(given, str):
+        module, _, attribute = given.rpartition(".")
+        require(bool(module), f"{where}={given!r}: give the whole path, MODULE.CLASS")
+        try:
+            given = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            require(False, f"{where}={module}.{attribute} cannot be imported: {error}")
+    require(callable(given), f"{where}={given!r}: give a class, or a function of the ModelConfig")
+    return functools.partial(given, **settings) if settings else given
+
+
+def _as_plain(given: Any) -> Any:
+    """Lightning's parser makes namespaces of plain groups."""
+    return given.as_dict() if hasattr(given, "as_dict") else given
