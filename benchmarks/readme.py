@@ -64,7 +64,9 @@ def results() -> str:
     }
     rows += [f"| {name} | {value:.3f} | | | | |" for name, value in bits.items()]
     high, low = (float(v) for v in load_deviation(torch.tensor(load["f"][0])))
-    against = "\n".join(f"- {TWIN_SAYS[twin]}: {paired(worth, MIXTURE, twin)}" for twin in TWINS)
+    differences = {twin: paired(worth, MIXTURE, twin) for twin in TWINS}
+    against = "\n".join(f"- {TWIN_SAYS[twin]}: {difference}" for twin, difference in differences.items())
+    clear = [twin for twin, difference in differences.items() if difference.is_clear]
     one = worth["runs"][0]
     megabytes, copied = data["heldout_bytes"] / 1e6, data["heldout_long_lines_in_training"]
     seeds = len({run["seed"] for run in worth["runs"]})
@@ -84,12 +86,28 @@ difference; the seeds of one arm lie up to {100 * widest:.0f} % apart):
 
 {against}
 
+{verdict(clear, min(min(bits) for bits in scores_by_arm(worth).values()), data["xz_given_training_bits_per_byte"])}
+
 The mixture has {ledger["total"] / 1e6:.1f} M parameters, embeddings included, and sees {one["tokens"] / 1e6:.1f} M tokens.
 At its end the busiest of the 96 experts of layer 0 has {1 + high:.1f} times a fair share and the idlest {1 + low:.2f} times,
 with a balance loss of {load["lbl"][0]:.2f} there, where 1.00 means balanced. So few tokens do not balance so many experts,
 and that is the subject of what comes next.
 
 """
+
+
+def verdict(clear: list[str], best: float, xz: float) -> str:
+    """What the numbers above say, in words that follow from them."""
+    if clear:
+        text = f"**Three seeds tell the mixture apart from: {', '.join(clear)}.** From the others they do not."
+    else:
+        text = "**So at this length the answer is: nobody can tell.** No interval lies on one side of 0: three seeds of so"
+        text += (
+            "\nshort a training scatter more than these models differ. The toy shows how a mixture trains, not that it pays."
+        )
+    if xz < best:
+        text += "\nAnd the compressor that has read the training text beats every one of these runs."
+    return text
 
 
 def scores_by_arm(results: Results) -> dict[str, list[float]]:
@@ -143,7 +161,7 @@ def lab() -> str:
     """One line an arm: layer 0 in the middle of the run, held-out score at its end; means over seeds."""
     arms = {arm: [run for run in recorded(name)["runs"] if run["arm"] == arm] for name, own in LAB.items() for arm in own}
     rows = "\n".join(f"| {name} | {' | '.join(_cells(runs))} |" for name, runs in arms.items())
-    one = recorded("fig2")["runs"][0]
+    one, commits = recorded("fig2")["runs"][0], len({run["commit"] for runs in arms.values() for run in runs})
     net, steps = one["config"]["net"], one["config"]["trainer"]["max_steps"]
     return f"""\
 ![Layer 0: busiest and idlest expert over training](results/figures/lab_fig2.svg)
@@ -155,7 +173,8 @@ def lab() -> str:
 {net["n_layers"]} layers, width {net["d_model"]}, {net["n_experts"]} experts,
 {one["tokens"] / 1e6:.1f} M tokens in {steps} steps on {one["device"]}. Loads are those of the middle of the run
 ({MIDDLE[0]:.0%} to {MIDDLE[1]:.0%} of its steps, {one["middle"]["tokens"] / 1e3:.0f}k tokens), relative to a fair share;
-dead experts and bits per byte those of held-out text at the end. All arms and what they show: [chapter
+dead experts and bits per byte those of held-out text at the end. These rows come from {commits} commits, the first two arms from
+one, and their held-out text is every file of the library, tables and near-duplicates too. All arms and what they show: [chapter
 16](notebooks/16_your_own_loss.ipynb).
 
 """
