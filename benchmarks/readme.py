@@ -173,9 +173,9 @@ def lab() -> str:
 {net["n_layers"]} layers, width {net["d_model"]}, {net["n_experts"]} experts,
 {one["tokens"] / 1e6:.1f} M tokens in {steps} steps on {one["device"]}. Loads are those of the middle of the run
 ({MIDDLE[0]:.0%} to {MIDDLE[1]:.0%} of its steps, {one["middle"]["tokens"] / 1e3:.0f}k tokens), relative to a fair share;
-dead experts and bits per byte those of held-out text at the end. These rows come from {commits} commits, the first two arms from
-one, and their held-out text is every file of the library, tables and near-duplicates too. All arms and what they show: [chapter
-16](notebooks/16_your_own_loss.ipynb).
+dead experts and bits per byte those of held-out text at the end. These rows come from {commits} commits, the first two arms
+from one; the held-out text is split by file, tables and near-duplicates included. All arms and what they show:
+[chapter 16](notebooks/16_your_own_loss.ipynb).
 
 """
 
