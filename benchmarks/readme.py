@@ -74,11 +74,11 @@ def results() -> str:
     return f"""\
 ![Held-out bits per byte of the mixture and its dense twins](results/figures/worth.svg)
 
-| held-out text: {megabytes:.2f} MB of programs | bits per byte | active parameters | all | PFLOP | seconds |
+| held-out text: {megabytes:.2f} MB of programs | bits per byte | active parameters | all | TFLOP | seconds |
 |---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-Mean over {seeds} seeds and, in brackets, their range. Parameters leave out the embedding. PFLOP are of the whole training;
+Mean over {seeds} seeds and, in brackets, their range. Parameters leave out the embedding. TFLOP are of the whole training;
 seconds are of one core ({one["device"]}), at step times measured side by side.
 {copied:.1%} of the held-out bytes are lines of 20 characters or more that stand in the training text too. The mixture's
 held-out bits per byte, compared in pairs of one seed (negative: the mixture is better; an interval that holds 0 shows no
@@ -131,7 +131,7 @@ def _worth_row(name: str, runs: list[dict]) -> str:
     ledger, scores = ModelConfig(**runs[0]["config"]["net"]).ledger(), runs[0]["scores"]
     first, last = runs[0]["active_params"]
     active = f"{last / 1e6:.2f} M" + (f", {first / 1e6:.2f} M before the switch" if first != last else "")
-    spent = f"{scores['flops'][-1] / 1e15:.4f} | {scores['seconds'][-1]:.0f}"
+    spent = f"{scores['flops'][-1] / 1e12:.1f} | {scores['seconds'][-1]:.0f}"
     score = f"{sum(bits) / len(bits):.3f} ({min(bits):.3f} to {max(bits):.3f})"
     named = name + " (`make toy`)" * (name == MIXTURE)
     return f"| {named} | {score} | {active} | {ledger.non_embedding / 1e6:.2f} M | {spent} |"

@@ -91,7 +91,9 @@ def gradients(model: Transformer) -> dict[str, Tensor]:
     return {name: p.grad for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("parts", [Parts(), Parts(router=Same), Parts(dispatch=dispatch.local)], ids=str)
+@pytest.mark.parametrize(
+    "parts", [Parts(), Parts(router=Same), Parts(dispatch=dispatch.local)], ids=("default", "a subclass", "dispatch named")
+)
 def test_the_same_parts_are_bitwise_the_same_model(parts):
     """Weights, result and gradients; a part's code does not matter for what a parameter begins as, its name does."""
     plain, other = made(), made(parts)
