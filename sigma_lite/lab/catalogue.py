@@ -200,7 +200,7 @@ WORTH = (
     ),
 )
 
-DOMAINS = {"source": "domains", "dir": "data/lab-domains"}
+DOMAINS = {"source": "domains", "dir": "data/lab-domains", "dataset": None, "subset": None}  # also at scales that read hf
 
 
 def on_domains(name: str, says: str, micros: int, **model: object) -> Arm:
