@@ -203,7 +203,8 @@ def test_prepare_script_shares_out_the_parts(tmp_path):
         environment["SLURM_NTASKS"] = tasks
         done = subprocess.run([*script, folder], env=environment, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert f"by-{tasks}: " in done.stdout.splitlines()[-2] and "training and" in done.stdout.splitlines()[-2]
+        said = [line for line in done.stdout.splitlines() if line.startswith("data ")][-1]
+        assert f"by-{tasks}: " in said and "training and" in said
     by_two, by_three = (load(tmp_path / f"by-{tasks}", full_check=True).manifest for tasks in ("2", "3"))
     assert by_two["fingerprint"] == by_three["fingerprint"]
     refused = subprocess.run(script[:1], env=environment, capture_output=True, text=True)

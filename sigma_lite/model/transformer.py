@@ -108,7 +108,8 @@ class Transformer(nn.Module):
     def set_k(self, k_per_layer: Sequence[int]) -> None:
         """Change the experts per token, layer by layer. No weight, optimizer state or gate scale changes."""
         for block, k in zip(self.blocks, self.config.check_k(k_per_layer), strict=True):
-            block.moe.router.set_k(k)
+            change = getattr(block.moe.router, "set_k", None)  # a router of a chapter's reader may be any module
+            change(k) if change else setattr(block.moe.router, "top_k", k)
 
     @property
     def bias_LE(self) -> Tensor:

@@ -235,4 +235,4 @@ def test_a_terminal_that_knows_ascii_only(finished, tmp_path):
     for command in (["prepare", "-c", "tiny.yaml"], ["generate", "run", "--max-new-tokens", "2", "--prompt", "café"]):
         done = subprocess.run([*run, *command], cwd=tmp_path / "é", env={**os.environ, **plain}, capture_output=True)
         assert done.returncode == 0, done.stderr.decode()
-    assert "café" in done.stdout.decode() and (tmp_path / "é/prêt/manifest.json").is_file()
+    assert done.stdout.startswith(b"caf?") and (tmp_path / "é/prêt/manifest.json").is_file()  # printed as the terminal can
