@@ -22,7 +22,7 @@ KEPT = "freed memory kept"  # rows of train_step.py that few users of transforme
 ROOT = Path(__file__).parents[1]
 LAB = {"fig2": ("LBL, K = 1", "LBL, K = 8 low"), "fig3": ("loss-free, K = 1 of 96",)}
 LAB |= {"fig4": ("Top-1 LBL, temperature 0.1",), "better": ("scale-free LBL, temperature 0.3",)}  # of the README's table
-MIXTURE, *TWINS = (arm.name for arm in WORTH)
+MIXTURE = WORTH[0].name
 
 
 def main() -> None:
@@ -64,9 +64,9 @@ def results() -> str:
     }
     rows += [f"| {name} | {value:.3f} | | | | |" for name, value in bits.items()]
     high, low = (float(v) for v in load_deviation(torch.tensor(load["f"][0])))
-    differences = {twin: paired(worth, MIXTURE, twin) for twin in TWINS}
-    against = "\n".join(f"- {TWIN_SAYS[twin]}: {difference}" for twin, difference in differences.items())
-    clear = [twin for twin, difference in differences.items() if difference.is_clear]
+    differences = {says: paired(worth, *pair) for says, pair in PAIRS.items()}
+    against = "\n".join(f"- {says}: {difference}" for says, difference in differences.items())
+    clear = [says for says, difference in differences.items() if difference.is_clear]
     one = worth["runs"][0]
     megabytes, copied = data["heldout_bytes"] / 1e6, data["heldout_long_lines_in_training"]
     seeds = len({run["seed"] for run in worth["runs"]})
@@ -80,8 +80,8 @@ def results() -> str:
 
 Mean over {seeds} seeds and, in brackets, their range. Parameters leave out the embedding. TFLOP are of the whole training;
 seconds are of one core ({one["device"]}), at step times measured side by side.
-{copied:.1%} of the held-out bytes are lines of 20 characters or more that stand in the training text too. The mixture's
-held-out bits per byte, compared in pairs of one seed (negative: the mixture is better; an interval that holds 0 shows no
+{copied:.1%} of the held-out bytes are lines of 20 characters or more that stand in the training text too. Held-out
+bits per byte compared in pairs of one seed (negative: the first is better; an interval that holds 0 shows no
 difference; the seeds of one arm lie up to {100 * widest:.0f} % apart):
 
 {against}
@@ -99,7 +99,7 @@ and that is the subject of what comes next.
 def verdict(clear: list[str], best: float, xz: float) -> str:
     """What the numbers above say, in words that follow from them."""
     if clear:
-        text = f"**Three seeds tell the mixture apart from: {', '.join(clear)}.** From the others they do not."
+        text = f"**Clear with three seeds: {'; '.join(clear)}.** The other differences are not."
     else:
         text = "**So at this length the answer is: nobody can tell.** No interval lies on one side of 0: three seeds of so"
         text += (
@@ -118,11 +118,16 @@ def scores_by_arm(results: Results) -> dict[str, list[float]]:
 
 
 SAME_MODEL = {"dense, same time": "dense, same active size"}  # its steps take as long; it makes more of them
-TWIN_SAYS = {
-    "mixture, K = 1 throughout": "against one expert per token from the first step, so without the schedule's extra work",
-    "dense, same active size": "against the dense model of the same active size, same tokens, less work",
-    "dense, same work": "against the wider dense model that does the same work on the same tokens",
-    "dense, same time": "against the dense model of the same active size, trained as long as the mixture takes on one core",
+TOP1 = "mixture, K = 1 throughout"
+PAIRS = {  # what is compared: (one arm, another)
+    "the mixture against one expert per token throughout, which does less work": (MIXTURE, TOP1),
+    "the mixture against the dense model of its active size, same tokens, less work": (MIXTURE, "dense, same active size"),
+    "the mixture against the wider dense model that does the same work on the same tokens": (MIXTURE, "dense, same work"),
+    "the mixture against the dense model of its active size, trained as long on one core": (MIXTURE, "dense, same time"),
+    "one expert per token throughout against the dense model, at equal active size, tokens and work": (
+        TOP1,
+        "dense, same active size",
+    ),
 }
 
 
