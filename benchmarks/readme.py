@@ -99,7 +99,10 @@ and that is the subject of what comes next.
 def verdict(clear: list[str], best: float, xz: float) -> str:
     """What the numbers above say, in words that follow from them."""
     if clear:
-        text = f"**Clear with three seeds: {'; '.join(clear)}.** The other differences are not."
+        text = f"**Clear with three seeds: {'; '.join(clear)}.** The other differences are not.\n"
+        text += (
+            f"And of {len(PAIRS)} such intervals, one would miss 0 by chance alone in {1 - 0.95 ** len(PAIRS):.0%} of cases."
+        )
     else:
         text = "**So at this length the answer is: nobody can tell.** No interval lies on one side of 0: three seeds of so"
         text += (
