@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -9,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import tiny
-from ranks import on_ranks
 
 from sigma_lite.config import ConfigError
 from sigma_lite.scale.preflight import placed, preflight
 
-LAUNCH = Path(__file__).parents[2] / "scaled_configs" / "launch"
+ROOT = Path(__file__).parents[2]
+LAUNCH = ROOT / "scaled_configs" / "launch"
 STOP_SECONDS = 100
 
 STANDINS = {
@@ -147,18 +148,24 @@ def meet(rank: int, ranks: int, port: int, **more: str):
     return preflight(here | {"MASTER_PORT": str(port)} | more)
 
 
-def test_ranks_that_reach_each_other_say_how_fast(tmp_path):
-    import torch.distributed as dist
-
-    def work(rank: int) -> str:
-        dist.destroy_process_group()  # the test's own
-        said = meet(rank, 2, port)
-        dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "after"), 2), rank=rank, world_size=2)
-        return said
-
+@pytest.mark.slow
+def test_ranks_that_reach_each_other_say_how_fast():
+    """Two processes of their own, as srun starts them; the first says it for all."""
     with tiny.reserved_port() as port:
-        said = on_ranks(2, work, tmp_path)
-    assert all("2 ranks sum alike" in text and "GB/s" in text for text in said)
+        here = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-m", "sigma_lite.scale.preflight"],
+                env={**os.environ, **here, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(2)
+        ]
+        said = [rank.communicate(timeout=120) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert "2 ranks sum alike" in said[0][0] and "GB/s" in said[0][0]
 
 
 def test_a_rank_that_does_not_come_ends_the_others_with_a_sentence():
