@@ -89,7 +89,8 @@ difference; the seeds of one arm lie up to {100 * widest:.0f} % apart):
 {verdict(clear, min(min(bits) for bits in scores_by_arm(worth).values()), data["xz_given_training_bits_per_byte"])}
 
 The mixture has {ledger["total"] / 1e6:.1f} M parameters, embeddings included, and sees {one["tokens"] / 1e6:.1f} M tokens.
-At its end the busiest of the 96 experts of layer 0 has {1 + high:.1f} times a fair share and the idlest {1 + low:.2f} times,
+At the end of seed 0's run the busiest of the 96 experts of layer 0 has {1 + high:.1f} times a fair share and the idlest
+{1 + low:.2f} times,
 with a balance loss of {load["lbl"][0]:.2f} there, where 1.00 means balanced. So few tokens do not balance so many experts,
 and that is the subject of what comes next.
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sigma_lite.config import ModelConfig, require
+from sigma_lite.lightning_keys import PRECISIONS as NAMES
+from sigma_lite.lightning_keys import require_precision
 from sigma_lite.runfile import RunConfig, from_mapping
 from sigma_lite.scale.cluster import Cluster
 
@@ -24,15 +26,12 @@ class Precision:
 
 
 PRECISIONS = {"32-true": Precision("32-true", 4, 4, 4), "bf16-mixed": Precision("bf16-mixed", 4, 2, 4)}
-ALIASES = {"32": "32-true", "bf16": "bf16-mixed", "None": "32-true"}
 
 
 def precision_named(given: object) -> Precision:
     """What `trainer.precision` means; Lightning's default is 32-true. Raises ConfigError for one that is not trained in."""
-    name = ALIASES.get(str(given), str(given))
-    why = "choose 32-true or bf16-mixed, which keep weights, router and bias in fp32"
-    require(name in PRECISIONS, f"trainer.precision={given}: {why}")
-    return PRECISIONS[name]
+    require_precision(given)
+    return PRECISIONS[NAMES[given]]
 
 
 def precision_of(run: RunConfig) -> Precision:
