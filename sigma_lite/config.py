@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class ConfigError(ValueError):
@@ -100,6 +101,19 @@ class Ledger:
         return self.attention + self.router + self.norms + self.active_experts
 
 
+ATTENTION = ("auto", "masked", "blocks", "varlen")
+MASKED_UP_TO = 1024  # tokens of a row: with `attention: auto` longer ones are cut into blocks
+ROPE_TYPES = ("default", "linear", "yarn")
+
+
+class RopeScaling(NamedTuple):
+    """See model/rotary.py."""
+
+    kind: str  # linear | yarn
+    factor: float
+    original: int  # tokens of a row before the extension; yarn
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Shape of a decoder whose every feed-forward layer is a mixture of experts (Sigma-MoE-Tiny, 2512.16248, section 2).
@@ -119,7 +133,11 @@ class ModelConfig:
     router_score: str = "softmax"  # softmax | sigmoid: what a gate is; loss-free balance was made for sigmoid
     attention_from_layer: int = 0  # layers below have none: their routers see the token alone (an ablation of the lab)
     tie_embeddings: bool = True  # output head = token embedding
+    attention: str = "auto"  # auto | masked | blocks | varlen: how attention stays inside documents; see model/documents.py
     rope_theta: float = 10_000.0  # RoPE base: positions up to about this many tokens stay distinguishable
+    rope_type: str = "default"  # default | linear | yarn: longer rows than those trained on, by slower angles
+    rope_factor: float = 1.0  # linear, yarn: how many times longer; at least 1
+    rope_original_length: int = 0  # yarn: tokens of the rows before that; 0 for the other types
     norm_eps: float = 1e-6  # added to the mean square in RMSNorm
     init_std: float = 0.02  # standard deviation of the token embedding at initialisation
     router_init_std: float = 0.02  # of the router rows; logits then start with std router_init_std * sqrt(d_model)
@@ -134,6 +152,8 @@ class ModelConfig:
             f"n_heads={self.n_heads} must be a multiple of n_kv_heads={self.n_kv_heads}: each key/value head serves the"
             f" same number of query heads; try n_kv_heads={_nearest_divisor(self.n_heads, self.n_kv_heads)}",
         )
+        self._check_rope()
+        require(self.attention in ATTENTION, f"attention {self.attention!r}: {nearest(self.attention, ATTENTION)}")
         scores = ("softmax", "sigmoid")
         require(self.router_score in scores, f"router_score {self.router_score!r}: {nearest(self.router_score, scores)}")
         require(
@@ -146,6 +166,45 @@ class ModelConfig:
             f"top_k={self.top_k} exceeds n_experts={self.n_experts}: a token cannot choose more experts than there are;"
             f" try top_k={self.n_experts}",
         )
+
+    def _check_rope(self) -> None:
+        kind, factor, original = self.rope_type, self.rope_factor, self.rope_original_length
+        require(kind in ROPE_TYPES, f"rope_type {kind!r}: {nearest(kind, ROPE_TYPES)}")
+        require(factor >= 1, f"rope_factor={factor}: how many times longer rows become, at least 1")
+        used = kind != "default"
+        require(used or factor == 1, f"rope_factor={factor} has no effect on rope_type=default: set linear or yarn, or 1")
+        require(
+            (original > 0) == (kind == "yarn"),
+            f"rope_original_length={original} with rope_type={kind}: yarn needs the tokens of a row before the extension"
+            " (such as 4096), the other types 0",
+        )
+
+    @property
+    def rope_scaling(self) -> RopeScaling | None:
+        """How RoPE's angles are slowed down; None where they are not."""
+        if self.rope_type == "default":
+            return None
+        return RopeScaling(self.rope_type, self.rope_factor, self.rope_original_length)
+
+    def rope_parameters(self) -> dict[str, object]:
+        """RoPE as transformers 5 names it in `config.json`, and 4.57 but for rope_theta in `rope_scaling`."""
+        known: dict[str, object] = {"rope_type": self.rope_type, "rope_theta": self.rope_theta}
+        if self.rope_type != "default":
+            known["factor"] = self.rope_factor
+        if self.rope_type == "yarn":
+            known["original_max_position_embeddings"] = self.rope_original_length
+        return known
+
+    def attention_way(self, length: int, gpu: bool, half: bool) -> str:
+        """masked | blocks | varlen: what is computed for packed rows of `length` tokens; `half`: in 16-bit numbers.
+
+        The lengths of all recorded runs are masked on a CPU: the other ways add up in another order.
+        """
+        if self.attention != "auto":
+            return self.attention
+        if gpu and half and self.head_dim % 8 == 0 and self.head_dim <= 256:
+            return "varlen"
+        return "masked" if length <= MASKED_UP_TO else "blocks"
 
     def ledger(self, k_per_layer: Sequence[int] | None = None) -> Ledger:
         """Count parameters; `k_per_layer` are the experts per token in each layer (default: `top_k` everywhere)."""

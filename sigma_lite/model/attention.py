@@ -7,9 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sigma_lite.config import ModelConfig
+from sigma_lite.model import documents
+from sigma_lite.model.documents import Pieces, Varlen
 from sigma_lite.model.norm import RMSNorm
 from sigma_lite.model.rotary import Rotation, rotate
 from sigma_lite.model.weights import into_stream, passing
+
+
+Allowed = Tensor | Pieces | Varlen | None
+"""Who may look at whom: bool [B or 1, S, S], the same said shorter, or None for plain causal attention."""
 
 
 class Attention(nn.Module):
@@ -28,9 +34,9 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
 
     def forward(
-        self, x_BSD: Tensor, turn: Rotation, mask_BSS: Tensor | None = None, cache: KeyValueCache | None = None
+        self, x_BSD: Tensor, turn: Rotation, mask_BSS: Allowed = None, cache: KeyValueCache | None = None
     ) -> Tensor:
-        """[B, S, D] -> [B, S, D]. `mask_BSS` is True where a query may look; None means plain causal."""
+        """[B, S, D] -> [B, S, D]. `mask_BSS` is True where a query may look, or says it shorter; None: plain causal."""
         q_BSHC, k_BSGC, v_BSGC = (
             project(x_BSD).unflatten(-1, (-1, self.head_dim)) for project in (self.query, self.key, self.value)
         )
@@ -41,8 +47,12 @@ class Attention(nn.Module):
         return self.out(attend(q, k, v, mask_BSS).transpose(1, 2).flatten(2))
 
 
-def attend(q_BHSC: Tensor, k_BGSC: Tensor, v_BGSC: Tensor, mask_BSS: Tensor | None) -> Tensor:
+def attend(q_BHSC: Tensor, k_BGSC: Tensor, v_BGSC: Tensor, mask_BSS: Allowed) -> Tensor:
     """torch's attention on the kernel that keeps no [S, S] scores: [B, H, S, C], H a multiple of G."""
+    if isinstance(mask_BSS, (Pieces, Varlen)):
+        end_to_end = _attend_pieces if isinstance(mask_BSS, Pieces) else _attend_varlen
+        q_THC, k_TGC, v_TGC = (t.transpose(1, 2).flatten(0, 1) for t in (q_BHSC, k_BGSC, v_BGSC))
+        return end_to_end(q_THC, k_TGC, v_TGC, mask_BSS).view_as(q_BHSC.transpose(1, 2)).transpose(1, 2)
     groups = q_BHSC.shape[1] // k_BGSC.shape[1]
     if mask_BSS is None:
         return F.scaled_dot_product_attention(q_BHSC, k_BGSC, v_BGSC, is_causal=True, enable_gqa=groups > 1)
@@ -50,6 +60,27 @@ def attend(q_BHSC: Tensor, k_BGSC: Tensor, v_BGSC: Tensor, mask_BSS: Tensor | No
         k_BGSC, v_BGSC = (t.repeat_interleave(groups, dim=1) for t in (k_BGSC, v_BGSC))
         groups = 1
     return F.scaled_dot_product_attention(q_BHSC, k_BGSC, v_BGSC, attn_mask=mask_BSS[:, None], enable_gqa=groups > 1)
+
+
+@torch.compiler.disable  # each batch is cut elsewhere: there would be as many compiled versions
+def _attend_pieces(q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor, cut: Pieces) -> Tensor:
+    """`split` and not slices: the gradient of each slice would be a tensor of all T positions."""
+    parts = (t.split(cut.sizes) for t in (q_THC, k_TGC, v_TGC))
+    done = [
+        attend(*(t.transpose(0, 1)[None] for t in (q, k, v)), mask)[0].transpose(0, 1)
+        for q, k, v, mask in zip(*parts, cut.masks, strict=True)
+    ]
+    return torch.cat(done)
+
+
+def _attend_varlen(q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor, packed: Varlen) -> Tensor:
+    """Not run on a GPU by us. Autocast does not know this function, and norms give fp32: cast here."""
+    device, groups = q_THC.device.type, q_THC.shape[1] // k_TGC.shape[1]
+    if torch.is_autocast_enabled(device):
+        q_THC, k_TGC, v_TGC = (t.to(torch.get_autocast_dtype(device)) for t in (q_THC, k_TGC, v_TGC))
+    ends = packed.starts_N, packed.starts_N, packed.longest, packed.longest
+    causal = -1, 0  # how far to look back (all) and ahead
+    return documents.varlen_attn(q_THC, k_TGC, v_TGC, *ends, window_size=causal, enable_gqa=groups > 1)
 
 
 class KeyValueCache:

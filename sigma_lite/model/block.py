@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from sigma_lite.config import ModelConfig
-from sigma_lite.model.attention import KeyValueCache
+from sigma_lite.model.attention import Allowed, KeyValueCache
 from sigma_lite.model.dispatch import for_router
 from sigma_lite.model.norm import RMSNorm
 from sigma_lite.model.parts import Parts
@@ -40,7 +40,7 @@ class Block(nn.Module):
         self.moe = MoE(config, parts)
 
     def forward(
-        self, x_BSD: Tensor, turn: Rotation, mask_BSS: Tensor | None = None, cache: KeyValueCache | None = None
+        self, x_BSD: Tensor, turn: Rotation, mask_BSS: Allowed = None, cache: KeyValueCache | None = None
     ) -> tuple[Tensor, Routing]:
         if self.attention:
             x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), turn, mask_BSS, cache)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from sigma_lite.config import ModelConfig
-from sigma_lite.model.attention import KeyValueCache, attention_mask
+from sigma_lite.model.attention import Allowed, Attention, KeyValueCache, attention_mask
 from sigma_lite.model.block import Block
+from sigma_lite.model.documents import attention_way, pieces, varlen
 from sigma_lite.model.norm import RMSNorm
 from sigma_lite.model.parts import Parts
 from sigma_lite.model.rotary import rotation
@@ -56,7 +57,8 @@ class Transformer(nn.Module):
 
         Args:
             ids_BS: token ids, [B, S], 0..V-1.
-            documents_BS: equal numbers mark positions of one document; attention stays inside. None: one document a row.
+            documents_BS: equal numbers mark positions of one document, and do not fall within a row; attention stays inside.
+                None: one document a row.
             cache: one KeyValueCache a layer; `ids_BS` then continues what the cache has seen, and is added to it.
 
         Raises: ValueError for ids that are not [B, S] integers, and for a cache of another number of layers.
@@ -92,13 +94,26 @@ class Transformer(nn.Module):
             raise ValueError(f"cache has {len(cache)} entries for {len(self.blocks)} layers: give one KeyValueCache a layer")
         seen, S = (cache[-1].length if cache is not None else 0), ids_BS.shape[1]
         positions_S = torch.arange(seen, seen + S, device=ids_BS.device)
-        turn = rotation(positions_S, self.config.head_dim, self.config.rope_theta)
-        mask_BSS = attention_mask(S, seen + S, documents_BS, ids_BS.device)
+        turn = rotation(positions_S, self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
+        mask_BSS = self.who_may_look(seen, S, documents_BS, ids_BS.device)
         x_BSD, routings = self.embedding(ids_BS), []
         for block, layer_cache in zip(self.blocks, [None] * len(self.blocks) if cache is None else cache, strict=True):
             x_BSD, routing = block(x_BSD, turn, mask_BSS, layer_cache)
             routings.append(routing)
         return self.norm(x_BSD), routings
+
+    def who_may_look(self, seen: int, S: int, documents_BS: Tensor | None, device: torch.device) -> Allowed:
+        """What attention is told of documents: see model/documents.py. An attention of one's own is given the mask."""
+        if documents_BS is None or seen or self.parts.attention is not Attention:
+            return attention_mask(S, seen + S, documents_BS, device)
+        mixed, weights = torch.is_autocast_enabled(device.type), self.embedding.weight.dtype
+        dtype = torch.get_autocast_dtype(device.type) if mixed else weights
+        way, _ = attention_way(self.config, S, device, dtype)
+        if way == "masked":
+            return attention_mask(S, S, documents_BS, device)
+        if documents_BS.shape[1] != S:
+            raise ValueError(f"documents of {documents_BS.shape[1]} positions for {S} ids: give each its document")
+        return pieces(documents_BS) if way == "blocks" else varlen(documents_BS)
 
     @property
     def k_per_layer(self) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from sigma_lite.config import ModelConfig
 from sigma_lite.scale.layout import Layout, Precision
 
 INDEX, FP32 = 8, 4  # bytes of an index and of what is always computed in fp32
+PIECE = 256  # positions that short documents fill together: model/documents.py
 LANES = 16  # tokens in a vector register of kernels/cpu, with AVX-512; 8 with AVX2
 EXCHANGE_INDICES = 4  # of every row that travels: its token, its slot, and two that embedding_bag keeps
 
@@ -37,6 +38,7 @@ def kept_by_layer(
 def _attention(net: ModelConfig, B: int, S: int, number: Precision, gpu: bool) -> dict[str, int]:
     T, D, C, mixed = B * S, net.d_model, net.head_dim, number.compute != number.stream
     queries, keys = T * net.n_heads * C, T * net.n_kv_heads * C
+    way = net.attention_way(S, gpu, number.compute < FP32)
     casts = 3 * number.compute if mixed else number.stream  # autocast makes a copy for each of the three projections
     # A GPU norm keeps its input; on a CPU the fp32 norm keeps its output, and torch's own for 16 bits both, in fp32.
     normed = number.stream if gpu or number.compute == FP32 else 2 * FP32
@@ -46,11 +48,18 @@ def _attention(net: ModelConfig, B: int, S: int, number: Precision, gpu: bool) -
         "query and key norms": (queries + keys) * normed + FP32 * (queries + keys) // C,
         "rotation": 4 * S * C * number.compute,
         "attention": 2 * (queries + keys) * number.compute + FP32 * T * net.n_heads,
-        "mask": B * S * S * number.compute,  # one a layer: attention makes numbers of the booleans
+        "mask": table(way, T, S) * number.compute,  # one a layer: attention makes numbers of the booleans
     }
+    if way == "blocks":
+        parts["pieces laid end to end"] = queries * number.compute
     if mixed:
         parts["16-bit copies of projections"] = 2 * D * C * (net.n_heads + net.n_kv_heads) * number.compute
     return parts
+
+
+def table(way: str, T: int, S: int) -> int:
+    """Entries of the tables of who may look at whom; with `blocks` the most that there can be, if no document is long."""
+    return {"masked": T * S, "blocks": T * min(PIECE, S), "varlen": 0}[way]
 
 
 def _router(net: ModelConfig, T: int, k: int, number: Precision) -> int:

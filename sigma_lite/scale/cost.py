@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from sigma_lite.runfile import RunConfig
 from sigma_lite.scale.cluster import Cluster
-from sigma_lite.scale.layout import Layout
-from sigma_lite.scale.traffic import Wire, flops_per_token, optimizer_bytes, streamed, wire
+from sigma_lite.scale.layout import Layout, precision_of
+from sigma_lite.scale.traffic import FP32, Wire, flops_per_token, optimizer_bytes, streamed, wire
 
 
 class Craft(NamedTuple):
@@ -67,7 +67,7 @@ def step(run: RunConfig, layout: Layout, cluster: Cluster, k_per_layer: Sequence
     """One optimizer step at a level of craft."""
     bandwidth = cluster.memory_gbps * 1e9 * MEMORY_REACHED
     tokens = run.rows.per_step * run.rows.length / layout.devices
-    work = worked(run, layout, k_per_layer)
+    work = worked(run, layout, k_per_layer, cluster.kind == "gpu")
     products = work * tokens / (cluster.peak_tflops * 1e12 * craft.compute)
     compute = max(products, streamed(run, layout) / bandwidth)
     optimizer = optimizer_bytes(run, layout) / bandwidth
@@ -80,15 +80,18 @@ def step(run: RunConfig, layout: Layout, cluster: Cluster, k_per_layer: Sequence
     return Step(compute, optimizer, network, host, seconds)
 
 
-def worked(run: RunConfig, layout: Layout, k_per_layer: Sequence[int]) -> float:
+def worked(run: RunConfig, layout: Layout, k_per_layer: Sequence[int], gpu: bool) -> float:
     """FLOPs of the fullest device for each of its own tokens: all others wait for its experts (the makespan).
 
-    Recomputation runs the layers' forward pass a second time, and not the head's.
+    Recomputation runs the layers' forward pass a second time, and not the head's. Attention with a table of who may look at
+    whom multiplies the positions to come too, and throws them away; documents shorter than a row save nothing here.
     """
+    way = run.net.attention_way(run.rows.length, gpu, precision_of(run).compute < FP32)
     flops = flops_per_token(run.net, k_per_layer, run.rows.length)
     passes = 4 if layout.recompute else 3
     waited = (layout.fullest - 1) * 2 * run.net.ledger(k_per_layer).active_experts
-    return passes * (flops.matrices + flops.attention + waited) + 3 * flops.head
+    attention = flops.attention * (2 if way == "masked" else 1)
+    return passes * (flops.matrices + attention + waited) + 3 * flops.head
 
 
 def mfu(run: RunConfig, layout: Layout, cluster: Cluster, k_per_layer: Sequence[int], seconds: float) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from sigma_lite.config import ModelConfig
 from sigma_lite.runfile import RunConfig
-from sigma_lite.scale.activations import FP32, INDEX, compiled_on_cpu, kept_by_layer, kept_of_recomputed
+from sigma_lite.scale.activations import FP32, INDEX, compiled_on_cpu, kept_by_layer, kept_of_recomputed, table
 from sigma_lite.scale.cluster import Cluster
 from sigma_lite.scale.layout import Layout, Precision, precision_of
 
@@ -30,6 +30,7 @@ def memory(run: RunConfig, layout: Layout, cluster: Cluster, k_per_layer: Sequen
     number, gpu = precision_of(run), cluster.kind == "gpu"
     D, T = run.net.d_model, layout.per_micro * run.rows.length
     own = parameters_of_device(run, layout) * number.weight
+    way = run.net.attention_way(run.rows.length, gpu, number.compute < FP32)
     kept = kept_per_layer(run, layout, gpu, k_per_layer)
     items = {
         "weights": own,
@@ -38,7 +39,7 @@ def memory(run: RunConfig, layout: Layout, cluster: Cluster, k_per_layer: Sequen
         "gathered": _gathered_root(run.net, number) if layout.sharded else 0,
         "activations": sum(kept) + T * (number.stream * D + FP32),  # and the last norm
         "loss": (run.net.vocab_size * number.weight + T * number.compute) * D,
-        "rows": 3 * T * INDEX + T * run.rows.length,  # ids, targets, documents, and who may look at whom
+        "rows": 3 * T * INDEX + table(way, T, run.rows.length),  # ids, targets, documents, and who may look at whom
     }
     if not gpu and run.save.get("beside"):
         items["checkpoint_copy"] = 3 * own  # a CPU's memory is the host's

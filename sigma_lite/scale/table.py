@@ -53,6 +53,7 @@ def _machine(facts: dict[str, Any]) -> list[str]:
         _line("cluster", f"{cluster['name']}, {cluster['nodes']} x {cluster['devices_per_node']} devices{how}"),
         _line("layout", _layout(layout) + by),
         _line("precision", facts["precision"]),
+        _line("attention in packed rows", facts["attention"]),
         _line("imbalance", _imbalance(layout)),
         *(_line("NOTE", note) for note in facts["notes"]),
     ]

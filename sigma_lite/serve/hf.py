@@ -56,7 +56,7 @@ def qwen3_moe_config(config: ModelConfig, top_k: int, **options: object):
         num_experts_per_tok=top_k,
         norm_topk_prob=False,
         rms_norm_eps=config.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        rope_parameters=config.rope_parameters(),
         tie_word_embeddings=config.tie_embeddings,
         decoder_sparse_step=1,
         mlp_only_layers=[],

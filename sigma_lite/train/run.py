@@ -47,7 +47,7 @@ from sigma_lite.train.module import SigmaLit
 from sigma_lite.train.parser import StrictParser, one_sentence
 from sigma_lite.train.predictions import write_predictions
 from sigma_lite.train.provenance import origin
-from sigma_lite.train.settings import require_same_settings, without_effect
+from sigma_lite.train.settings import ROUNDING, completed, require_same_settings, without_effect
 from sigma_lite.train.strategies import check_made, check_named, outside_srun
 
 TRAINER_DEFAULTS = {
@@ -268,8 +268,10 @@ class RunCLI(LightningCLI):
         """The checkpoint asked for, or the newest of the run's folder. ConfigError when its model is another."""
         path = Path(plain_path(ckpt_path, "ckpt_path")) if ckpt_path else newest_whole(self.run_dir)
         require(path is not None, f"{self.run_dir} holds no checkpoint: run `sigma-lite fit` with this config first")
-        saved, now = read_settings(path).get("net", {}), self.settings()["net"]
+        saved, now = completed(read_settings(path)).get("net", {}), self.settings()["net"]
         for name, value in now.items():
+            if f"net.{name}" == ROUNDING:
+                continue
             was = saved.get(name)
             require(was == value, f"{path} holds a model with {name}={was}, this config says {value}: give its own config")
         parts = [

@@ -13,7 +13,7 @@ from sigma_lite.balance.pooled import PooledCounts
 from sigma_lite.config import ModelConfig, RowsConfig, SparsityConfig
 from sigma_lite.kernels.cpu.binding import lanes
 from sigma_lite.kernels.cpu.op import trial
-from sigma_lite.model import Transformer
+from sigma_lite.model import Transformer, documents
 from sigma_lite.runfile import RunConfig
 from sigma_lite.scale import activations
 from sigma_lite.scale.cluster import load_cluster
@@ -31,6 +31,7 @@ RUNS = {
     "two micro-batches": RunConfig(ModelConfig(n_layers=2, top_k=4, **NET), rows=RowsConfig(64, 8, 4)),
     "large vocabulary": RunConfig(ModelConfig(n_layers=1, **NET | {"vocab_size": 8192}), rows=RowsConfig(64, 8, 8)),
     "long rows": RunConfig(ModelConfig(n_layers=2, **NET), rows=RowsConfig(512, 2, 2)),
+    "rows cut into blocks": RunConfig(ModelConfig(n_layers=2, attention="blocks", **NET), rows=RowsConfig(512, 2, 2)),
     "no attention below": RunConfig(ModelConfig(n_layers=2, attention_from_layer=1, **NET), rows=RowsConfig(64, 8, 8)),
     "sigmoid router": RunConfig(ModelConfig(n_layers=2, router_score="sigmoid", **NET), rows=RowsConfig(64, 8, 8)),
 }
@@ -54,6 +55,10 @@ def test_planned_memory_is_what_training_allocates(name, precision, monkeypatch)
     assert items["activations"] + ours * items["loss"] == pytest.approx(kept, rel=0.02)
 
 
+def test_the_planner_knows_the_size_of_a_piece():
+    assert activations.PIECE == documents.PIECE
+
+
 def test_each_choice_adds_its_rows_and_pre_activations():
     """Law: on a CPU one more expert per token keeps 2F numbers and a few indices for each token, and where the kernel is not
     ours also D numbers: the token's row once more."""
@@ -73,7 +78,10 @@ def _model(run: RunConfig, k: tuple[int, ...]) -> Transformer:
 def _batch(run: RunConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     shape = (run.rows.per_micro, run.rows.length)
     ids = torch.randint(run.net.vocab_size, shape)
-    return ids, ids.roll(-1, 1).contiguous(), (torch.rand(shape) < 0.05).cumsum(1)
+    documents_BS = (torch.rand(shape) < 0.05).cumsum(1)
+    if run.net.attention == "blocks":  # the most tables that there can be: documents that fill pieces without a rest
+        documents_BS = (torch.arange(shape[1]) // 32).expand(shape).contiguous()
+    return ids, ids.roll(-1, 1).contiguous(), documents_BS
 
 
 def _loss(run: RunConfig, model: Transformer, ids: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor) -> tuple:
