@@ -117,6 +117,7 @@ class ModelConfig:
     d_expert: int = 64  # hidden width of one SwiGLU expert
     top_k: int = 1  # experts per token at target sparsity; a schedule may begin with more (SparsityConfig)
     router_score: str = "softmax"  # softmax | sigmoid: what a gate is; loss-free balance was made for sigmoid
+    renormalise: bool = False  # divide a token's gates by their sum, as Qwen3-MoE may with 8 experts; never at top_k=1
     attention_from_layer: int = 0  # layers below have none: their routers see the token alone (an ablation of the lab)
     tie_embeddings: bool = True  # output head = token embedding
     rope_theta: float = 10_000.0  # RoPE base: positions up to about this many tokens stay distinguishable
@@ -136,6 +137,10 @@ class ModelConfig:
         )
         scores = ("softmax", "sigmoid")
         require(self.router_score in scores, f"router_score {self.router_score!r}: {nearest(self.router_score, scores)}")
+        require(
+            self.top_k > 1 or not self.renormalise,
+            f"renormalise=True with top_k=1: {_DEAD_GATE}",
+        )
         require(
             0 <= self.attention_from_layer <= self.n_layers,
             f"attention_from_layer={self.attention_from_layer}: must lie in 0..n_layers={self.n_layers}",
@@ -174,6 +179,7 @@ class ModelConfig:
                 1 <= k <= self.n_experts,
                 f"k_per_layer[{layer}]={k}: experts per token must lie in 1..n_experts={self.n_experts}",
             )
+            require(k > 1 or not self.renormalise, f"renormalise=True with k_per_layer[{layer}]=1: {_DEAD_GATE}")
         return k_per_layer
 
     @staticmethod
@@ -182,6 +188,9 @@ class ModelConfig:
         if name not in PRESETS:
             raise ConfigError(f"preset {name!r} does not exist; {nearest(name, PRESETS)}")
         return PRESETS[name]
+
+
+_DEAD_GATE = "one gate divided by itself is 1, and the loss no longer reaches the router; set renormalise=False"
 
 
 def _nearest_divisor(number: int, near: int) -> int:

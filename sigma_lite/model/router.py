@@ -23,7 +23,7 @@ class Routing(NamedTuple):
 
     probs: Tensor  # [T, E] fp32 softmax over all experts (or the sigmoids divided by their sum); each row sums to 1
     ids: Tensor  # [T, K] int64 chosen experts, best first; -1: an empty slot, where a router leaves some
-    gates: Tensor  # [T, K] fp32 scores of the chosen, in 0..1, not renormalised: K may change without changing their scale
+    gates: Tensor  # [T, K] fp32 scores of the chosen, in 0..1; not renormalised unless set so: K may change, not their scale
     logits: Tensor  # [T, E] fp32
 
 
@@ -47,7 +47,7 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.n_experts, config.d_model))
         self.own_weights = {"weight": Weight(config.router_init_std, routes=True)}
         self.register_buffer("bias", torch.zeros(config.n_experts))
-        self.top_k, self.score = config.top_k, config.router_score
+        self.top_k, self.score, self.sums_to_one = config.top_k, config.router_score, config.renormalise
 
     def forward(self, x_TD: Tensor) -> Routing:
         with torch.autocast(x_TD.device.type, enabled=False):  # bf16 logits would change about 1 % of top-1 choices
@@ -66,10 +66,12 @@ class Router(nn.Module):
         return scores_TE.topk(self.top_k, dim=-1).indices
 
     def gate(self, scores_TE: Tensor, ids_TK: Tensor) -> Tensor:
-        """Weight of each choice, [T, K]: its score without the bias; 0 for an empty slot."""
+        """Weight of each choice, [T, K]: its score without the bias, divided by their sum if so set; 0 for an empty slot."""
         if not self.leaves_empty:
-            return scores_TE.gather(1, ids_TK)
-        return scores_TE.gather(1, ids_TK.clamp(min=0)).where(ids_TK >= 0, 0.0)
+            gates_TK = scores_TE.gather(1, ids_TK)
+        else:
+            gates_TK = scores_TE.gather(1, ids_TK.clamp(min=0)).where(ids_TK >= 0, 0.0)
+        return gates_TK / gates_TK.sum(-1, keepdim=True).clamp(min=TINY) if self.sums_to_one else gates_TK
 
     def set_k(self, k: int) -> None:
         """Choose `k` experts from now on. A subclass that cannot raises ConfigError."""
