@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from sigma_lite.config import ConfigError, require
+from sigma_lite.config import ConfigError, nearest, require
 from sigma_lite.storage import StorageError, atomic_write, sha256_of
 
 FILE = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"  # begins every document, so it also separates them
 SPECIAL = (END_OF_TEXT, "<|user|>", "<|assistant|>", "<|end|>")  # ids 0, 1, 2, 3; the last three wait for chat
-END_OF_TEXT_ID = 0
+END_OF_TEXT_ID = 0  # of tokenizers trained here; for any other ask `end_of_text`
+ENDS = (END_OF_TEXT, "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>", "<eos>")  # what others call it
 PIECE = (
     240  # bytes; BPE learns from no longer word, or its time would grow with the square of the longest. 2, 3, 4 divide it
 )
@@ -99,6 +100,31 @@ def of_run(folders: Sequence[str | Path], vocab_size: int, sha256: str | None = 
     if sha256 not in (None, sha256_of(path)):
         raise StorageError(f"{path} is not the tokenizer that this model was trained with (its sha256 differs): {fix}")
     return found
+
+
+def end_of_text(tokenizer: Tokenizer, name: str | None = None) -> int:
+    """The id of the token that begins every document, and so ends the one before: where a model stops to write.
+
+    Args:
+        name: `data.corpus.end_of_text`, in a checkpoint's settings too; None: the first of ENDS that the tokenizer has.
+
+    Raises ConfigError, naming the nearest, for what is no special token: text could hold any other.
+    """
+    own = special_tokens(tokenizer)
+    found = [i for wanted in ([name] if name else ENDS) for i, special in own.items() if special == wanted]
+    if found:
+        return found[0]
+    if not own:
+        raise ConfigError("this tokenizer has no special token that could end a document: add one to its tokenizer.json")
+    if name:
+        raise ConfigError(f"end_of_text={name!r} is no special token of this tokenizer; {nearest(name, own.values())}")
+    listed = ", ".join(list(own.values())[:12])
+    raise ConfigError(f"this tokenizer has none of {', '.join(ENDS)}: set data.corpus.end_of_text to one of {listed}")
+
+
+def special_tokens(tokenizer: Tokenizer) -> dict[int, str]:
+    """Id and name of the tokens that no text is ever cut into."""
+    return {i: token.content for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
 
 
 def _plain(tokenizer: Tokenizer) -> Tokenizer:
