@@ -58,7 +58,7 @@ class Prepared:
     @cached_property
     def token_bytes(self) -> np.ndarray:
         """UTF-8 bytes of each token, int32 [V]."""
-        return tokenizer.token_bytes(self.tokenizer)
+        return tokenizer.token_bytes(self.tokenizer, self.vocab_size)
 
     @property
     def vocab_size(self) -> int:
@@ -69,7 +69,9 @@ class Prepared:
         if limit >= 1:
             return None
         train_V, heldout_V = (self._counts(stream) for stream in (self.train, self.heldout))
-        return copies(train_V, limit, train_V + heldout_V > 0)
+        used_V = train_V + heldout_V > 0
+        used_V[list(tokenizer.special_tokens(self.tokenizer))] = True
+        return copies(train_V, limit, used_V)
 
     def _counts(self, stream: TokenStream) -> np.ndarray:
         counts_V = np.zeros(self.vocab_size, np.int64)
@@ -176,14 +178,15 @@ def _open(folder: Path, manifest: dict) -> Prepared:
     def stream(split: str) -> TokenStream:
         ids, kinds = ([folder / s["files"][name]["file"] for s in shards] for name in (split, f"{split}_kinds"))
         domains = Domains(names, (span for shard in spans for span in shard[split])) if recorded else None
-        return TokenStream(ids, kinds, [s[f"{split}_tokens"] for s in shards], dtype, domains)
+        lengths = [s[f"{split}_tokens"] for s in shards]
+        return TokenStream(ids, kinds, lengths, dtype, domains, manifest.get("end_of_text", tokenizer.END_OF_TEXT_ID))
 
     return Prepared(folder, manifest, stream("train"), stream("heldout"))
 
 
 def _begin(folder: Path, corpus: CorpusConfig, progress: bool) -> Tokenizer:
     _check_owner(folder, corpus)
-    if stages.read_json(folder / "settings.json") is None:
+    if not _is_claimed(folder):
         write_json(folder / "settings.json", {"format": FORMAT, "corpus": _settings(corpus)})
     return stages.tokenizer_stage(folder, corpus, progress)
 
@@ -203,8 +206,11 @@ def _finish(folder: Path, corpus: CorpusConfig, progress: bool) -> None:
         "first_skipped": skipped.first,
         **_sums(shards),
         "tokenizer": _entry(folder / "tokenizer.json"),
+        "end_of_text": tokenizer.end_of_text(tokenizer.load(folder / "tokenizer.json"), corpus.end_of_text),
         "shards": shards,
     }
+    empty = [split for split in stages.SPLITS if manifest[f"{split}_documents"] == 0]
+    require(not empty, f"heldout={corpus.heldout} leaves no document for {' and '.join(empty)}: change it, or add documents")
     hashes = "".join(entry["sha256"] for entry in entries(manifest))
     manifest["fingerprint"] = hashlib.sha256(hashes.encode()).hexdigest()
     if before:
@@ -250,9 +256,9 @@ def _check_owner(folder: Path, corpus: CorpusConfig) -> None:
     fixes = f"set data.corpus.dir to another folder, or delete {folder}"
     found = stages.read_json(folder / "settings.json", what="the folder")
     if found is None:
-        names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-        others = [name for name in names if not name.endswith((".lock", ".partial"))]
+        others = _contents(folder)
         require(not others, f"{folder} holds files that `prepare` did not write ({', '.join(others[:3])}): {fixes}")
+    if not _is_claimed(folder):
         return
     require(found["format"] == FORMAT, f"{folder} was prepared in format {found['format']}, this is {FORMAT}: {fixes}")
     unnamed = _settings(CorpusConfig())  # what a folder that is older than a setting was prepared with
@@ -263,8 +269,19 @@ def _check_owner(folder: Path, corpus: CorpusConfig) -> None:
         require(was == value, f"{folder} was prepared with {name}={was!r}, not {value!r}: {fixes}")
 
 
+def _is_claimed(folder: Path) -> bool:
+    """Whether anything was made of the settings that the folder names: a start that was refused leaves no more than them."""
+    return (folder / "settings.json").exists() and _contents(folder) != ["settings.json"]
+
+
+def _contents(folder: Path) -> list[str]:
+    names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    return [name for name in names if not name.endswith((".lock", ".partial"))]
+
+
 def _settings(corpus: CorpusConfig) -> dict:
-    return {name: value for name, value in dataclasses.asdict(corpus).items() if name != "dir"}
+    """As settings.json holds them: lists where a config has tuples."""
+    return json.loads(json.dumps({name: value for name, value in dataclasses.asdict(corpus).items() if name != "dir"}))
 
 
 def _entry(path: Path) -> dict:

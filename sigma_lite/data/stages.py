@@ -6,6 +6,7 @@ Documents are read twice, for the tokenizer and for the tokens, and never held t
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import warnings
 from collections.abc import Iterator
@@ -20,12 +21,13 @@ from tqdm import tqdm
 from sigma_lite.config import CorpusConfig, require
 from sigma_lite.data import corpora, tokenizer
 from sigma_lite.data.corpora import Document
+from sigma_lite.data.existing import existing, normal, require_usable
 from sigma_lite.data.kinds import SPECIAL, byte_kinds, token_kinds
 from sigma_lite.data.listing import Skipped
 from sigma_lite.data.stream import check_file, token_dtype, write_array, write_lines
 from sigma_lite.storage import StorageError, atomic_write, write_json
 
-SAMPLE_CHARACTERS = 200_000_000  # BPE merges hardly change with more text than this
+SAMPLE_CHARACTERS = 200_000_000  # BPE merges hardly change with more text than this; so much is held in memory
 BATCH_CHARACTERS = 1_000_000  # text encoded at a time: enough for all cores, little enough to hold
 SPLITS = ("train", "heldout")
 
@@ -44,29 +46,57 @@ def read_json(path: Path, what: str = "it") -> dict | None:
 
 
 def tokenizer_stage(folder: Path, corpus: CorpusConfig, progress: bool) -> Tokenizer:
-    """Train tokenizer.json on the training documents of all parts, unless it is there."""
+    """tokenizer.json: the one that the settings name, or learned from the training documents of all parts; or it is there.
+
+    Of a stranger's tokenizer the file is kept byte for byte.
+    """
     path = folder / "tokenizer.json"
     if not path.exists():
-        bpe = tokenizer.train(_training_text(corpus, progress), corpus.vocab_size, progress)
+        content = existing(corpus.tokenizer) if corpus.tokenizer else _learned(corpus, progress)
+        made = tokenizer.from_bytes(content, corpus.tokenizer or path)
+        if corpus.tokenizer:
+            require_usable(made, corpus.tokenizer, corpus.vocab_size)
+        tokenizer.end_of_text(made, corpus.end_of_text)
         with atomic_write(path) as file:
-            file.write(bpe.to_str(pretty=True).encode())
+            file.write(content)
     return tokenizer.load(path)
 
 
-def _training_text(corpus: CorpusConfig, progress: bool) -> Iterator[str]:
-    """Text of the first training documents. Raises ConfigError when `heldout` leaves one side without any."""
-    number, size, lowest, highest, unbroken = 0, 0, 1.0, 0.0, []
+def _learned(corpus: CorpusConfig, progress: bool) -> bytes:
+    options = {"special": corpus.special_tokens, "single_digits": corpus.single_digits}
+    bpe = tokenizer.train(_sample(_training_documents(corpus, progress)), corpus.vocab_size, progress, **options)
+    return bpe.to_str(pretty=True).encode()
+
+
+def _sample(documents: Iterator[Document]) -> Iterator[str]:
+    """All texts, or of a large corpus those with the lowest hashes, until they hold SAMPLE_CHARACTERS.
+
+    Every document has the same chance wherever it stands, and the same one again in the next run.
+    """
+    kept: list[tuple[int, int, str]] = []  # a heap: the highest hash first
+    size = number = 0
+    for number, document in enumerate(documents, start=1):
+        rank = int.from_bytes(hashlib.blake2b(document.key.encode(), digest_size=8, salt=b"tokenizer").digest(), "big")
+        heapq.heappush(kept, (-rank, number, document.text))
+        size += len(document.text)
+        while size - len(kept[0][2]) >= SAMPLE_CHARACTERS:
+            size -= len(heapq.heappop(kept)[2])
+    if len(kept) < number:
+        which = f"{len(kept):,} of {number:,} training documents, drawn evenly: {size:,} characters"
+        warnings.warn(f"the tokenizer learned from {which}", stacklevel=2)
+    yield from (text for _, _, text in sorted(kept, key=lambda item: item[1]))
+
+
+def _training_documents(corpus: CorpusConfig, progress: bool) -> Iterator[Document]:
+    """Raises ConfigError at their end when `heldout` leaves one side without any."""
+    number, lowest, highest, unbroken = 0, 1.0, 0.0, []
     total = corpora.expected(corpus) if progress else None
     for document in _with_bar(corpora.documents(corpus), total, "reading for the tokenizer", progress):
         position = corpora.split_position(document)
         number, lowest, highest = number + 1, min(lowest, position), max(highest, position)
         if position >= corpus.heldout:
-            yield document.text
-            size += len(document.text)
+            yield document
             unbroken += [document.name] if tokenizer.has_long_run(document.text) else []
-        if size >= SAMPLE_CHARACTERS:
-            warnings.warn(f"the tokenizer learned from the first {number} documents, {size:,} characters", stacklevel=2)
-            break
     if unbroken:
         warnings.warn(
             f"{named(unbroken)}: over {tokenizer.LONG_RUN} characters without a break; BPE learned from pieces of them. If"
@@ -175,14 +205,18 @@ def _sha256(text: str) -> str:
 def _encode(documents: Iterator[Document], bpe: Tokenizer, corpus: CorpusConfig, shard_tokens: int) -> Iterator[Encoded]:
     """Tokens of the next documents, until a shard is full or the documents end."""
     dtype, lengths_V = token_dtype(corpus.vocab_size), tokenizer.token_bytes(bpe)
-    total = 0
+    end, total = tokenizer.end_of_text(bpe, corpus.end_of_text), 0
     while total < shard_tokens and (batch := _batch(documents, min(BATCH_CHARACTERS, shard_tokens))):
         for document, encoding in zip(batch, bpe.encode_batch_fast([d.text for d in batch]), strict=True):
-            ids = np.array([tokenizer.END_OF_TEXT_ID, *encoding.ids], dtype)
-            kinds = token_kinds(lengths_V[ids], byte_kinds(document.name, document.text))
+            ids = np.array([end, *encoding.ids], dtype)
+            kinds_of_bytes = byte_kinds(document.name, normal(bpe, document.text))
+            kept = int(lengths_V[ids].sum()) == len(kinds_of_bytes)
+            require(kept, f"data.corpus.tokenizer does not keep every byte of {document.name}: choose a byte-level one")
+            kinds = token_kinds(lengths_V[ids], kinds_of_bytes)
             kinds[0] = SPECIAL
             total += len(ids)
-            yield Encoded(_facts(document, corpus, len(ids)), corpora.domain_of(corpus, document.name), ids, kinds)
+            facts = _facts(document, corpus, len(ids), len(kinds_of_bytes))
+            yield Encoded(facts, corpora.domain_of(corpus, document.name), ids, kinds)
 
 
 def _batch(documents: Iterator[Document], characters: int) -> list[Document]:
@@ -193,11 +227,11 @@ def _batch(documents: Iterator[Document], characters: int) -> list[Document]:
     return batch
 
 
-def _facts(document: Document, corpus: CorpusConfig, n_tokens: int) -> dict:
+def _facts(document: Document, corpus: CorpusConfig, n_tokens: int, n_bytes: int) -> dict:
     return {
         "name": document.name,
         "split": SPLITS[corpora.is_heldout(document, corpus.heldout)],
-        "bytes": len(document.text.encode()),
+        "bytes": n_bytes,
         "tokens": n_tokens,
         "sha256": _sha256(document.text),
     }
