@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from itertools import count, groupby, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -118,8 +118,11 @@ def named(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more documents" if len(names) > 3 else "")
 
 
-def _with_bar(documents: Iterator[Document], total: int | None, desc: str, progress: bool) -> Iterator[Document]:
-    return iter(tqdm(documents, desc=desc, total=total, unit=" documents", disable=not progress, delay=1, leave=False))
+def _with_bar(
+    documents: Iterator[Document], total: int | None, desc: str, progress: bool, done: int = 0
+) -> Iterator[Document]:
+    bar = {"desc": desc, "total": total, "initial": done, "unit": " documents"}
+    return iter(tqdm(documents, disable=not progress, delay=1, leave=False, **bar))
 
 
 # ------------------------------------------------------------------------------------------------------------ tokens
@@ -139,16 +142,17 @@ def part_file(folder: Path, part: int) -> Path:
 def part_stage(folder: Path, corpus: CorpusConfig, part: int, bpe: Tokenizer, shard_tokens: int, progress: bool) -> None:
     """Every shard of a part that is not finished, then the file that says so; finished shards are passed over.
 
-    A shard ends with the batch of documents that brings it to `shard_tokens`.
+    A shard ends with the batch of documents that brings it to `shard_tokens`. Documents of finished shards are read again
+    only where one cannot begin behind them, or where a file of theirs was touched: then to see whether it changed.
     """
     if _part_is_finished(folder, corpus, part):
         return
-    skipped, shards, digest = Skipped(), [], hashlib.sha256()
+    shards, at, skipped, digest = _begun(folder, corpus, part)
     desc = f"tokens for {folder}" + (f", part {part} of {corpus.parts}" if corpus.parts > 1 else "")
     total = corpora.expected(corpus) if progress else None
-    documents = corpora.documents_of_part(corpus, part, skipped)
-    documents = _with_bar(documents, total and -(-total // corpus.parts), desc, progress)
-    for number in count():
+    documents = corpora.documents_of_part(corpus, part, skipped, at)
+    documents = _with_bar(documents, total and -(-total // corpus.parts), desc, progress, at.get("documents", 0))
+    for number in count(len(shards)):
         tail = _tail(corpus, part, number)
         if shard := _finished(folder, tail):
             for document in islice(documents, shard["documents"]):
@@ -161,9 +165,38 @@ def part_stage(folder: Path, corpus: CorpusConfig, part: int, bpe: Tokenizer, sh
                 break
             for item in encoded:
                 digest.update(_identity(item.facts["name"], item.facts["sha256"]))
-            shard = _write_shard(folder, tail, encoded, digest.hexdigest())
+            shard = _write_shard(folder, tail, encoded, digest.hexdigest(), _next(corpus, part, at, skipped))
         shards.append(shard)
     write_json(part_file(folder, part), {"shards": len(shards), "skipped": dict(skipped), "first_skipped": skipped.first})
+
+
+def _next(corpus: CorpusConfig, part: int, at: corpora.Place, skipped: Skipped) -> dict | None:
+    """Where the next shard begins, as plain values; None where only reading from the beginning finds it."""
+    if (seen := corpora.seen_so_far(corpus, part, at)) is None:
+        return None
+    place = {name: value() if callable(value) else value for name, value in at.items() if name != "done"}
+    return {"at": place, "seen": seen, "skipped": dict(skipped), "first_skipped": skipped.first}
+
+
+def _begun(folder: Path, corpus: CorpusConfig, part: int) -> tuple[list[dict], corpora.Place, Skipped, Any]:
+    """(finished shards that need not be read again, where to go on, what was left out, hash of their documents)."""
+    shards = []
+    while shard := _finished(folder, _tail(corpus, part, len(shards))):
+        shards.append(shard)
+    after = shards[-1].get("next") if shards else None
+    if after is None or corpora.seen_so_far(corpus, part, after["at"]) != after["seen"]:
+        return [], {}, Skipped(), hashlib.sha256()
+
+    def done() -> Iterator[tuple[str, str]]:
+        for shard in shards:
+            with open(folder / shard["files"]["documents"]["file"], encoding="utf-8") as lines:
+                yield from ((facts["name"], facts["sha256"]) for facts in map(json.loads, lines))
+
+    digest, skipped = hashlib.sha256(), Skipped(after["skipped"])
+    for name, sha256 in done():
+        digest.update(_identity(name, sha256))
+    skipped.first = after["first_skipped"]
+    return shards, {**after["at"], "done": done}, skipped, digest
 
 
 def _part_is_finished(folder: Path, corpus: CorpusConfig, part: int) -> bool:
@@ -175,6 +208,8 @@ def read_part(folder: Path, corpus: CorpusConfig, part: int) -> tuple[list[dict]
     """The sidecars of a finished part's shards, and what was left out, by reason."""
     done = read_json(part_file(folder, part))
     shards = [read_json(folder / f"shard-{_tail(corpus, part, number)}.json") for number in range(done["shards"])]
+    for shard in shards:
+        shard.pop("next", None)  # of no use to who reads the tokens
     skipped = Skipped(done["skipped"])
     skipped.first = done.get("first_skipped", {})
     return shards, skipped
@@ -237,10 +272,17 @@ def _facts(document: Document, corpus: CorpusConfig, n_tokens: int, n_bytes: int
     }
 
 
-def _write_shard(folder: Path, tail: str, encoded: list[Encoded], digest: str) -> dict:
-    """Write a shard's files, then the sidecar that vouches for them. `digest` covers its part's documents up to here."""
+def _write_shard(folder: Path, tail: str, encoded: list[Encoded], digest: str, after: dict | None) -> dict:
+    """Write a shard's files, then the sidecar that vouches for them.
+
+    Args:
+        digest: of its part's documents up to here.
+        after: where the next shard begins.
+    """
     files = {"documents": write_lines(folder / f"documents-{tail}.jsonl", (item.facts for item in encoded))}
     shard = {"documents": len(encoded), "digest": digest, "files": files, "domains": {}}
+    if after is not None:
+        shard["next"] = after
     for split in SPLITS:
         own = [item for item in encoded if item.facts["split"] == split]
         files[split] = write_array(folder / f"{split}-{tail}.bin", (item.ids for item in own))
