@@ -45,7 +45,7 @@ class Experts(nn.Module):
         return [compute(n, part, run) for n, part in enumerate(parts)]
 
     def _weights(self, x_TD: Tensor) -> list[Tensor]:
-        """Of the experts that are computed here, in the dtype to compute in: grouped_mm does not follow autocast by itself."""
+        """Of the experts computed here, in the dtype to compute in: grouped_mm does not follow autocast by itself."""
         device = x_TD.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_TD.dtype
         stored = [_on_this_rank(weight).to(dtype) for weight in (self.w13, self.w2)]

@@ -11,7 +11,6 @@ while experts compute another; scale/padded.py makes all messages alike, so that
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import NamedTuple
@@ -120,29 +119,27 @@ def as_computed(x_TD: Tensor) -> Tensor:
 
 
 class _Agreed:
-    """What one checkpointed block has agreed in its forward pass, in order."""
+    """What one checkpointed block agrees in its forward pass, in order. A context, entered anew in each recomputation."""
 
-    def __init__(self) -> None:
-        self.told: list[list[Traffic]] = []
+    def __init__(self, told: list[list[Traffic]], recomputing: bool):
+        self.told, self.recomputing = told, recomputing
         self.again: Iterator[list[Traffic]] | None = None
 
-    @contextlib.contextmanager
-    def within(self, again: bool) -> Iterator[None]:
-        self.again = iter(self.told) if again else None
-        token = _AGREED.set(self)
-        try:
-            yield
-        finally:
-            _AGREED.reset(token)
+    def __enter__(self) -> None:
+        self.again = iter(self.told) if self.recomputing else None
+        self._token = _AGREED.set(self)
+
+    def __exit__(self, *error: object) -> None:
+        _AGREED.reset(self._token)
 
 
 _AGREED: ContextVar[_Agreed | None] = ContextVar("agreed", default=None)
 
 
-def agreed_once() -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
+def agreed_once() -> tuple[_Agreed, _Agreed]:
     """`context_fn` of torch's checkpoint: the second forward pass takes the sizes of the first, without message or wait.
 
     The same input makes the same choices, so the sizes are the same.
     """
-    agreed = _Agreed()
-    return agreed.within(again=False), agreed.within(again=True)
+    told: list[list[Traffic]] = []
+    return _Agreed(told, recomputing=False), _Agreed(told, recomputing=True)

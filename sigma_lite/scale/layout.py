@@ -56,8 +56,11 @@ class StrategyConfig:
         parts, capacity = self.exchange_parts, self.capacity
         require(parts >= 1, f"exchange_parts={parts}: must be at least 1; 2 hides about half of the exchange")
         if capacity is not None:
-            require(1 <= capacity < math.inf, f"capacity={capacity}: must be 1 or more; expert_parallel={self.expert_parallel}"
-                    " always suffices, null means messages of the size that is needed")  # fmt: skip
+            require(
+                1 <= capacity < math.inf,
+                f"capacity={capacity}: must be 1 or more; expert_parallel={self.expert_parallel} always suffices, null means"
+                " messages of the size that is needed",
+            )
             require(parts == 1, f"exchange_parts={parts} and capacity={capacity}: padded messages are not cut; choose one")
         require(
             self.expert_parallel > 1 or (parts == 1 and capacity is None),

@@ -44,10 +44,10 @@ class ExpertParallel(ModelParallelStrategy):
         compile_attention: run attention through torch.compile. Experts are one kernel already, and their sizes change.
         timeout_s: seconds to wait for the other ranks, at the start and in each exchange.
         process_group_backend: gloo or nccl; None: what suits the device.
-        exchange_parts: cut each layer's tokens into so many parts, and let experts compute one while others travel. The same
-            gradients but for the last bits, so-many times as many messages. 1: as a whole.
-        capacity: give every message this many times an even share of rows, so that no host waits for sizes. Bytes and work of
-            experts grow by this factor. A step in which rows do not fit is skipped, as one with a NaN gradient is;
+        exchange_parts: cut each layer's tokens into so many parts, and let experts compute one while others travel. The
+            gradients are the same but for the last bits; there are so many times as many messages. 1: as a whole.
+        capacity: give every message this many times an even share of rows, so that no host waits for sizes. Bytes and
+            experts' work grow by this factor. A step in which rows do not fit is skipped, as one with a NaN gradient is;
             capacity = expert_parallel always fits. None: messages of the size that is needed, one wait a layer.
     """
 

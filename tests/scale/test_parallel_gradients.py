@@ -114,7 +114,9 @@ def test_rows_arrive_in_order_and_gradients_return(tmp_path):
 
     def work(rank: int):
         group = dist.group.WORLD
-        ids_T1 = torch.arange(6).repeat_interleave(counts_REE[rank].repeat_interleave(2))[:, None]  # two experts a rank, alike
+        ids_T1 = torch.arange(6).repeat_interleave(counts_REE[rank].repeat_interleave(2))[
+            :, None
+        ]  # two experts a rank, alike
         [traffic] = agree([routing_plan(ids_T1, 6)], group)
         sent, received = (2 * counts_REE[rank]).tolist(), (2 * counts_REE[:, rank]).tolist()
         assert (traffic.sent_R, traffic.received_R) == (sent, received)
