@@ -343,7 +343,7 @@ class CorpusConfig:
         require(
             self.vocab_size >= least,
             f"vocab_size={self.vocab_size}: byte-level BPE needs 256 bytes and {least - 256} special tokens; try"
-            f" {max(512, 2 * least)}",
+            f" {least + 252}",
         )
 
     def _expand_paths(self) -> None:
