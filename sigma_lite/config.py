@@ -311,6 +311,10 @@ class CorpusConfig:
     text_field: str = "text"  # column that holds the text in jsonl, json, csv, parquet and hf
     missing_text: str = "refuse"  # refuse | empty: what a row without that column is; empty ones are left out and counted
     vocab_size: int = 4096  # of the byte-level BPE trained on the training documents; linked to the model's
+    tokenizer: str | None = None  # one that exists: a tokenizer.json, its folder, or a name on the hub; kept as it is
+    end_of_text: str | None = None  # its special token that ends a document; null: <|endoftext|>, </s> or what others use
+    special_tokens: tuple[str, ...] = ()  # names to reserve besides <|endoftext|>, <|user|>, <|assistant|> and <|end|>
+    single_digits: bool = False  # the BPE gives every digit a token of its own, so that numbers are read place by place
     heldout: float = 0.08  # share of documents kept for validation, chosen by a hash of the name
     max_documents: int | None = None  # stop after so many documents (streaming a large data set); domains: shared evenly
     parts: int = 1  # slices that processes may prepare side by side; the tokens are the same whoever prepares them
@@ -330,19 +334,32 @@ class CorpusConfig:
         choices = ("refuse", "empty")
         require(self.missing_text in choices, f"missing_text {self.missing_text!r}: {nearest(self.missing_text, choices)}")
         self._expand_paths()
-        require(
-            self.vocab_size >= 260,
-            f"vocab_size={self.vocab_size}: byte-level BPE needs 256 bytes and 4 special tokens; try 512",
-        )
+        self._check_tokenizer()
         require(0 < self.heldout < 1, f"heldout={self.heldout}: must lie strictly between 0 and 1; try 0.08")
         _positive(self, "parts")
         most = self.max_documents
         require(most is None or most > 1, "max_documents must be at least 2: one to hold out")
         require(most is None or self.parts <= most, f"parts={self.parts} is more than max_documents={most}: lower it")
 
+    def _check_tokenizer(self) -> None:
+        if self.tokenizer is not None:
+            given = [name for name in ("special_tokens", "single_digits") if getattr(self, name)]
+            fix = "leave it out, or leave tokenizer out to train one"
+            require(not given, f"{' and '.join(given)}: tokenizer={self.tokenizer!r} is finished and stays as it is; {fix}")
+            return
+        names, least = self.special_tokens, 260 + len(self.special_tokens)
+        require(len({*names, ""}) == len(names) + 1, f"special_tokens={list(names)}: give different names, none empty")
+        require(
+            self.vocab_size >= least,
+            f"vocab_size={self.vocab_size}: byte-level BPE needs 256 bytes and {least - 256} special tokens; try"
+            f" {least + 252}",
+        )
+
     def _expand_paths(self) -> None:
-        local = self.dataset is not None and self.dataset.startswith(("~", "$"))  # others may be names on the hub
-        for name in ("dir", *(["path"] if self.path is not None else []), *(["dataset"] if local else [])):
+        hub = {name for name in ("dataset", "tokenizer") if not (getattr(self, name) or "").startswith(("~", "$"))}
+        for name in {"dir", "path", "dataset", "tokenizer"} - hub:  # what may be a name on the hub stays as it is
+            if getattr(self, name) is None:
+                continue
             object.__setattr__(self, name, plain_path(getattr(self, name), f"data.corpus.{name}"))
 
 
