@@ -38,7 +38,7 @@ def import_model(folder: str | Path, out: str | Path) -> ModelConfig:
     rows = RowsConfig(length=config.get("max_position_embeddings") or RowsConfig.length)
     run = RunConfig(net=net, rows=rows)
     settings = {name: dataclasses.asdict(getattr(run, name)) for name in ("net", "sparsity", "balance", "optim", "rows")}
-    settings["imported"] = {"tokens": words.get_vocab_size() if words else net.vocab_size, "eos": _end(folder, config)}
+    settings["imported"] = {"eos": _end(folder, config)}
     with new_folder(out) as partial:
         checkpoint = {"state_dict": {f"model.{name}": tensor for name, tensor in state.items()}, "global_step": 0}
         checkpoint["settings"] = json.dumps(settings)

@@ -14,7 +14,7 @@ from sigma_lite.balance.schedule import k_per_layer
 from sigma_lite.checkpoint import newest_whole, read_checkpoint, read_settings, step_of
 from sigma_lite.config import ConfigError, ModelConfig, RowsConfig, SparsityConfig, require
 from sigma_lite.data import tokenizer
-from sigma_lite.data.tokenizer import END_OF_TEXT, token_strings
+from sigma_lite.data.tokenizer import token_strings
 from sigma_lite.identity import in_words
 from sigma_lite.model import Parts, Transformer
 from sigma_lite.runfile import from_mapping
@@ -36,13 +36,17 @@ def plain_prompt(given: str) -> str:
     raise ConfigError(f"the prompt is not UTF-8 ({wrong} at place {place}): set the terminal to UTF-8, or write it in ASCII")
 
 
-def end_of_text(words: Tokenizer, otherwise: int | None = None) -> int:
-    """Id of the token between documents: by name, or the one that an imported model ends with. StorageError for neither."""
-    found = words.token_to_id(END_OF_TEXT)
-    found = otherwise if found is None else found
-    if found is None:
-        raise StorageError(f"the tokenizer has no {END_OF_TEXT}: nothing says where a document begins or ends")
-    return found
+def end_of_text(words: Tokenizer, name: str | None = None, otherwise: int | None = None) -> int:
+    """Id of the token between documents: by name, or else the one that an imported model ends with.
+
+    Raises: ConfigError where the tokenizer has none and no import said one.
+    """
+    try:
+        return tokenizer.end_of_text(words, name)
+    except ConfigError:
+        if otherwise is None:
+            raise
+        return otherwise
 
 
 class Trained:
@@ -76,11 +80,11 @@ class Trained:
                 self.step, switch_step=sparsity.switch_step, n_layers=net.n_layers, head=sparsity.head, target=net.top_k
             )
         )
-        beside = settings.get("corpus", {}).get("dir")  # runs used to leave it with their data
-        folders = [data] if data else [run, *([beside] if beside else [])]
-        trained_with, imported = checkpoint.get("TokenDataModule", {}).get("tokenizer sha256"), settings.get("imported", {})
-        self.tokenizer = tokenizer.of_run(folders, imported.get("tokens", net.vocab_size), trained_with)
-        self.end_of_text = end_of_text(self.tokenizer, imported.get("eos"))
+        corpus, imported = settings.get("corpus", {}), settings.get("imported", {})
+        beside = [corpus["dir"]] if "dir" in corpus else []  # runs used to leave it with their data; an import has none
+        trained_with = checkpoint.get("TokenDataModule", {}).get("tokenizer sha256")
+        self.tokenizer = tokenizer.of_run([data] if data else [run, *beside], net.vocab_size, trained_with)
+        self.end_of_text = end_of_text(self.tokenizer, corpus.get("end_of_text"), imported.get("eos"))
 
     def continue_text(
         self, prompt: str, max_new_tokens: int, *, temperature: float = 0.8, top_p: float = 0.95, seed: int = 0

@@ -139,11 +139,11 @@ def test_both_generations_of_keys_are_written(tmp_path, words):
 
 def test_shards_and_sixteen_bits(tmp_path, words):
     ours = saved_run(tmp_path / "run", words)
-    cli.main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--shard", "50KB", "--dtype", "bfloat16"])
+    cli.main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--shard", "20KB", "--dtype", "bfloat16"])
     files = sorted(p.name for p in (tmp_path / "out").glob("*.safetensors"))
     index = json.loads((tmp_path / "out/model.safetensors.index.json").read_bytes())
     assert len(files) > 2 and set(index["weight_map"].values()) == set(files)
-    assert all((tmp_path / "out" / file).stat().st_size < 60_000 for file in files)
+    assert all((tmp_path / "out" / file).stat().st_size < 30_000 for file in files)
     theirs = load(tmp_path / "out")
     assert {p.dtype for p in theirs.parameters()} == {torch.bfloat16}
     rounded = uneven(Transformer(NET)).eval()
@@ -167,7 +167,7 @@ def test_settings_without_a_place_are_refused_by_name(change, words_of_refusal, 
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
-def test_k_by_layer_bias_and_parts_are_refused_by_name(tmp_path, words, finished, capsys, monkeypatch):
+def test_k_by_layer_bias_and_parts_are_refused_by_name(tmp_path, words, capsys):
     model = Transformer(NET)
     model.set_k((3, 1))
     with pytest.raises(ConfigError, match=r"\[1, 3\] experts per token \(layer by layer \[3, 1\]\)"):
@@ -184,19 +184,13 @@ def test_k_by_layer_bias_and_parts_are_refused_by_name(tmp_path, words, finished
     write_checkpoint(path, checkpoint)
     assert tiny.refused(cli.main, "export", tmp_path / "run", tmp_path / "out") == 2
     assert "no place for parts of your own, and" in (said := capsys.readouterr().err) and "mine.Second(skip=2)" in said
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(finished / "run", "cut")
-    for path in Path("cut/checkpoints").iterdir():
-        if "000012" in path.name:
-            path.unlink()
-    shutil.copytree(finished / "run/checkpoints", "cut/checkpoints", dirs_exist_ok=True)
 
 
 def test_every_setting_of_a_model_is_said_or_refused():
     """A setting that is new in ModelConfig is refused at any other value than its default, until the layout says it."""
     own = {field.name for field in dataclasses.fields(ModelConfig)}
-    assert layout.SAID <= own
-    assert own - layout.SAID == {"router_score", "attention_from_layer"}, "say it in layout.py, or add it here: it is refused"
+    assert own >= layout.SAID
+    assert own - layout.SAID == {"router_score", "attention_from_layer"}, "say it in layout.py, or add it here"
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path, words):
@@ -204,9 +198,9 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path, words):
     (tmp_path / "out").mkdir()
     export(tmp_path / "run", tmp_path / "out")  # empty: fine
     before = tiny.snapshot(tmp_path / "out")
-    for write in (lambda: export(tmp_path / "run", tmp_path / "out"), lambda: import_model(tmp_path / "out", tmp_path / "out")):
+    for write, source in ((export, "run"), (import_model, "out")):
         with pytest.raises(StorageError, match="out holds something already: choose a new folder"):
-            write()
+            write(tmp_path / source, tmp_path / "out")
     assert tiny.snapshot(tmp_path / "out") == before
 
 
@@ -303,7 +297,7 @@ def _names(file: Path) -> list[str]:
         ({"num_experts": 7, "num_local_experts": 7}, r"mlp.gate.weight is \[6, 32\], config.json says \[7, 32\]"),
         ({"moe_intermediate_size": 20}, r"gate_proj.weight is \[16, 32\], config.json says \[20, 32\]"),
         ({"num_hidden_layers": 3}, "tensor model.layers.2.self_attn.q_proj.weight is missing"),
-        ({"num_hidden_layers": 1}, r"30 tensors are not part of such a model, the first is model.layers.1"),
+        ({"num_hidden_layers": 1}, r"27 tensors are not part of such a model, the first is model.layers.1"),
         ({"hidden_size": None}, "lacks hidden_size"),
     ],
     ids=str,
@@ -336,10 +330,11 @@ def test_the_end_of_text_is_found_by_name_or_said_by_the_import(tmp_path, words)
     from tokenizers import Tokenizer
 
     bpe = Tokenizer.from_file(str(words))
-    assert end_of_text(bpe, 9) == 0
-    other = Tokenizer.from_str(bpe.to_str().replace("<|endoftext|>", "<eos>"))
-    assert end_of_text(other, 9) == 9
-    with pytest.raises(StorageError, match="no <|endoftext|>"):
+    assert end_of_text(bpe, otherwise=9) == 0
+    other = Tokenizer.from_str(bpe.to_str().replace("<|endoftext|>", "<stop>"))
+    assert end_of_text(other, "<stop>", otherwise=9) == 0
+    assert end_of_text(other, otherwise=9) == 9
+    with pytest.raises(ConfigError, match="set data.corpus.end_of_text"):
         end_of_text(other)
 
 
