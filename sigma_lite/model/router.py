@@ -86,3 +86,10 @@ class Router(nn.Module):
     def set_k(self, k: int) -> None:
         """Choose `k` experts from now on. A subclass that cannot raises ConfigError."""
         self.top_k = k
+
+
+def slots(chosen_TE: Tensor, scores_TE: Tensor) -> Tensor:
+    """Ids of what each token chose, best first, int64 [T, most that one has, at least 1]; -1 where it has no more."""
+    width = max(1, int(chosen_TE.sum(1).max())) if len(chosen_TE) else 1
+    ids_TK = scores_TE.masked_fill(~chosen_TE, -torch.inf).topk(width, dim=-1).indices
+    return ids_TK.where(chosen_TE.gather(1, ids_TK), -1)

@@ -10,6 +10,7 @@ from sigma_lite.identity import identify
 from sigma_lite.model import KeyValueCache, Parts, Router, Transformer
 from sigma_lite.model.assumes import UNSAID, Assumes, assumed, together
 from sigma_lite.model.experts import Experts
+from sigma_lite.model.router import slots
 
 NET = ModelConfig(
     vocab_size=50, n_layers=3, d_model=16, n_heads=2, n_kv_heads=1, head_dim=8, n_experts=8, d_expert=8, top_k=2
@@ -89,3 +90,10 @@ def test_a_class_says_for_itself_what_it_assumes():
     before = identify(Speaks)
     Speaks.assumes = Assumes(k="2")
     assert identify(Speaks) == before, "words do not make it another run"
+
+
+def test_slots_of_a_choice_are_best_first_and_end_in_empty_ones():
+    chosen = torch.tensor([[True, False, True], [False, False, False], [False, True, False]])
+    scores = torch.tensor([[0.1, 0.9, 0.3], [0.5, 0.2, 0.1], [0.0, -2.0, 0.0]])
+    assert slots(chosen, scores).tolist() == [[2, 0], [-1, -1], [1, -1]]
+    assert slots(chosen[1:2], scores[1:2]).tolist() == [[-1]] and slots(chosen[:0], scores[:0]).shape == (0, 1)
