@@ -61,4 +61,5 @@ PAPERS = (
         balancer=("adamoe.NullLBL", {"nulls": 96}),
         net={"top_k": 2},
     ),
+    paper("hash routing", "the token's id decides; no router is learned", router="hash.Hashed", balance=NO_LOSS),
 )
