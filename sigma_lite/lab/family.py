@@ -62,4 +62,10 @@ PAPERS = (
         net={"top_k": 2},
     ),
     paper("hash routing", "the token's id decides; no router is learned", router="hash.Hashed", balance=NO_LOSS),
+    paper(
+        "expert choice",
+        "each expert takes its best tokens: even, and it sees the future",
+        router="choice.ExpertChoice",
+        balance=NO_LOSS,
+    ),
 )
