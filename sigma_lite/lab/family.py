@@ -68,4 +68,10 @@ PAPERS = (
         router="choice.ExpertChoice",
         balance=NO_LOSS,
     ),
+    paper(
+        "Sinkhorn",
+        "an even assignment of the batch in training, greedy in evaluation",
+        router="base.Assigned",
+        balance=NO_LOSS,
+    ),
 )
