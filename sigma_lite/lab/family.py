@@ -74,4 +74,10 @@ PAPERS = (
         router="base.Assigned",
         balance=NO_LOSS,
     ),
+    paper(
+        "expert threshold",
+        "an expert takes what exceeds a running quantile of its scores",
+        router="threshold.Above",
+        balancer="threshold.Thresholds",
+    ),
 )
