@@ -80,4 +80,10 @@ PAPERS = (
         router="threshold.Above",
         balancer="threshold.Thresholds",
     ),
+    paper(
+        "SimBal",
+        "router rows orthogonal to each other; no loads are seen. With 96 rows of 64 numbers it cannot reach 0",
+        router="simbal.WithRows",
+        balancer="simbal.SimBal",
+    ),
 )
