@@ -86,4 +86,11 @@ PAPERS = (
         router="simbal.WithRows",
         balancer="simbal.SimBal",
     ),
+    paper(
+        "ReMoE",
+        "ReLU gates; a penalty thins them out from half of all experts to one per token on average",
+        router="remoe.ReLURouter",
+        balancer="remoe.L1",
+        balance={"weight": 1.0, "z_weight": 0.0},
+    ),
 )
