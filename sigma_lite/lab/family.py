@@ -93,4 +93,10 @@ PAPERS = (
         balancer="remoe.L1",
         balance={"weight": 1.0, "z_weight": 0.0},
     ),
+    paper(
+        "online K-means",
+        "the centroid with the largest cosine; no router is learned",
+        router="kmeans.OnlineKMeans",
+        balance={"loss": "none", "bias": "sign"},
+    ),
 )
