@@ -99,4 +99,16 @@ PAPERS = (
         router="kmeans.OnlineKMeans",
         balance={"loss": "none", "bias": "sign"},
     ),
+    paper(
+        "sqrt-softplus scores",
+        "scores without an upper end, and a loss-free bias",
+        router=("deepseek_v4.SqrtSoftplus", {"renormalise": False}),
+        balance={"loss": "none", "bias": "sign"},
+    ),
+    paper(
+        "hashed low layers",
+        "the same, but the lowest three layers choose by the token's id",
+        router=("deepseek_v4.HashedLow", {"renormalise": False}),
+        balance={"loss": "none", "bias": "sign"},
+    ),
 )
