@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sigma_lite.config import ModelConfig
+from sigma_lite.model.assumes import Assumes
 from sigma_lite.model.norm import RMSNorm
 from sigma_lite.model.rotary import Rotation, rotate
 from sigma_lite.model.weights import into_stream, passing
@@ -14,6 +15,8 @@ from sigma_lite.model.weights import into_stream, passing
 
 class Attention(nn.Module):
     """H query heads share G key/value heads. Queries and keys are normalised per head, so logits cannot blow up."""
+
+    assumes = Assumes()
 
     def __init__(self, config: ModelConfig):
         super().__init__()

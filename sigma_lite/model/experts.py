@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sigma_lite.config import ModelConfig
 from sigma_lite.kernels import grouped_swiglu
+from sigma_lite.model.assumes import Assumes
 from sigma_lite.model.weights import into_stream, passing
 
 Run = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -20,6 +21,8 @@ class Experts(nn.Module):
 
     Outputs are multiplied by a gate that starts near 1 / E for pre-softmax routing; `expert_gain` can make up for it.
     """
+
+    assumes = Assumes()
 
     def __init__(self, config: ModelConfig):
         super().__init__()

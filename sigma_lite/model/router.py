@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sigma_lite.config import ModelConfig
+from sigma_lite.model.assumes import Assumes
 from sigma_lite.model.weights import Weight
 
 TINY = torch.finfo(torch.float32).tiny  # sigmoids of logits below -104 are all 0, and 0 / 0 would be NaN
@@ -35,12 +36,15 @@ class Router(nn.Module):
     balancer moves it. The weight does not decay: that would flatten the logits, which lowers the balancing loss without
     balancing anything.
 
-    Most papers override `choose` alone, some `gate` too. A subclass may have more columns than there are experts: those
-    from `config.n_experts` on belong to no expert, and the width of a router is that of its `probs`.
+    Most papers override `choose` alone, some `gate` or `scores` too. A subclass may have more columns than there are
+    experts: those from `config.n_experts` on belong to no expert, and the width of a router is that of its `probs`.
     """
 
     bias: Tensor
+    layer = 0  # which layer's router this is; the model says it
     leaves_empty = False  # whether `choose` may return -1: its tokens then go through `dispatch.ragged`
+    reads_tokens = False  # whether `forward` takes the tokens' ids as well: forward(x_TD, tokens_T)
+    assumes = Assumes()
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -52,10 +56,18 @@ class Router(nn.Module):
     def forward(self, x_TD: Tensor) -> Routing:
         with torch.autocast(x_TD.device.type, enabled=False):  # bf16 logits would change about 1 % of top-1 choices
             logits_TE = F.linear(x_TD.float(), self.weight.float())
-        scores_TE = logits_TE.softmax(-1) if self.score == "softmax" else logits_TE.sigmoid()
+        return self.routing(logits_TE)
+
+    def routing(self, logits_TE: Tensor) -> Routing:
+        """What follows from the logits: scores, choice, gates."""
+        scores_TE = self.scores(logits_TE)
         ids_TK = self.choose(scores_TE.detach() + self.bias)
         probs_TE = scores_TE if self.score == "softmax" else scores_TE / scores_TE.sum(-1, keepdim=True).clamp(min=TINY)
         return Routing(probs_TE, ids_TK, self.gate(scores_TE, ids_TK), logits_TE)
+
+    def scores(self, logits_TE: Tensor) -> Tensor:
+        """What experts are chosen by, and gated with: [T, E] fp32, 0 or more."""
+        return logits_TE.softmax(-1) if self.score == "softmax" else logits_TE.sigmoid()
 
     def choose(self, scores_TE: Tensor) -> Tensor:
         """Experts of each token, int64 [T, K], best first, distinct; -1 for a slot that stays empty, if `leaves_empty`.
@@ -76,3 +88,10 @@ class Router(nn.Module):
     def set_k(self, k: int) -> None:
         """Choose `k` experts from now on. A subclass that cannot raises ConfigError."""
         self.top_k = k
+
+
+def slots(chosen_TE: Tensor, scores_TE: Tensor) -> Tensor:
+    """Ids of what each token chose, best first, int64 [T, most that one has, at least 1]; -1 where it has no more."""
+    width = max(1, int(chosen_TE.sum(1).max())) if len(chosen_TE) else 1
+    ids_TK = scores_TE.masked_fill(~chosen_TE, -torch.inf).topk(width, dim=-1).indices
+    return ids_TK.where(chosen_TE.gather(1, ids_TK), -1)
