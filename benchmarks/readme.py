@@ -170,7 +170,8 @@ def lab() -> str:
     """One line an arm: layer 0 in the middle of the run, held-out score at its end; means over seeds."""
     arms = {arm: [run for run in recorded(name)["runs"] if run["arm"] == arm] for name, own in LAB.items() for arm in own}
     rows = "\n".join(f"| {name} | {' | '.join(_cells(runs))} |" for name, runs in arms.items())
-    one, commits = recorded("fig2")["runs"][0], len({run["commit"] for runs in arms.values() for run in runs})
+    one, commits = recorded("fig2")["runs"][0], {run["commit"] for runs in arms.values() for run in runs}
+    origin = f"All rows come from commit {one['commit']}" if len(commits) == 1 else f"Rows come from {len(commits)} commits"
     net, steps = one["config"]["net"], one["config"]["trainer"]["max_steps"]
     return f"""\
 ![Layer 0: busiest and idlest expert over training](results/figures/lab_fig2.svg)
@@ -182,8 +183,8 @@ def lab() -> str:
 {net["n_layers"]} layers, width {net["d_model"]}, {net["n_experts"]} experts,
 {one["tokens"] / 1e6:.1f} M tokens in {steps} steps on {one["device"]}. Loads are those of the middle of the run
 ({MIDDLE[0]:.0%} to {MIDDLE[1]:.0%} of its steps, {one["middle"]["tokens"] / 1e3:.0f}k tokens), relative to a fair share;
-dead experts and bits per byte those of held-out text at the end. These rows come from {commits} commits, the first two arms
-from one; the held-out text is split by file, tables and near-duplicates included. All arms and what they show:
+dead experts and bits per byte those of held-out text at the end. {origin}; the held-out
+text is split by file, tables and near-duplicates included. All arms and what they show:
 [chapter 16](notebooks/16_your_own_loss.ipynb).
 
 """

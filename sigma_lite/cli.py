@@ -6,6 +6,7 @@
     sigma-lite plan     -c FILE [--cluster NAME] [--json]   weight, speed and price of a config, before anything runs
     sigma-lite report   RUN                one self-contained HTML page
     sigma-lite generate RUN --prompt TEXT
+    sigma-lite export   RUN OUT            for transformers, lm-evaluation-harness and vLLM; `import FOLDER OUT` reads such
     sigma-lite lab      list | run NAME | show NAME   experiments on balance, side by side
 
 Several -c lay files over each other; any key can be given as --section.key value. `sigma-lite COMMAND --help` says more.
@@ -25,10 +26,11 @@ from typing import NoReturn
 from sigma_lite.config import ConfigError, nearest, plain_path, require
 from sigma_lite.lab.command import add_parser as add_lab_parser
 from sigma_lite.runfile import load_run, overrides
+from sigma_lite.serve.command import PROMPT
+from sigma_lite.serve.command import add_commands as add_serve_commands
 from sigma_lite.storage import StorageError
 
-COMMANDS = ("prepare", "fit", "validate", "test", "predict", "plan", "report", "generate", "lab")
-PROMPT = "import os\n\ndef"  # ends where a token ends: BPE puts the space before a name into the name's token
+COMMANDS = ("prepare", "fit", "validate", "test", "predict", "plan", "report", "generate", "export", "import", "lab")
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")  # LightningCLI parses these; the rest need no Lightning
 
 
@@ -126,14 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("RUN", type=_path, help="folder of the run, such as runs/toy")
     sub.add_argument("--out", type=_path, help="where to write (default: RUN/report.html)")
 
-    sub = command("generate", _generate, "Let a trained model continue a text.")
-    sub.add_argument("RUN", type=_path, help="folder of the run, such as runs/toy")
-    sub.add_argument("--data", type=_path, help="folder with another tokenizer.json (default: the run's own)")
-    sub.add_argument("--prompt", default=PROMPT, help="text to continue (default: %(default)r)")
-    sub.add_argument("--max-new-tokens", type=int, default=200, help="default: %(default)s")
-    sub.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)")
-    sub.add_argument("--top-p", type=float, default=0.95, help="default: %(default)s")
-    sub.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    add_serve_commands(command, _path)
     add_lab_parser(
         command("lab", None, "Experiments on balance: list them, run their arms side by side, show what they found.")
     )
@@ -186,19 +181,6 @@ def _report(options: argparse.Namespace) -> None:
     instead = "give --out with a file outside of it to look at it meanwhile"
     with run_alone(options.RUN, instead) if inside else contextlib.nullcontext():
         print(f"report        {write_report(options.RUN, options.out)}")
-
-
-def _generate(options: argparse.Namespace) -> None:
-    from sigma_lite.serve.trained import Trained, plain_prompt
-
-    trained, prompt = Trained(options.RUN, options.data), plain_prompt(options.prompt)
-    pieces = trained.continue_text(
-        prompt, options.max_new_tokens, temperature=options.temperature, top_p=options.top_p, seed=options.seed
-    )
-    print(prompt, end="", flush=True)
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
 
 
 def _train(args: list[str]) -> None:

@@ -131,6 +131,7 @@ class ModelConfig:
     d_expert: int = 64  # hidden width of one SwiGLU expert
     top_k: int = 1  # experts per token at target sparsity; a schedule may begin with more (SparsityConfig)
     router_score: str = "softmax"  # softmax | sigmoid: what a gate is; loss-free balance was made for sigmoid
+    renormalise: bool = False  # divide a token's gates by their sum, as Qwen3-MoE may with 8 experts; never at top_k=1
     attention_from_layer: int = 0  # layers below have none: their routers see the token alone (an ablation of the lab)
     tie_embeddings: bool = True  # output head = token embedding
     attention: str = "auto"  # auto | masked | blocks | varlen: how attention stays inside documents; see model/documents.py
@@ -156,6 +157,10 @@ class ModelConfig:
         require(self.attention in ATTENTION, f"attention {self.attention!r}: {nearest(self.attention, ATTENTION)}")
         scores = ("softmax", "sigmoid")
         require(self.router_score in scores, f"router_score {self.router_score!r}: {nearest(self.router_score, scores)}")
+        require(
+            self.top_k > 1 or not self.renormalise,
+            f"renormalise=True with top_k=1: {_DEAD_GATE}",
+        )
         require(
             0 <= self.attention_from_layer <= self.n_layers,
             f"attention_from_layer={self.attention_from_layer}: must lie in 0..n_layers={self.n_layers}",
@@ -233,6 +238,7 @@ class ModelConfig:
                 1 <= k <= self.n_experts,
                 f"k_per_layer[{layer}]={k}: experts per token must lie in 1..n_experts={self.n_experts}",
             )
+            require(k > 1 or not self.renormalise, f"renormalise=True with k_per_layer[{layer}]=1: {_DEAD_GATE}")
         return k_per_layer
 
     @staticmethod
@@ -241,6 +247,9 @@ class ModelConfig:
         if name not in PRESETS:
             raise ConfigError(f"preset {name!r} does not exist; {nearest(name, PRESETS)}")
         return PRESETS[name]
+
+
+_DEAD_GATE = "one gate divided by itself is 1, and the loss no longer reaches the router; set renormalise=False"
 
 
 def _nearest_divisor(number: int, near: int) -> int:
@@ -361,6 +370,10 @@ class CorpusConfig:
     text_field: str = "text"  # column that holds the text in jsonl, json, csv, parquet and hf
     missing_text: str = "refuse"  # refuse | empty: what a row without that column is; empty ones are left out and counted
     vocab_size: int = 4096  # of the byte-level BPE trained on the training documents; linked to the model's
+    tokenizer: str | None = None  # one that exists: a tokenizer.json, its folder, or a name on the hub; kept as it is
+    end_of_text: str | None = None  # its special token that ends a document; null: <|endoftext|>, </s> or what others use
+    special_tokens: tuple[str, ...] = ()  # names to reserve besides <|endoftext|>, <|user|>, <|assistant|> and <|end|>
+    single_digits: bool = False  # the BPE gives every digit a token of its own, so that numbers are read place by place
     heldout: float = 0.08  # share of documents kept for validation, chosen by a hash of the name
     max_documents: int | None = None  # stop after so many documents (streaming a large data set); domains: shared evenly
     parts: int = 1  # slices that processes may prepare side by side; the tokens are the same whoever prepares them
@@ -380,19 +393,32 @@ class CorpusConfig:
         choices = ("refuse", "empty")
         require(self.missing_text in choices, f"missing_text {self.missing_text!r}: {nearest(self.missing_text, choices)}")
         self._expand_paths()
-        require(
-            self.vocab_size >= 260,
-            f"vocab_size={self.vocab_size}: byte-level BPE needs 256 bytes and 4 special tokens; try 512",
-        )
+        self._check_tokenizer()
         require(0 < self.heldout < 1, f"heldout={self.heldout}: must lie strictly between 0 and 1; try 0.08")
         _positive(self, "parts")
         most = self.max_documents
         require(most is None or most > 1, "max_documents must be at least 2: one to hold out")
         require(most is None or self.parts <= most, f"parts={self.parts} is more than max_documents={most}: lower it")
 
+    def _check_tokenizer(self) -> None:
+        if self.tokenizer is not None:
+            given = [name for name in ("special_tokens", "single_digits") if getattr(self, name)]
+            fix = "leave it out, or leave tokenizer out to train one"
+            require(not given, f"{' and '.join(given)}: tokenizer={self.tokenizer!r} is finished and stays as it is; {fix}")
+            return
+        names, least = self.special_tokens, 260 + len(self.special_tokens)
+        require(len({*names, ""}) == len(names) + 1, f"special_tokens={list(names)}: give different names, none empty")
+        require(
+            self.vocab_size >= least,
+            f"vocab_size={self.vocab_size}: byte-level BPE needs 256 bytes and {least - 256} special tokens; try"
+            f" {least + 252}",
+        )
+
     def _expand_paths(self) -> None:
-        local = self.dataset is not None and self.dataset.startswith(("~", "$"))  # others may be names on the hub
-        for name in ("dir", *(["path"] if self.path is not None else []), *(["dataset"] if local else [])):
+        hub = {name for name in ("dataset", "tokenizer") if not (getattr(self, name) or "").startswith(("~", "$"))}
+        for name in {"dir", "path", "dataset", "tokenizer"} - hub:  # what may be a name on the hub stays as it is
+            if getattr(self, name) is None:
+                continue
             object.__setattr__(self, name, plain_path(getattr(self, name), f"data.corpus.{name}"))
 
 

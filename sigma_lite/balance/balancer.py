@@ -25,6 +25,7 @@ from sigma_lite.balance.losses import (
 )
 from sigma_lite.config import BalanceConfig, ConfigError
 from sigma_lite.model import Routing
+from sigma_lite.model.assumes import Assumes
 
 BalanceLoss = Callable[[Routing, Tensor], Tensor]
 """(routing of one layer and micro-batch, f_E pooled over ranks and accumulation) -> scalar."""
@@ -32,6 +33,8 @@ BalanceLoss = Callable[[Routing, Tensor], Tensor]
 
 class Balancer:
     """Does nothing: no loss, no bias, no state. Override what your idea needs. The LBL is measured beside it in any case."""
+
+    assumes = Assumes()
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
@@ -100,12 +103,16 @@ def counts_of(routings: Sequence[Routing]) -> Tensor:
 class GlobalLBL(Balancer):
     """The LBL of the global batch (Demons in the Detail, 2501.11873): f over all ranks and the step's micro-batches."""
 
+    assumes = Assumes()
+
     def loss(self, routing: Routing, f_E: Tensor) -> Tensor:
         return load_balancing_loss(routing.probs, routing.ids, f_E)
 
 
 class MicroLBL(Balancer):
     """Each micro-batch of each rank balanced for itself, as in GShard and Switch."""
+
+    assumes = Assumes()
 
     def loss(self, routing: Routing, f_E: Tensor) -> Tensor:
         return load_balancing_loss(routing.probs, routing.ids)
@@ -114,12 +121,16 @@ class MicroLBL(Balancer):
 class SequenceLBL(Balancer):
     """Each row balanced for itself (DeepSeek-V3, 2412.19437)."""
 
+    assumes = Assumes()
+
     def losses(self, routings: Sequence[Routing], f_LE: Tensor, n_rows: int) -> Tensor:
         return torch.stack([sequence_load_balancing_loss(r.probs, r.ids, n_rows) for r in routings])
 
 
 class Top1LBL(Balancer):
     """Sigma-MoE-Tiny's loss without the blind spot."""
+
+    assumes = Assumes()
 
     def __init__(self, temperature: float = 1.0):
         self.temperature = temperature
@@ -140,6 +151,8 @@ class FromFunction(Balancer):
 
 class WithBias(Balancer):
     """Any balancer, and a loss-free bias beside it."""
+
+    assumes = Assumes(state="a bias an expert")
 
     def __init__(self, inner: Balancer, rule: str, rate: float = 1e-3, decay: str = "none", centre: bool = False):
         self.inner, self.rule, self.rate, self.decay, self.centre = inner, rule, rate, decay, centre

@@ -50,10 +50,11 @@ class Objective:
                 micro-batch's are added to it.
             n_rows: B; the T tokens of a routing are row-major, T / B of each row.
         """
-        f_LE = pooled.add(counts_of(routings))
+        own = None
         if type(self.balancer).statistics is not Balancer.statistics:
             with torch.no_grad():
-                pooled.add_statistics(self.balancer.statistics(routings))
+                own = self.balancer.statistics(routings)
+        f_LE = pooled.add(counts_of(routings), own)
         terms = {
             "lm": lm,
             "balance": self.balancer.losses(routings, f_LE, n_rows).mean(),

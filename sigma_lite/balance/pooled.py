@@ -21,16 +21,19 @@ class PooledCounts:
         self.counts_LE: Tensor | None = None
         self._own: Tensor | None = None
 
-    def add(self, counts_LE: Tensor) -> Tensor:
-        """Add one micro-batch's counts, int64 [L, E]; returns f so far, fp32 [L, E]."""
-        counts_LE = sum_over_ranks(counts_LE)
-        self.counts_LE = counts_LE if self.counts_LE is None else self.counts_LE + counts_LE
-        return load_share(self.counts_LE)
+    def add(self, counts_LE: Tensor, own: Tensor | None = None) -> Tensor:
+        """Add one micro-batch's counts, int64 [L, E]; returns f so far, fp32 [L, E].
 
-    def add_statistics(self, own: Tensor) -> None:
-        """Add what a balancer counts beside the loads, int64 [L, ...], of one micro-batch."""
-        own = sum_over_ranks(own)
-        self._own = own if self._own is None else self._own + own
+        Args:
+            own: what a balancer counts beside the loads, int64 [L, ...]; it travels in the same message.
+        """
+        both = [counts_LE] if own is None else [counts_LE, own]
+        added = sum_over_ranks(torch.cat([counts.flatten() for counts in both])).split([counts.numel() for counts in both])
+        counts_LE, *own_counts = [new.view(counts.shape) for new, counts in zip(added, both, strict=True)]
+        self.counts_LE = counts_LE if self.counts_LE is None else self.counts_LE + counts_LE
+        for new in own_counts:
+            self._own = new if self._own is None else self._own + new
+        return load_share(self.counts_LE)
 
     @property
     def statistics(self) -> Tensor | None:

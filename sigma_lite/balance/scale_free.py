@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sigma_lite.balance.balancer import Balancer
 from sigma_lite.model import Routing
+from sigma_lite.model.assumes import Assumes
 
 
 def scale_free_load_balancing_loss(
@@ -40,6 +41,8 @@ def scale_free_load_balancing_loss(
 
 class ScaleFreeLBL(Balancer):
     """`scale_free_load_balancing_loss` with the load share of the whole step."""
+
+    assumes = Assumes()
 
     def __init__(self, temperature: float = 0.3, through_spread: bool = False):
         self.temperature, self.through_spread = temperature, through_spread

@@ -8,6 +8,7 @@ from torch import Tensor
 from sigma_lite.balance.balancer import Balancer
 from sigma_lite.balance.losses import expert_counts, load_balancing_loss, load_share
 from sigma_lite.model import Routing
+from sigma_lite.model.assumes import Assumes
 
 
 class ShuffledLBL(Balancer):
@@ -16,6 +17,8 @@ class ShuffledLBL(Balancer):
     As few tokens as a micro-batch has, as diverse as the whole batch: for steps of one micro-batch on one rank, because the
     tokens it draws from are those of its call. The draw is a function of the routing, so that a resumed run makes the same.
     """
+
+    assumes = Assumes()
 
     def __init__(self, share: float = 0.25):
         if not 0 < share <= 1:

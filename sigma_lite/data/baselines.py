@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from sigma_lite.data.families import TELLING
 from sigma_lite.data.stream import TokenStream
-from sigma_lite.data.tokenizer import END_OF_TEXT_ID
 
 XZ_BYTES = 64 * 2**20  # of text at most: the window in which xz finds repetitions at preset 9
 _BLOCK = 1 << 18  # tokens looked at together
@@ -78,7 +77,7 @@ def unigram_bits_per_byte(train: TokenStream, heldout: TokenStream, token_bytes_
     """
     train_V, heldout_V = (_counts(stream, len(token_bytes_V)) for stream in (train, heldout))
     n_bytes = heldout_V @ token_bytes_V
-    heldout_V[END_OF_TEXT_ID] -= 1  # the first token of all, which nothing precedes
+    heldout_V[heldout.read(0, 1)[0]] -= 1  # the first token of all, which nothing precedes
     bits_V = np.log2(train_V.sum() + len(train_V)) - np.log2(train_V + 1)
     return float(heldout_V @ bits_V / n_bytes)
 

@@ -12,7 +12,7 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sigma_lite.config import ConfigError, CorpusConfig, require
 from sigma_lite.data import library
@@ -23,6 +23,16 @@ from sigma_lite.data.unpack import open_unpacked, optional
 from sigma_lite.storage import readable
 
 BEGINNING = 1 << 16  # bytes in which a file that is no text shows a zero
+
+Place = dict[str, Any]
+"""Behind which document an interrupted reading goes on; whoever reads keeps it up to date. Plain values, but for `done`.
+
+documents  how many were given so far
+file       the last whole file of the listing that was read; undecodable: hashes of those that are no UTF-8
+table      which table was being read, and its `row` and `byte`: see tables.Place
+dataset    of `hf`: what datasets calls its state, or the function that tells it; row: the number of the last row
+done       on the way in only: a function that lists (name, sha256) of the documents before
+"""
 
 
 class Document(NamedTuple):
@@ -65,20 +75,42 @@ def documents(config: CorpusConfig, skipped: Counter | None = None) -> Iterator[
     return itertools.chain.from_iterable(documents_of_part(config, part, skipped) for part in range(config.parts))
 
 
-def documents_of_part(config: CorpusConfig, part: int, skipped: Counter) -> Iterator[Document]:
-    """Those of one of the `config.parts` slices, which share no document and no table file."""
+def documents_of_part(config: CorpusConfig, part: int, skipped: Counter, at: Place | None = None) -> Iterator[Document]:
+    """Those of one of the `config.parts` slices, which share no document and no table file.
+
+    Args:
+        at: behind which document to begin; see Place. What was read before it is not read again.
+    """
+    at = {} if at is None else at
     sources = {"programs": _programs, "stdlib": _stdlib, "domains": _domains, "files": _files, "hf": _hugging_face}
-    source = sources[config.source](config, skipped, part)
+    count = at.get("documents", 0)
+    source = sources[config.source](config, skipped, part, at)
     most = config.max_documents and config.max_documents // config.parts + (part < config.max_documents % config.parts)
-    count = 0
-    for document in itertools.islice((d for d in source if _usable(d, skipped)), most):
-        count += 1
+    for document in itertools.islice((d for d in source if _usable(d, skipped)), most and most - count):
+        at["documents"] = count = count + 1
         yield document
     reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(skipped.items())) or "it is empty"
     where = config.path or config.dataset or "the standard library"
     whose = f"part {part} of {config.parts} of the corpus {where}" if config.parts > 1 else f"the corpus {where}"
     fewer = "; set parts to a smaller number" if config.parts > 1 else ""
     require(count > 0, f"{whose} holds no document with text ({reasons}){fewer}")
+
+
+def seen_so_far(config: CorpusConfig, part: int, at: Place) -> str | None:
+    """What the files that were read up to `at` look like from outside (name, size, time of change), in one word.
+
+    None where one cannot begin in the middle: what is made of this Python's library is made as a whole, and a part of
+    whole files is found among all of them. A dataset of the hub tells nothing of this kind: "".
+    """
+    if config.source == "hf":
+        return "" if "dataset" in at else None
+    if config.source != "files" or not {"file", "table"} & at.keys():
+        return None
+    root, whole, tables = _listed(config, part)[:3]
+    read = [*whole, *tables[: at["table"] + 1]] if "table" in at else whole[: at["file"] + 1]
+    facts = ((_name(path, root), path.stat()) for path in read if path.exists())
+    lines = (f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n" for name, stat in facts)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
 def _usable(document: Document, skipped: Counter) -> bool:
@@ -111,11 +143,11 @@ def _dealt(documents: Callable[[Counter], Iterator[Document]], config: CorpusCon
     return itertools.islice(documents(Counter() if part else skipped), part, None, config.parts)
 
 
-def _stdlib(config: CorpusConfig, skipped: Counter, part: int) -> Iterator[Document]:
+def _stdlib(config: CorpusConfig, skipped: Counter, part: int, at: Place) -> Iterator[Document]:
     return _dealt(_library, config, skipped, part)
 
 
-def _programs(config: CorpusConfig, skipped: Counter, part: int) -> Iterator[Document]:
+def _programs(config: CorpusConfig, skipped: Counter, part: int, at: Place) -> Iterator[Document]:
     """The library's programs. Those that share much of their text are held out or trained on together (data/families.py)."""
 
     def all_programs(skipped: Counter) -> Iterator[Document]:
@@ -131,10 +163,10 @@ def _programs(config: CorpusConfig, skipped: Counter, part: int) -> Iterator[Doc
 def _library(skipped: Counter) -> Iterator[Document]:
     root, paths = library.root(), library.paths()
     require(bool(paths), f"this Python keeps no .py files in {root}: use corpus source 'files' with a path")
-    return _whole_files(root, paths, skipped)
+    return _whole_files(root, paths, skipped, {})
 
 
-def _domains(config: CorpusConfig, skipped: Counter, part: int) -> Iterator[Document]:
+def _domains(config: CorpusConfig, skipped: Counter, part: int, at: Place) -> Iterator[Document]:
     """Domain after domain, so that few rows hold two; `max_documents` is shared out evenly among them."""
 
     def all_domains(skipped: Counter) -> Iterator[Document]:
@@ -157,12 +189,14 @@ def _new(documents: Iterator[tuple[str, str, str]], seen: set[str], skipped: Cou
             yield Document(name, text, key)
 
 
-def _whole_files(root: Path, paths: list[Path], skipped: Counter) -> Iterator[Document]:
+def _whole_files(root: Path, paths: list[Path], skipped: Counter, at: Place) -> Iterator[Document]:
     """One document a file; the same text a second time is left out, or it could be trained on and held out at once."""
-    seen: set[bytes] = set()
-    for path in paths:
+    done = at.pop("done", tuple)
+    seen: set[str] = {*(sha256 for _, sha256 in done()), *at.get("undecodable", ())}
+    for number, path in itertools.islice(enumerate(paths), at.get("file", -1) + 1, None):
+        at["file"] = number
         name, content = _name(path, root), _read(path)
-        digest = hashlib.sha256(content).digest()
+        digest = hashlib.sha256(content).hexdigest()
         if b"\0" in content:
             leave_out(skipped, "binary", name)
         elif content and digest in seen:
@@ -172,6 +206,7 @@ def _whole_files(root: Path, paths: list[Path], skipped: Counter) -> Iterator[Do
             try:
                 yield Document(name, content.decode(), key=name)
             except UnicodeDecodeError:
+                at.setdefault("undecodable", []).append(digest)
                 leave_out(skipped, "not UTF-8", name)
 
 
@@ -193,26 +228,37 @@ def _read(path: Path) -> bytes:
 # ------------------------------------------------------------------------------------------------------------- files
 
 
-def _files(config: CorpusConfig, skipped: Counter, part: int) -> Iterator[Document]:
+def _files(config: CorpusConfig, skipped: Counter, part: int, at: Place) -> Iterator[Document]:
     """Whole files are dealt out one by one, so that copies are found in all parts; tables by file: nobody reads all."""
-    root, files, left_out = listing(config)
-    for reason, name in left_out if part == 0 else ():
+    root, whole, tables, left_out = _listed(config, part)
+    for reason, name in left_out if part == 0 and not at.get("documents") else ():
         leave_out(skipped, reason, name)
-    whole, tables = ([f for f in files if (reader(f) is not None) == table] for table in (False, True))
-    yield from _dealt(lambda skipped: _whole_files(root, whole, skipped), config, skipped, part)
-    for file in tables[part :: config.parts]:
-        name = _name(file, root)
+    if "table" not in at:
+        own = at if config.parts == 1 else {}  # of dealt files nobody can tell which were read
+        yield from _dealt(lambda skipped: _whole_files(root, whole, skipped, own), config, skipped, part)
+    for index in range(at.get("table", 0), len(tables)):
+        name = _name(tables[index], root)
+        if index != at.get("table"):
+            at["table"], at["row"] = index, 0
+            at.pop("byte", None)
         try:
-            for number, text in table_rows(file, Column.of(config)):
+            for number, text in table_rows(tables[index], Column.of(config), at):
                 yield Document(f"{name}:{number}", text, key=text)
         except NoRows as reason:
             leave_out(skipped, str(reason), name)
 
 
+def _listed(config: CorpusConfig, part: int) -> tuple[Path, list[Path], list[Path], list[tuple[str, str]]]:
+    """(root, all whole files, this part's tables, what is no document)."""
+    root, files, left_out = listing(config)
+    whole, tables = ([f for f in files if (reader(f) is not None) == table] for table in (False, True))
+    return root, whole, tables[part :: config.parts], left_out
+
+
 # ------------------------------------------------------------------------------------------------------ Hugging Face
 
 
-def _hugging_face(config: CorpusConfig, skipped: Counter, part: int) -> Iterator[Document]:
+def _hugging_face(config: CorpusConfig, skipped: Counter, part: int, at: Place) -> Iterator[Document]:
     """The rows of this part's share of the dataset's files."""
     datasets = optional("datasets", "corpus source 'hf'", "datasets")
     try:
@@ -225,7 +271,12 @@ def _hugging_face(config: CorpusConfig, skipped: Counter, part: int) -> Iterator
         f"parts={config.parts}: dataset {config.dataset!r} has {rows.num_shards} file(s); set parts to that or less",
     )
     name = f"{config.dataset}:{part}" if config.parts > 1 else config.dataset
-    for number, row in enumerate(_watched(rows.shard(config.parts, part), config.dataset), start=1):
+    own = rows.shard(config.parts, part)
+    if "dataset" in at:
+        own.load_state_dict(at["dataset"])
+    at["dataset"] = own.state_dict  # asked when the place is written down: it would take longer than the row
+    for number, row in enumerate(_watched(own, config.dataset), start=at.get("row", 0) + 1):
+        at["row"] = number
         text = text_of(row, Column.of(config), f"{name} row {number}")
         yield Document(f"{name}:{number}", text, key=text)
 

@@ -22,7 +22,6 @@ from sigma_lite.data.copies import Copies
 from sigma_lite.data.domains import NO_DOMAIN, Stretches, stretches_for
 from sigma_lite.data.kinds import SPECIAL
 from sigma_lite.data.stream import TokenStream
-from sigma_lite.data.tokenizer import END_OF_TEXT_ID
 
 IGNORED = -100  # target of a padded position; the default ignore_index of torch's cross entropy
 
@@ -153,7 +152,7 @@ class Rows(Dataset):
 
     def __getitems__(self, rows: list[int]) -> Batch:
         S = self.length
-        ids = np.full((len(rows), S + 1), END_OF_TEXT_ID, np.int64)
+        ids = np.full((len(rows), S + 1), self.stream.end_of_text, np.int64)
         kinds = np.full((len(rows), S + 1), SPECIAL, np.uint8)
         scored = np.zeros((len(rows), S), bool)
         for place, row in enumerate(rows):
@@ -166,7 +165,7 @@ class Rows(Dataset):
         return Batch(
             ids_BS=torch.from_numpy(inputs),
             targets_BS=torch.from_numpy(np.where(scored, targets, IGNORED)),
-            documents_BS=torch.from_numpy(np.cumsum(ids[:, :-1] == END_OF_TEXT_ID, axis=1)),
+            documents_BS=torch.from_numpy(np.cumsum(ids[:, :-1] == self.stream.end_of_text, axis=1)),
             kinds_BS=torch.from_numpy(kinds[:, 1:].copy()),
             bytes_BS=torch.from_numpy(np.where(scored, self.token_bytes_V[targets], 0).astype(np.int32)),
             domains_B=torch.from_numpy(self.domains(np.array(rows, np.int64))),

@@ -38,6 +38,7 @@ from sigma_lite.data.stream import TokenStream, check_file, token_dtype
 from sigma_lite.storage import StorageError, alone, sha256_of, write_json
 
 FORMAT = 1
+RECIPE = 1  # raised by hand where the same text and settings give other tokens than before: a test sees that it must be
 SHARD_TOKENS = 64_000_000  # 192 MB of memory and disk
 COUNTED_AT_A_TIME = 10_000_000
 
@@ -58,7 +59,7 @@ class Prepared:
     @cached_property
     def token_bytes(self) -> np.ndarray:
         """UTF-8 bytes of each token, int32 [V]."""
-        return tokenizer.token_bytes(self.tokenizer)
+        return tokenizer.token_bytes(self.tokenizer, self.vocab_size)
 
     @property
     def vocab_size(self) -> int:
@@ -69,7 +70,9 @@ class Prepared:
         if limit >= 1:
             return None
         train_V, heldout_V = (self._counts(stream) for stream in (self.train, self.heldout))
-        return copies(train_V, limit, train_V + heldout_V > 0)
+        used_V = train_V + heldout_V > 0
+        used_V[list(tokenizer.special_tokens(self.tokenizer))] = True
+        return copies(train_V, limit, used_V)
 
     def _counts(self, stream: TokenStream) -> np.ndarray:
         counts_V = np.zeros(self.vocab_size, np.int64)
@@ -98,22 +101,28 @@ class Prepared:
     def facts(self) -> dict:
         """What a run's record says about its data."""
         names = ("train_tokens", "heldout_tokens", "heldout_bytes", "interpreter")
-        return {**{name: self.manifest[name] for name in names}, **self.manifest["baselines"]}
+        facts = {**{name: self.manifest[name] for name in names}, **self.manifest["baselines"]}
+        return {**facts, "recipe": self.manifest.get("recipe", 1)}
 
 
 def prepare(corpus: CorpusConfig, progress: bool = True, shard_tokens: int = SHARD_TOKENS) -> Prepared:
     """Make `corpus.dir` ready and open it; what an earlier call finished is kept, and nothing is done twice.
 
     `progress` shows bars on stderr for what takes longer than a second.
-    Raises ConfigError when the folder holds other data or the corpus cannot be read, and StorageError when a file was
-    cut or altered or the disk is full; in each case what was there stays.
+    A folder that an older recipe has finished is taken as it is, so that its runs go on, and that is said.
+    Raises ConfigError when the folder holds other data, or an older recipe's unfinished ones, or the corpus cannot be read,
+    and StorageError when a file was cut or altered or the disk is full; in each case what was there stays.
     """
     folder = Path(corpus.dir)
     if not _is_finished(folder, corpus):
         prepare_parts(corpus, progress=progress, shard_tokens=shard_tokens)
         with alone(folder / "prepare.lock", waiting=_waiting(folder)):
             _finish(folder, corpus, progress)
-    return load(folder)
+    ready = load(folder)
+    if (was := ready.manifest.get("recipe", 1)) < RECIPE:
+        fix = "delete the folder to prepare it anew, but a run that began with it needs it as it is"
+        warnings.warn(f"{folder} was prepared by an older sigma-lite (recipe {was}, now {RECIPE}): {fix}", stacklevel=2)
+    return ready
 
 
 def prepare_parts(
@@ -176,15 +185,19 @@ def _open(folder: Path, manifest: dict) -> Prepared:
     def stream(split: str) -> TokenStream:
         ids, kinds = ([folder / s["files"][name]["file"] for s in shards] for name in (split, f"{split}_kinds"))
         domains = Domains(names, (span for shard in spans for span in shard[split])) if recorded else None
-        return TokenStream(ids, kinds, [s[f"{split}_tokens"] for s in shards], dtype, domains)
+        lengths = [s[f"{split}_tokens"] for s in shards]
+        return TokenStream(ids, kinds, lengths, dtype, domains, manifest.get("end_of_text", tokenizer.END_OF_TEXT_ID))
 
     return Prepared(folder, manifest, stream("train"), stream("heldout"))
 
 
 def _begin(folder: Path, corpus: CorpusConfig, progress: bool) -> Tokenizer:
     _check_owner(folder, corpus)
-    if stages.read_json(folder / "settings.json") is None:
-        write_json(folder / "settings.json", {"format": FORMAT, "corpus": _settings(corpus)})
+    if not _is_claimed(folder):
+        write_json(folder / "settings.json", {"format": FORMAT, "recipe": RECIPE, "corpus": _settings(corpus)})
+    was = stages.read_json(folder / "settings.json").get("recipe", 1)
+    mixed = f"{folder} was begun by an older sigma-lite (recipe {was}, this is {RECIPE}), which cut text into other tokens"
+    require(was == RECIPE, f"{mixed}: delete it to prepare it anew, or let that version finish it")
     return stages.tokenizer_stage(folder, corpus, progress)
 
 
@@ -197,14 +210,18 @@ def _finish(folder: Path, corpus: CorpusConfig, progress: bool) -> None:
         skipped.add(of_part)
     manifest = {
         "format": FORMAT,
+        "recipe": RECIPE,
         "corpus": _settings(corpus),
         "interpreter": corpora.interpreter(),
         "skipped": dict(skipped),
         "first_skipped": skipped.first,
         **_sums(shards),
         "tokenizer": _entry(folder / "tokenizer.json"),
+        "end_of_text": tokenizer.end_of_text(tokenizer.load(folder / "tokenizer.json"), corpus.end_of_text),
         "shards": shards,
     }
+    empty = [split for split in stages.SPLITS if manifest[f"{split}_documents"] == 0]
+    require(not empty, f"heldout={corpus.heldout} leaves no document for {' and '.join(empty)}: change it, or add documents")
     hashes = "".join(entry["sha256"] for entry in entries(manifest))
     manifest["fingerprint"] = hashlib.sha256(hashes.encode()).hexdigest()
     if before:
@@ -250,11 +267,13 @@ def _check_owner(folder: Path, corpus: CorpusConfig) -> None:
     fixes = f"set data.corpus.dir to another folder, or delete {folder}"
     found = stages.read_json(folder / "settings.json", what="the folder")
     if found is None:
-        names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-        others = [name for name in names if not name.endswith((".lock", ".partial"))]
+        others = _contents(folder)
         require(not others, f"{folder} holds files that `prepare` did not write ({', '.join(others[:3])}): {fixes}")
+    if not _is_claimed(folder):
         return
     require(found["format"] == FORMAT, f"{folder} was prepared in format {found['format']}, this is {FORMAT}: {fixes}")
+    was = found.get("recipe", 1)
+    require(was <= RECIPE, f"{folder} was prepared by a newer sigma-lite (recipe {was}, this knows {RECIPE}): {fixes}")
     unnamed = _settings(CorpusConfig())  # what a folder that is older than a setting was prepared with
     for name, value in _settings(corpus).items():
         was = found["corpus"].get(name, unnamed[name])
@@ -263,8 +282,19 @@ def _check_owner(folder: Path, corpus: CorpusConfig) -> None:
         require(was == value, f"{folder} was prepared with {name}={was!r}, not {value!r}: {fixes}")
 
 
+def _is_claimed(folder: Path) -> bool:
+    """Whether anything was made of the settings that the folder names: a start that was refused leaves no more than them."""
+    return (folder / "settings.json").exists() and _contents(folder) != ["settings.json"]
+
+
+def _contents(folder: Path) -> list[str]:
+    names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    return [name for name in names if not name.endswith((".lock", ".partial"))]
+
+
 def _settings(corpus: CorpusConfig) -> dict:
-    return {name: value for name, value in dataclasses.asdict(corpus).items() if name != "dir"}
+    """As settings.json holds them: lists where a config has tuples."""
+    return json.loads(json.dumps({name: value for name, value in dataclasses.asdict(corpus).items() if name != "dir"}))
 
 
 def _entry(path: Path) -> dict:

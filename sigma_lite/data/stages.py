@@ -6,12 +6,13 @@ Documents are read twice, for the tokenizer and for the tokens, and never held t
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import warnings
 from collections.abc import Iterator
 from itertools import count, groupby, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -20,12 +21,13 @@ from tqdm import tqdm
 from sigma_lite.config import CorpusConfig, require
 from sigma_lite.data import corpora, tokenizer
 from sigma_lite.data.corpora import Document
+from sigma_lite.data.existing import existing, normal, require_usable
 from sigma_lite.data.kinds import SPECIAL, byte_kinds, token_kinds
 from sigma_lite.data.listing import Skipped
 from sigma_lite.data.stream import check_file, token_dtype, write_array, write_lines
 from sigma_lite.storage import StorageError, atomic_write, write_json
 
-SAMPLE_CHARACTERS = 200_000_000  # BPE merges hardly change with more text than this
+SAMPLE_CHARACTERS = 200_000_000  # BPE merges hardly change with more text than this; so much is held in memory
 BATCH_CHARACTERS = 1_000_000  # text encoded at a time: enough for all cores, little enough to hold
 SPLITS = ("train", "heldout")
 
@@ -44,29 +46,57 @@ def read_json(path: Path, what: str = "it") -> dict | None:
 
 
 def tokenizer_stage(folder: Path, corpus: CorpusConfig, progress: bool) -> Tokenizer:
-    """Train tokenizer.json on the training documents of all parts, unless it is there."""
+    """tokenizer.json: the one that the settings name, or learned from the training documents of all parts; or it is there.
+
+    Of a stranger's tokenizer the file is kept byte for byte.
+    """
     path = folder / "tokenizer.json"
     if not path.exists():
-        bpe = tokenizer.train(_training_text(corpus, progress), corpus.vocab_size, progress)
+        content = existing(corpus.tokenizer) if corpus.tokenizer else _learned(corpus, progress)
+        made = tokenizer.from_bytes(content, corpus.tokenizer or path)
+        if corpus.tokenizer:
+            require_usable(made, corpus.tokenizer, corpus.vocab_size)
+        tokenizer.end_of_text(made, corpus.end_of_text)
         with atomic_write(path) as file:
-            file.write(bpe.to_str(pretty=True).encode())
+            file.write(content)
     return tokenizer.load(path)
 
 
-def _training_text(corpus: CorpusConfig, progress: bool) -> Iterator[str]:
-    """Text of the first training documents. Raises ConfigError when `heldout` leaves one side without any."""
-    number, size, lowest, highest, unbroken = 0, 0, 1.0, 0.0, []
+def _learned(corpus: CorpusConfig, progress: bool) -> bytes:
+    options = {"special": corpus.special_tokens, "single_digits": corpus.single_digits}
+    bpe = tokenizer.train(_sample(_training_documents(corpus, progress)), corpus.vocab_size, progress, **options)
+    return bpe.to_str(pretty=True).encode()
+
+
+def _sample(documents: Iterator[Document]) -> Iterator[str]:
+    """All texts, or of a large corpus those with the lowest hashes, until they hold SAMPLE_CHARACTERS.
+
+    Every document has the same chance wherever it stands, and the same one again in the next run.
+    """
+    kept: list[tuple[int, int, str]] = []  # a heap: the highest hash first
+    size = number = 0
+    for number, document in enumerate(documents, start=1):
+        rank = int.from_bytes(hashlib.blake2b(document.key.encode(), digest_size=8, salt=b"tokenizer").digest(), "big")
+        heapq.heappush(kept, (-rank, number, document.text))
+        size += len(document.text)
+        while size - len(kept[0][2]) >= SAMPLE_CHARACTERS:
+            size -= len(heapq.heappop(kept)[2])
+    if len(kept) < number:
+        which = f"{len(kept):,} of {number:,} training documents, drawn evenly: {size:,} characters"
+        warnings.warn(f"the tokenizer learned from {which}", stacklevel=2)
+    yield from (text for _, _, text in sorted(kept, key=lambda item: item[1]))
+
+
+def _training_documents(corpus: CorpusConfig, progress: bool) -> Iterator[Document]:
+    """Raises ConfigError at their end when `heldout` leaves one side without any."""
+    number, lowest, highest, unbroken = 0, 1.0, 0.0, []
     total = corpora.expected(corpus) if progress else None
     for document in _with_bar(corpora.documents(corpus), total, "reading for the tokenizer", progress):
         position = corpora.split_position(document)
         number, lowest, highest = number + 1, min(lowest, position), max(highest, position)
         if position >= corpus.heldout:
-            yield document.text
-            size += len(document.text)
+            yield document
             unbroken += [document.name] if tokenizer.has_long_run(document.text) else []
-        if size >= SAMPLE_CHARACTERS:
-            warnings.warn(f"the tokenizer learned from the first {number} documents, {size:,} characters", stacklevel=2)
-            break
     if unbroken:
         warnings.warn(
             f"{named(unbroken)}: over {tokenizer.LONG_RUN} characters without a break; BPE learned from pieces of them. If"
@@ -88,8 +118,11 @@ def named(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more documents" if len(names) > 3 else "")
 
 
-def _with_bar(documents: Iterator[Document], total: int | None, desc: str, progress: bool) -> Iterator[Document]:
-    return iter(tqdm(documents, desc=desc, total=total, unit=" documents", disable=not progress, delay=1, leave=False))
+def _with_bar(
+    documents: Iterator[Document], total: int | None, desc: str, progress: bool, done: int = 0
+) -> Iterator[Document]:
+    bar = {"desc": desc, "total": total, "initial": done, "unit": " documents"}
+    return iter(tqdm(documents, disable=not progress, delay=1, leave=False, **bar))
 
 
 # ------------------------------------------------------------------------------------------------------------ tokens
@@ -109,16 +142,17 @@ def part_file(folder: Path, part: int) -> Path:
 def part_stage(folder: Path, corpus: CorpusConfig, part: int, bpe: Tokenizer, shard_tokens: int, progress: bool) -> None:
     """Every shard of a part that is not finished, then the file that says so; finished shards are passed over.
 
-    A shard ends with the batch of documents that brings it to `shard_tokens`.
+    A shard ends with the batch of documents that brings it to `shard_tokens`. Documents of finished shards are read again
+    only where one cannot begin behind them, or where a file of theirs was touched: then to see whether it changed.
     """
     if _part_is_finished(folder, corpus, part):
         return
-    skipped, shards, digest = Skipped(), [], hashlib.sha256()
+    shards, at, skipped, digest = _begun(folder, corpus, part)
     desc = f"tokens for {folder}" + (f", part {part} of {corpus.parts}" if corpus.parts > 1 else "")
     total = corpora.expected(corpus) if progress else None
-    documents = corpora.documents_of_part(corpus, part, skipped)
-    documents = _with_bar(documents, total and -(-total // corpus.parts), desc, progress)
-    for number in count():
+    documents = corpora.documents_of_part(corpus, part, skipped, at)
+    documents = _with_bar(documents, total and -(-total // corpus.parts), desc, progress, at.get("documents", 0))
+    for number in count(len(shards)):
         tail = _tail(corpus, part, number)
         if shard := _finished(folder, tail):
             for document in islice(documents, shard["documents"]):
@@ -131,9 +165,38 @@ def part_stage(folder: Path, corpus: CorpusConfig, part: int, bpe: Tokenizer, sh
                 break
             for item in encoded:
                 digest.update(_identity(item.facts["name"], item.facts["sha256"]))
-            shard = _write_shard(folder, tail, encoded, digest.hexdigest())
+            shard = _write_shard(folder, tail, encoded, digest.hexdigest(), _next(corpus, part, at, skipped))
         shards.append(shard)
     write_json(part_file(folder, part), {"shards": len(shards), "skipped": dict(skipped), "first_skipped": skipped.first})
+
+
+def _next(corpus: CorpusConfig, part: int, at: corpora.Place, skipped: Skipped) -> dict | None:
+    """Where the next shard begins, as plain values; None where only reading from the beginning finds it."""
+    if (seen := corpora.seen_so_far(corpus, part, at)) is None:
+        return None
+    place = {name: value() if callable(value) else value for name, value in at.items() if name != "done"}
+    return {"at": place, "seen": seen, "skipped": dict(skipped), "first_skipped": skipped.first}
+
+
+def _begun(folder: Path, corpus: CorpusConfig, part: int) -> tuple[list[dict], corpora.Place, Skipped, Any]:
+    """(finished shards that need not be read again, where to go on, what was left out, hash of their documents)."""
+    shards = []
+    while shard := _finished(folder, _tail(corpus, part, len(shards))):
+        shards.append(shard)
+    after = shards[-1].get("next") if shards else None
+    if after is None or corpora.seen_so_far(corpus, part, after["at"]) != after["seen"]:
+        return [], {}, Skipped(), hashlib.sha256()
+
+    def done() -> Iterator[tuple[str, str]]:
+        for shard in shards:
+            with open(folder / shard["files"]["documents"]["file"], encoding="utf-8") as lines:
+                yield from ((facts["name"], facts["sha256"]) for facts in map(json.loads, lines))
+
+    digest, skipped = hashlib.sha256(), Skipped(after["skipped"])
+    for name, sha256 in done():
+        digest.update(_identity(name, sha256))
+    skipped.first = after["first_skipped"]
+    return shards, {**after["at"], "done": done}, skipped, digest
 
 
 def _part_is_finished(folder: Path, corpus: CorpusConfig, part: int) -> bool:
@@ -145,6 +208,8 @@ def read_part(folder: Path, corpus: CorpusConfig, part: int) -> tuple[list[dict]
     """The sidecars of a finished part's shards, and what was left out, by reason."""
     done = read_json(part_file(folder, part))
     shards = [read_json(folder / f"shard-{_tail(corpus, part, number)}.json") for number in range(done["shards"])]
+    for shard in shards:
+        shard.pop("next", None)  # of no use to who reads the tokens
     skipped = Skipped(done["skipped"])
     skipped.first = done.get("first_skipped", {})
     return shards, skipped
@@ -175,14 +240,18 @@ def _sha256(text: str) -> str:
 def _encode(documents: Iterator[Document], bpe: Tokenizer, corpus: CorpusConfig, shard_tokens: int) -> Iterator[Encoded]:
     """Tokens of the next documents, until a shard is full or the documents end."""
     dtype, lengths_V = token_dtype(corpus.vocab_size), tokenizer.token_bytes(bpe)
-    total = 0
+    end, total = tokenizer.end_of_text(bpe, corpus.end_of_text), 0
     while total < shard_tokens and (batch := _batch(documents, min(BATCH_CHARACTERS, shard_tokens))):
         for document, encoding in zip(batch, bpe.encode_batch_fast([d.text for d in batch]), strict=True):
-            ids = np.array([tokenizer.END_OF_TEXT_ID, *encoding.ids], dtype)
-            kinds = token_kinds(lengths_V[ids], byte_kinds(document.name, document.text))
+            ids = np.array([end, *encoding.ids], dtype)
+            kinds_of_bytes = byte_kinds(document.name, normal(bpe, document.text))
+            kept = int(lengths_V[ids].sum()) == len(kinds_of_bytes)
+            require(kept, f"data.corpus.tokenizer does not keep every byte of {document.name}: choose a byte-level one")
+            kinds = token_kinds(lengths_V[ids], kinds_of_bytes)
             kinds[0] = SPECIAL
             total += len(ids)
-            yield Encoded(_facts(document, corpus, len(ids)), corpora.domain_of(corpus, document.name), ids, kinds)
+            facts = _facts(document, corpus, len(ids), len(kinds_of_bytes))
+            yield Encoded(facts, corpora.domain_of(corpus, document.name), ids, kinds)
 
 
 def _batch(documents: Iterator[Document], characters: int) -> list[Document]:
@@ -193,20 +262,27 @@ def _batch(documents: Iterator[Document], characters: int) -> list[Document]:
     return batch
 
 
-def _facts(document: Document, corpus: CorpusConfig, n_tokens: int) -> dict:
+def _facts(document: Document, corpus: CorpusConfig, n_tokens: int, n_bytes: int) -> dict:
     return {
         "name": document.name,
         "split": SPLITS[corpora.is_heldout(document, corpus.heldout)],
-        "bytes": len(document.text.encode()),
+        "bytes": n_bytes,
         "tokens": n_tokens,
         "sha256": _sha256(document.text),
     }
 
 
-def _write_shard(folder: Path, tail: str, encoded: list[Encoded], digest: str) -> dict:
-    """Write a shard's files, then the sidecar that vouches for them. `digest` covers its part's documents up to here."""
+def _write_shard(folder: Path, tail: str, encoded: list[Encoded], digest: str, after: dict | None) -> dict:
+    """Write a shard's files, then the sidecar that vouches for them.
+
+    Args:
+        digest: of its part's documents up to here.
+        after: where the next shard begins.
+    """
     files = {"documents": write_lines(folder / f"documents-{tail}.jsonl", (item.facts for item in encoded))}
     shard = {"documents": len(encoded), "digest": digest, "files": files, "domains": {}}
+    if after is not None:
+        shard["next"] = after
     for split in SPLITS:
         own = [item for item in encoded if item.facts["split"] == split]
         files[split] = write_array(folder / f"{split}-{tail}.bin", (item.ids for item in own))

@@ -60,7 +60,7 @@ def check_file(folder: Path, entry: dict, full: bool = False) -> None:
 class TokenStream:
     """Several files of token ids and of token kinds, read as one array each. Files are opened when first read.
 
-    `domains` says where each domain lies; None when that was not recorded.
+    `domains` says where each domain lies; None when that was not recorded. `end_of_text` is the id that begins a document.
     """
 
     def __init__(
@@ -70,8 +70,9 @@ class TokenStream:
         lengths: Sequence[int],
         dtype: np.dtype | type,
         domains: Domains | None = None,
+        end_of_text: int = 0,
     ):
-        self.domains = domains
+        self.domains, self.end_of_text = domains, end_of_text
         self.ids, self.kinds, self.dtype = list(ids), list(kinds), np.dtype(dtype).newbyteorder("<")
         self.ends = list(accumulate(lengths))
 

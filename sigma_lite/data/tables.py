@@ -7,6 +7,7 @@ import difflib
 import io
 import itertools
 import json
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -37,17 +38,26 @@ class Column(NamedTuple):
 Rows = Iterator[tuple[int, str]]
 """(number from 1, text) of each row; "" where there is none."""
 
+Place = dict
+"""{"row": the last row that was given, "byte": where the next begins, of a file in which one can jump}; {}: begin."""
 
-def reader(file: Path) -> Callable[[Path, Column], Rows] | None:
+
+def reader(file: Path) -> Callable[[Path, Column, Place], Rows] | None:
     """How the file's rows are read, by the end of its name; None for a file that is one document."""
     return _READERS.get(Path(unpacked_name(file)).suffix)
 
 
-def table_rows(file: Path, column: Column) -> Rows:
-    """The rows of a table. Raises ConfigError for one that is damaged, and NoRows before the first row of what is none."""
-    number = 0
+def table_rows(file: Path, column: Column, place: Place | None = None) -> Rows:
+    """The rows of a table behind `place`, which is kept up to date: those before are not parsed, and where the file is one
+    in which one can jump (plain lines, parquet) not read either.
+
+    Raises ConfigError for one that is damaged, and NoRows before the first row of what is none.
+    """
+    place = {} if place is None else place
+    number = place.get("row", 0)
     try:
-        for number, text in reader(file)(file, column):
+        for number, text in reader(file)(file, column, place):
+            place["row"] = number
             yield number, text
     except OSError as error:
         raise ConfigError(f"{file} cannot be read after row {number} ({error.strerror or error}): {MEND}") from error
@@ -56,9 +66,17 @@ def table_rows(file: Path, column: Column) -> Rows:
 # ---------------------------------------------------------------------------------------------------------------- json
 
 
-def _json_lines(file: Path, column: Column) -> Rows:
+def _json_lines(file: Path, column: Column, place: Place) -> Rows:
     with open_unpacked(file) as lines:
-        for number, line in enumerate(lines, start=1):
+        if "byte" in place:
+            lines.seek(place["byte"])
+        else:
+            deque(itertools.islice(lines, place.get("row", 0)), maxlen=0)
+        byte = place.get("byte", 0)
+        for number, line in enumerate(lines, start=place.get("row", 0) + 1):
+            byte += len(line)
+            if lines.seekable():
+                place["byte"] = byte
             where = f"{file} line {number}"
             try:
                 row = json.loads(line) if line.strip() else {column.name: ""}
@@ -70,7 +88,7 @@ def _json_lines(file: Path, column: Column) -> Rows:
             yield number, text_of(row, column, where)
 
 
-def _json_file(file: Path, column: Column) -> Rows:
+def _json_file(file: Path, column: Column, place: Place) -> Rows:
     """An array of objects, or objects one after the other. A single object is a row if it has the column."""
     values = _watched(json_values(file), file)
     if (first := next(values, None)) is None:
@@ -81,6 +99,8 @@ def _json_file(file: Path, column: Column) -> Rows:
     if second is None and not first.in_array and column.name not in first.value:
         raise NoRows(f"JSON without {column.name!r}")
     for number, item in enumerate(itertools.chain([first], [second] if second else [], values), start=1):
+        if number <= place.get("row", 0):
+            continue
         where = f"{file} row {number}"
         kind = type(item.value).__name__
         require(isinstance(item.value, dict), f"{where} holds {kind}: each row must be a JSON object; {MEND}")
@@ -99,7 +119,7 @@ def _watched(values: Iterable, file: Path) -> Iterator:
 # ----------------------------------------------------------------------------------------------------------------- csv
 
 
-def _csv(file: Path, column: Column) -> Rows:
+def _csv(file: Path, column: Column, place: Place) -> Rows:
     """Rows below a line of names, with commas, or tabs in a .tsv."""
     csv.field_size_limit(2**31 - 1)  # a document is longer than the 131,072 characters that csv expects
     number = 0
@@ -108,6 +128,8 @@ def _csv(file: Path, column: Column) -> Rows:
         table = csv.DictReader(lines, delimiter="\t" if ".tsv" in unpacked_name(file) else ",", strict=True)
         try:
             for number, row in enumerate(table, start=1):
+                if number <= place.get("row", 0):
+                    continue
                 where = f"{file} row {number} (line {table.line_num})"
                 named = {name: value for name, value in row.items() if value is not None}
                 require(None not in row, f"{where} has more values than the {len(table.fieldnames)} columns: {MEND}")
@@ -119,16 +141,19 @@ def _csv(file: Path, column: Column) -> Rows:
 # ------------------------------------------------------------------------------------------------------------- parquet
 
 
-def _parquet(file: Path, column: Column) -> Rows:
-    table = _open_parquet(file)
-    names, number = table.schema_arrow.names, 0
+def _parquet(file: Path, column: Column, place: Place) -> Rows:
+    """Groups of rows that are done are passed over unread."""
+    table, done = _open_parquet(file), place.get("row", 0)
+    names, number, groups = table.schema_arrow.names, 0, list(range(table.metadata.num_row_groups))
     if column.name not in names:
         if column.missing == "refuse":
             kinds = map(str, table.schema_arrow.types)
             raise _no_column(names, column, str(file), [n for n, k in zip(names, kinds, strict=True) if "string" in k])
-        yield from ((number, "") for number in range(1, table.metadata.num_rows + 1))
+        yield from ((number, "") for number in range(done + 1, table.metadata.num_rows + 1))
         return
-    batches = iter(table.iter_batches(batch_size=BATCH, columns=[column.name]))
+    while groups and number + (rows := table.metadata.row_group(groups[0]).num_rows) <= done:
+        number, groups = number + rows, groups[1:]
+    batches = iter(table.iter_batches(batch_size=BATCH, row_groups=groups, columns=[column.name]))
     while True:
         try:
             batch = next(batches, None)
@@ -138,7 +163,8 @@ def _parquet(file: Path, column: Column) -> Rows:
             return
         for row in batch.to_pylist():
             number += 1
-            yield number, text_of(row, column, f"{file} row {number}")
+            if number > done:
+                yield number, text_of(row, column, f"{file} row {number}")
 
 
 def _open_parquet(file: Path):
@@ -150,7 +176,7 @@ def _open_parquet(file: Path):
         raise ConfigError(f"{file} is not a parquet file ({error}): {MEND}") from error
 
 
-_READERS: dict[str, Callable[[Path, Column], Rows]] = {
+_READERS: dict[str, Callable[[Path, Column, Place], Rows]] = {
     **dict.fromkeys((".jsonl", ".ndjson"), _json_lines),
     **dict.fromkeys((".csv", ".tsv"), _csv),
     ".json": _json_file,

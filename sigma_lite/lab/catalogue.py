@@ -6,6 +6,7 @@ import dataclasses
 
 from sigma_lite.config import nearest, require
 from sigma_lite.lab.experiment import Arm, DenseWidth, Experiment, Patch, RowShare, Share, WholeSaves
+from sigma_lite.lab.family import PAPERS
 from sigma_lite.runfile import overlay
 
 NEVER = 10**9  # a switch step beyond the end of any run
@@ -322,6 +323,25 @@ EXPERIMENTS = {
                 one_seed(scale_free(0.3, sparsity(Share(0.7)))),
             ),
             ("loss_against_balance", "layer0_deviation", "final_table"),
+        ),
+        Experiment(
+            "family",
+            "Every router and balancer on the same tokens: which differences are more than noise?",
+            (
+                TOP1,
+                NOTHING,
+                MICRO,
+                SEQUENCE,
+                top1_lbl(0.1),
+                LOSS_FREE,
+                PROPORTIONAL,
+                SHINKA,
+                MUTUAL,
+                scale_free(0.3),
+                dataclasses.replace(k_everywhere(4), seeds=None),  # beside which a paper that needs K > 1 is fair
+                *PAPERS,
+            ),
+            ("loss_against_balance", "final_table"),
         ),
     )
 }

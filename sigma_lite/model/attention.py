@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from sigma_lite.config import ModelConfig
 from sigma_lite.model import documents
+from sigma_lite.model.assumes import Assumes
 from sigma_lite.model.documents import Pieces, Varlen
 from sigma_lite.model.norm import RMSNorm
 from sigma_lite.model.rotary import Rotation, rotate
 from sigma_lite.model.weights import into_stream, passing
-
 
 Allowed = Tensor | Pieces | Varlen | None
 """Who may look at whom: bool [B or 1, S, S], the same said shorter, or None for plain causal attention."""
@@ -20,6 +20,8 @@ Allowed = Tensor | Pieces | Varlen | None
 
 class Attention(nn.Module):
     """H query heads share G key/value heads. Queries and keys are normalised per head, so logits cannot blow up."""
+
+    assumes = Assumes()
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -33,9 +35,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
 
-    def forward(
-        self, x_BSD: Tensor, turn: Rotation, mask_BSS: Allowed = None, cache: KeyValueCache | None = None
-    ) -> Tensor:
+    def forward(self, x_BSD: Tensor, turn: Rotation, mask_BSS: Allowed = None, cache: KeyValueCache | None = None) -> Tensor:
         """[B, S, D] -> [B, S, D]. `mask_BSS` is True where a query may look, or says it shorter; None: plain causal."""
         q_BSHC, k_BSGC, v_BSGC = (
             project(x_BSD).unflatten(-1, (-1, self.head_dim)) for project in (self.query, self.key, self.value)

@@ -22,10 +22,12 @@ class MoE(nn.Module):
         self.experts = parts.experts(config)
         self.dispatch = parts.dispatch or for_router(self.router)
 
-    def forward(self, x_BSD: Tensor) -> tuple[Tensor, Routing]:
+    def forward(self, x_BSD: Tensor, ids_BS: Tensor | None = None) -> tuple[Tensor, Routing]:
+        """[B, S, D] -> [B, S, D]. `ids_BS` are the tokens' ids, for a router that reads them."""
         x_TD = x_BSD.flatten(0, 1)
-        routing = self.router(x_TD)
-        y_TD = self.dispatch(x_TD, routing, self.experts)
+        routing = self.router(x_TD, ids_BS.flatten()) if getattr(self.router, "reads_tokens", False) else self.router(x_TD)
+        around = getattr(self.experts, "around", None)  # experts that also do something once per token
+        y_TD = around(x_TD, routing, self.dispatch) if around else self.dispatch(x_TD, routing, self.experts)
         return y_TD.view_as(x_BSD), routing
 
 
@@ -40,9 +42,14 @@ class Block(nn.Module):
         self.moe = MoE(config, parts)
 
     def forward(
-        self, x_BSD: Tensor, turn: Rotation, mask_BSS: Allowed = None, cache: KeyValueCache | None = None
+        self,
+        x_BSD: Tensor,
+        turn: Rotation,
+        mask_BSS: Allowed = None,
+        cache: KeyValueCache | None = None,
+        ids_BS: Tensor | None = None,
     ) -> tuple[Tensor, Routing]:
         if self.attention:
             x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), turn, mask_BSS, cache)
-        y_BSD, routing = self.moe(self.moe_norm(x_BSD))
+        y_BSD, routing = self.moe(self.moe_norm(x_BSD), ids_BS)
         return x_BSD + y_BSD, routing

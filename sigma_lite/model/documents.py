@@ -86,7 +86,9 @@ def document_lengths(documents_BS: Tensor) -> Tensor:
     """
     changes_BS = documents_BS.diff(dim=1)
     if (changes_BS < 0).any():
-        raise ValueError("document numbers fall within a row, so one may come back: number them upwards, or attention=masked")
+        raise ValueError(
+            "document numbers fall within a row, so one may come back: number them upwards, or attention=masked"
+        )
     first_BS = torch.ones_like(documents_BS, dtype=torch.bool)
     first_BS[:, 1:] = changes_BS != 0
     starts_N = first_BS.flatten().nonzero()[:, 0]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 
 from sigma_lite.config import ModelConfig
 from sigma_lite.kernels import grouped_swiglu
+from sigma_lite.model.assumes import Assumes
 from sigma_lite.model.weights import into_stream, passing
+
+Run = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x_TD, ids_TK, gates_TK) -> y_TD, as `Experts.forward`."""
 
 
 class Experts(nn.Module):
@@ -15,6 +21,8 @@ class Experts(nn.Module):
 
     Outputs are multiplied by a gate that starts near 1 / E for pre-softmax routing; `expert_gain` can make up for it.
     """
+
+    assumes = Assumes()
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -24,11 +32,27 @@ class Experts(nn.Module):
         outer = passing(F, into_stream(config.n_layers) * config.expert_gain)
         self.own_weights = {"w13": passing(D), "w2": outer}
         self.backend = "auto"
+        self.fetch: Callable[[Tensor], Tensor] | None = None  # of ranks that compute other experts than they store
 
     def forward(self, x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor) -> Tensor:
-        dtype = torch.get_autocast_dtype(x_TD.device.type) if torch.is_autocast_enabled(x_TD.device.type) else x_TD.dtype
-        w13, w2 = (_on_this_rank(w).to(dtype) for w in (self.w13, self.w2))  # grouped_mm does not follow autocast by itself
-        return grouped_swiglu(x_TD.to(dtype), ids_TK, gates_TK, w13, w2, backend=self.backend)
+        w13, w2 = self._weights(x_TD)
+        return grouped_swiglu(x_TD.to(w13.dtype), ids_TK, gates_TK, w13, w2, backend=self.backend)
+
+    def in_parts(self, parts: Sequence[Tensor], compute: Callable[[int, Tensor, Run], Tensor]) -> list[Tensor]:
+        """[compute(n, part, run) for each part]; `run` is `forward`, with weights that are made ready once for all."""
+        w13, w2 = self._weights(parts[0])
+
+        def run(x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor) -> Tensor:
+            return grouped_swiglu(x_TD.to(w13.dtype), ids_TK, gates_TK, w13, w2, backend=self.backend)
+
+        return [compute(n, part, run) for n, part in enumerate(parts)]
+
+    def _weights(self, x_TD: Tensor) -> list[Tensor]:
+        """Of the experts computed here, in the dtype to compute in: grouped_mm does not follow autocast by itself."""
+        device = x_TD.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_TD.dtype
+        stored = [_on_this_rank(weight).to(dtype) for weight in (self.w13, self.w2)]
+        return [self.fetch(weight) for weight in stored] if self.fetch else stored
 
 
 def _on_this_rank(weight: Tensor) -> Tensor:

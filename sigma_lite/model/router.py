@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sigma_lite.config import ModelConfig
+from sigma_lite.model.assumes import Assumes
 from sigma_lite.model.weights import Weight
 
 TINY = torch.finfo(torch.float32).tiny  # sigmoids of logits below -104 are all 0, and 0 / 0 would be NaN
@@ -23,7 +24,7 @@ class Routing(NamedTuple):
 
     probs: Tensor  # [T, E] fp32 softmax over all experts (or the sigmoids divided by their sum); each row sums to 1
     ids: Tensor  # [T, K] int64 chosen experts, best first; -1: an empty slot, where a router leaves some
-    gates: Tensor  # [T, K] fp32 scores of the chosen, in 0..1, not renormalised: K may change without changing their scale
+    gates: Tensor  # [T, K] fp32 scores of the chosen, in 0..1; not renormalised unless set so: K may change, not their scale
     logits: Tensor  # [T, E] fp32
 
 
@@ -35,27 +36,38 @@ class Router(nn.Module):
     balancer moves it. The weight does not decay: that would flatten the logits, which lowers the balancing loss without
     balancing anything.
 
-    Most papers override `choose` alone, some `gate` too. A subclass may have more columns than there are experts: those
-    from `config.n_experts` on belong to no expert, and the width of a router is that of its `probs`.
+    Most papers override `choose` alone, some `gate` or `scores` too. A subclass may have more columns than there are
+    experts: those from `config.n_experts` on belong to no expert, and the width of a router is that of its `probs`.
     """
 
     bias: Tensor
+    layer = 0  # which layer's router this is; the model says it
     leaves_empty = False  # whether `choose` may return -1: its tokens then go through `dispatch.ragged`
+    reads_tokens = False  # whether `forward` takes the tokens' ids as well: forward(x_TD, tokens_T)
+    assumes = Assumes()
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.n_experts, config.d_model))
         self.own_weights = {"weight": Weight(config.router_init_std, routes=True)}
         self.register_buffer("bias", torch.zeros(config.n_experts))
-        self.top_k, self.score = config.top_k, config.router_score
+        self.top_k, self.score, self.sums_to_one = config.top_k, config.router_score, config.renormalise
 
     def forward(self, x_TD: Tensor) -> Routing:
         with torch.autocast(x_TD.device.type, enabled=False):  # bf16 logits would change about 1 % of top-1 choices
             logits_TE = F.linear(x_TD.float(), self.weight.float())
-        scores_TE = logits_TE.softmax(-1) if self.score == "softmax" else logits_TE.sigmoid()
+        return self.routing(logits_TE)
+
+    def routing(self, logits_TE: Tensor) -> Routing:
+        """What follows from the logits: scores, choice, gates."""
+        scores_TE = self.scores(logits_TE)
         ids_TK = self.choose(scores_TE.detach() + self.bias)
         probs_TE = scores_TE if self.score == "softmax" else scores_TE / scores_TE.sum(-1, keepdim=True).clamp(min=TINY)
         return Routing(probs_TE, ids_TK, self.gate(scores_TE, ids_TK), logits_TE)
+
+    def scores(self, logits_TE: Tensor) -> Tensor:
+        """What experts are chosen by, and gated with: [T, E] fp32, 0 or more."""
+        return logits_TE.softmax(-1) if self.score == "softmax" else logits_TE.sigmoid()
 
     def choose(self, scores_TE: Tensor) -> Tensor:
         """Experts of each token, int64 [T, K], best first, distinct; -1 for a slot that stays empty, if `leaves_empty`.
@@ -66,11 +78,20 @@ class Router(nn.Module):
         return scores_TE.topk(self.top_k, dim=-1).indices
 
     def gate(self, scores_TE: Tensor, ids_TK: Tensor) -> Tensor:
-        """Weight of each choice, [T, K]: its score without the bias; 0 for an empty slot."""
+        """Weight of each choice, [T, K]: its score without the bias, divided by their sum if so set; 0 for an empty slot."""
         if not self.leaves_empty:
-            return scores_TE.gather(1, ids_TK)
-        return scores_TE.gather(1, ids_TK.clamp(min=0)).where(ids_TK >= 0, 0.0)
+            gates_TK = scores_TE.gather(1, ids_TK)
+        else:
+            gates_TK = scores_TE.gather(1, ids_TK.clamp(min=0)).where(ids_TK >= 0, 0.0)
+        return gates_TK / gates_TK.sum(-1, keepdim=True).clamp(min=TINY) if self.sums_to_one else gates_TK
 
     def set_k(self, k: int) -> None:
         """Choose `k` experts from now on. A subclass that cannot raises ConfigError."""
         self.top_k = k
+
+
+def slots(chosen_TE: Tensor, scores_TE: Tensor) -> Tensor:
+    """Ids of what each token chose, best first, int64 [T, most that one has, at least 1]; -1 where it has no more."""
+    width = max(1, int(chosen_TE.sum(1).max())) if len(chosen_TE) else 1
+    ids_TK = scores_TE.masked_fill(~chosen_TE, -torch.inf).topk(width, dim=-1).indices
+    return ids_TK.where(chosen_TE.gather(1, ids_TK), -1)

@@ -40,6 +40,8 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(
             Block(config, layer >= config.attention_from_layer, parts) for layer in range(config.n_layers)
         )
+        for layer, block in enumerate(self.blocks):
+            block.moe.router.layer = layer
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.own_weights = {
@@ -98,7 +100,7 @@ class Transformer(nn.Module):
         mask_BSS = self.who_may_look(seen, S, documents_BS, ids_BS.device)
         x_BSD, routings = self.embedding(ids_BS), []
         for block, layer_cache in zip(self.blocks, [None] * len(self.blocks) if cache is None else cache, strict=True):
-            x_BSD, routing = block(x_BSD, turn, mask_BSS, layer_cache)
+            x_BSD, routing = block(x_BSD, turn, mask_BSS, layer_cache, ids_BS)
             routings.append(routing)
         return self.norm(x_BSD), routings
 

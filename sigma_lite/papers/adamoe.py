@@ -20,6 +20,7 @@ from sigma_lite.balance.balancer import Balancer
 from sigma_lite.balance.losses import expert_counts, mean_over_tokens
 from sigma_lite.config import ModelConfig, require
 from sigma_lite.model import Router, Routing
+from sigma_lite.model.assumes import Assumes
 
 
 class NullRouter(Router):
@@ -29,6 +30,8 @@ class NullRouter(Router):
         nulls: m.
         renormalise: divide a token's gates by their sum, as in the paper; needs K > 1.
     """
+
+    assumes = Assumes(k="0 to K, 2 or more if renormalised", parameters="router rows of the nulls")
 
     leaves_empty = True
 
@@ -63,6 +66,8 @@ class NullLBL(Balancer):
     Args:
         nulls: m, as the router has it.
     """
+
+    assumes = Assumes()
 
     def __init__(self, nulls: int = 8):
         require(nulls >= 0, f"nulls={nulls}: must be 0 or more")

@@ -24,6 +24,7 @@ from sigma_lite.balance.bias import centred
 from sigma_lite.balance.losses import expert_counts
 from sigma_lite.config import ConfigError, require
 from sigma_lite.model import Routing
+from sigma_lite.model.assumes import Assumes
 
 
 class QuantileBalancing(Balancer):
@@ -36,6 +37,8 @@ class QuantileBalancing(Balancer):
         score: the router's, "softmax" or "sigmoid": what the bias is added to.
         bins: of the histogram, over the width of the bias plus 2.
     """
+
+    assumes = Assumes(k="fewer than all", state="a bias an expert")
 
     def __init__(self, score: str = "softmax", bins: int = 1000):
         require(score in ("softmax", "sigmoid"), f"score={score!r}: choose softmax or sigmoid, as net.router_score does")

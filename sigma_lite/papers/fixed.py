@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from sigma_lite.config import ModelConfig
 from sigma_lite.model import Router
+from sigma_lite.model.assumes import Assumes
 
 
 class Frozen(Router):
     """Random directions, drawn as the learned router's would be, that no step moves."""
+
+    assumes = Assumes()
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)

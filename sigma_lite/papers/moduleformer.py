@@ -8,6 +8,7 @@ from sigma_lite.balance.balancer import Balancer
 from sigma_lite.balance.losses import mean_over_tokens
 from sigma_lite.balance.metrics import entropy
 from sigma_lite.model import Routing
+from sigma_lite.model.assumes import Assumes
 
 
 def mutual_information_loss(probs_TE: Tensor) -> Tensor:
@@ -27,6 +28,8 @@ def mutual_information_loss(probs_TE: Tensor) -> Tensor:
 
 class MutualInformation(Balancer):
     """`mutual_information_loss` of each layer and micro-batch. The marginal is the micro-batch's own: f is not used."""
+
+    assumes = Assumes()
 
     def loss(self, routing: Routing, f_E: Tensor) -> Tensor:
         return mutual_information_loss(routing.probs)

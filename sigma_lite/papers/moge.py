@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sigma_lite.config import ModelConfig, require
 from sigma_lite.model import Router
+from sigma_lite.model.assumes import Assumes
 from sigma_lite.model.weights import GAIN
 
 
@@ -27,6 +28,8 @@ class Grouped(Router):
         groups: M; divides the number of experts and every K of the run.
         learned_scale: a factor on each expert's gate that is learned, 1 at the start.
     """
+
+    assumes = Assumes(k="a multiple of the groups")
 
     def __init__(self, config: ModelConfig, groups: int = 4, learned_scale: bool = False):
         super().__init__(config)

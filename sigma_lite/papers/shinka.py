@@ -20,6 +20,7 @@ from sigma_lite.balance.losses import load_balancing_loss, mean_over_tokens
 from sigma_lite.balance.metrics import entropy
 from sigma_lite.config import nearest, require
 from sigma_lite.model import Routing
+from sigma_lite.model.assumes import Assumes
 
 PRINTED, LISTING = 0.064, 0.64
 """tau times E in the paper's formula, and in its program: below this share of an even load an expert counts as starved."""
@@ -38,6 +39,8 @@ class Shinka(Balancer):
         hinge: on the "counts" f, as in the paper; on the "probs" P; or "straight_through": the value of f, and the
             gradient as if f were P.
     """
+
+    assumes = Assumes()
 
     def __init__(self, threshold: float = LISTING, strength: float = 0.1, hinge: str = "counts"):
         require(0 <= threshold <= 1, f"threshold={threshold}: a share of the even load, so it must lie in 0..1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -47,9 +48,24 @@ class StrategyConfig:
     compile_attention: bool = False
     timeout_s: float = 1800.0
     process_group_backend: str | None = None
+    exchange_parts: int = 1
+    capacity: float | None = None
 
     def __post_init__(self) -> None:
         require(self.expert_parallel >= 1, f"expert_parallel={self.expert_parallel}: must be at least 1 rank")
+        parts, capacity = self.exchange_parts, self.capacity
+        require(parts >= 1, f"exchange_parts={parts}: must be at least 1; 2 hides about half of the exchange")
+        if capacity is not None:
+            require(
+                1 <= capacity < math.inf,
+                f"capacity={capacity}: must be 1 or more; expert_parallel={self.expert_parallel} always suffices, null means"
+                " messages of the size that is needed",
+            )
+            require(parts == 1, f"exchange_parts={parts} and capacity={capacity}: padded messages are not cut; choose one")
+        require(
+            self.expert_parallel > 1 or (parts == 1 and capacity is None),
+            "exchange_parts and capacity say how tokens travel, and with expert_parallel=1 none do; leave them out",
+        )
         require(self.timeout_s > 0, f"timeout_s={self.timeout_s}: must be greater than 0 seconds")
 
 
@@ -136,7 +152,7 @@ def layout_of(run: RunConfig, cluster: Cluster, imbalance: float = IMBALANCE) ->
         per_micro=run.rows.per_micro,
         recompute=args.recompute,
         sharded=ours is not None,
-        imbalance=imbalance,
+        imbalance=args.capacity or imbalance,  # padded messages carry so many rows, however even they are
     )
 
 

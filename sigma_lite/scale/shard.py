@@ -22,8 +22,11 @@ from torch.utils.checkpoint import checkpoint
 
 from sigma_lite.config import ModelConfig, require
 from sigma_lite.model import Transformer
+from sigma_lite.model.dispatch import Dispatch
 from sigma_lite.model.experts import Experts
-from sigma_lite.scale.expert_parallel import expert_parallel
+from sigma_lite.scale.expert_parallel import agreed_once, expert_parallel
+from sigma_lite.scale.padded import padded
+from sigma_lite.scale.pipelined import pipelined
 
 
 class Mesh(NamedTuple):
@@ -63,7 +66,15 @@ def refuse_custom(custom: Iterable[str]) -> None:
     require(not names, f"the strategy ExpertParallel does not serve {names}: leave the strategy out, or train without them")
 
 
-def shard(model: Transformer, mesh: Mesh, *, recompute: bool = False, compute_dtype: torch.dtype | None = None) -> None:
+def shard(
+    model: Transformer,
+    mesh: Mesh,
+    *,
+    recompute: bool = False,
+    compute_dtype: torch.dtype | None = None,
+    exchange_parts: int = 1,
+    capacity: float | None = None,
+) -> None:
     """Lay a model out over the mesh, in place. A model on the meta device is given storage on the mesh's devices.
 
     Args:
@@ -72,6 +83,7 @@ def shard(model: Transformer, mesh: Mesh, *, recompute: bool = False, compute_dt
         recompute: keep only each block's input for the backward pass, and compute the block again there (activation
             checkpointing, 1604.06174).
         compute_dtype: gather experts' weights in this dtype; their gradients are summed in fp32.
+        exchange_parts, capacity: how tokens travel to experts; see scale/strategy.py.
     """
     refuse_custom(model.parts.custom)
     data, expert = mesh.grid["data"], mesh.grid["expert"]
@@ -80,15 +92,23 @@ def shard(model: Transformer, mesh: Mesh, *, recompute: bool = False, compute_dt
     for block in model.blocks:
         _shard_experts(block.moe.experts, data, expert, compute_dtype)
         if expert.size() > 1:
-            block.moe.dispatch = expert_parallel(expert.get_group(), model.config.n_experts)
+            block.moe.dispatch = travel(expert.get_group(), model.config.n_experts, exchange_parts, capacity)
         if recompute:
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+            again = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": agreed_once}
+            block.forward = functools.partial(checkpoint, block.forward, **again)
         fully_shard(block, mesh=mesh.all)
     fully_shard(model, mesh=mesh.all)
     for method in ("loss", "nats"):  # which use the head's weight without calling the head
         register_fsdp_forward_method(model, method)
     if on_meta:
         _materialise(model, mesh)
+
+
+def travel(group: dist.ProcessGroup, spots: int, exchange_parts: int = 1, capacity: float | None = None) -> Dispatch:
+    """The dispatch over a line of ranks that these settings ask for."""
+    if capacity is not None:
+        return padded(group, spots, capacity)
+    return pipelined(group, spots, exchange_parts) if exchange_parts > 1 else expert_parallel(group, spots)
 
 
 def _shard_experts(experts: Experts, data: DeviceMesh, expert: DeviceMesh, compute_dtype: torch.dtype | None) -> None:
@@ -98,6 +118,7 @@ def _shard_experts(experts: Experts, data: DeviceMesh, expert: DeviceMesh, compu
         experts.register_parameter(name, nn.Parameter(piece))
     policy = MixedPrecisionPolicy(compute_dtype, torch.float32, cast_forward_inputs=False)
     fully_shard(experts, mesh=data, mp_policy=policy, shard_placement_fn=lambda _: Shard(1))
+    register_fsdp_forward_method(experts, "in_parts")
     # An expert's gradient already sums the rows of all ranks of its line; the mean over all ranks is what is wanted.
     experts.set_gradient_divide_factor(data.size() * expert.size())
     if data.size() > 1 and dist.get_backend(data.get_group()) == "gloo":  # which cannot scale while it sums;

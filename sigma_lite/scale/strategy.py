@@ -44,6 +44,11 @@ class ExpertParallel(ModelParallelStrategy):
         compile_attention: run attention through torch.compile. Experts are one kernel already, and their sizes change.
         timeout_s: seconds to wait for the other ranks, at the start and in each exchange.
         process_group_backend: gloo or nccl; None: what suits the device.
+        exchange_parts: cut each layer's tokens into so many parts, and let experts compute one while others travel. The
+            gradients are the same but for the last bits; there are so many times as many messages. 1: as a whole.
+        capacity: give every message this many times an even share of rows, so that no host waits for sizes. Bytes and
+            experts' work grow by this factor. A step in which rows do not fit is skipped, as one with a NaN gradient is;
+            capacity = expert_parallel always fits. None: messages of the size that is needed, one wait a layer.
     """
 
     def __init__(
@@ -53,8 +58,12 @@ class ExpertParallel(ModelParallelStrategy):
         compile_attention: bool = False,
         timeout_s: float = 1800.0,
         process_group_backend: str | None = None,
+        exchange_parts: int = 1,
+        capacity: float | None = None,
     ):
-        StrategyConfig(expert_parallel, recompute, compile_attention, timeout_s, process_group_backend)  # checks them
+        given = expert_parallel, recompute, compile_attention, timeout_s, process_group_backend, exchange_parts, capacity
+        StrategyConfig(*given)  # checks them
+        self.travel = {"exchange_parts": exchange_parts, "capacity": capacity}
         super().__init__(process_group_backend=process_group_backend, timeout=timedelta(seconds=timeout_s))
         self.expert_parallel, self.recompute, self.compile_attention = expert_parallel, recompute, compile_attention
         self.mesh: Mesh | None = None
@@ -91,7 +100,7 @@ class ExpertParallel(ModelParallelStrategy):
             if isinstance(model, Transformer) and not is_sharded(model):
                 if self.compile_attention:
                     _compile_attention(model)
-                shard(model, self.mesh, recompute=self.recompute, compute_dtype=dtype)
+                shard(model, self.mesh, recompute=self.recompute, compute_dtype=dtype, **self.travel)
 
     # -------------------------------------------------------------------------------------------------- checkpoints
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 
 from sigma_lite.balance.schedule import k_per_layer
 from sigma_lite.checkpoint import newest_whole, read_checkpoint, read_settings, step_of
-from sigma_lite.config import ConfigError, ModelConfig, SparsityConfig, require
+from sigma_lite.config import ConfigError, ModelConfig, RowsConfig, SparsityConfig, require
 from sigma_lite.data import tokenizer
-from sigma_lite.data.tokenizer import END_OF_TEXT_ID, token_strings
+from sigma_lite.data.tokenizer import token_strings
 from sigma_lite.identity import in_words
 from sigma_lite.model import Parts, Transformer
 from sigma_lite.runfile import from_mapping
@@ -33,6 +34,19 @@ def plain_prompt(given: str) -> str:
     except UnicodeEncodeError as error:  # half a surrogate pair
         wrong, place = f"{given[error.start]!a}", error.start
     raise ConfigError(f"the prompt is not UTF-8 ({wrong} at place {place}): set the terminal to UTF-8, or write it in ASCII")
+
+
+def end_of_text(words: Tokenizer, name: str | None = None, otherwise: int | None = None) -> int:
+    """Id of the token between documents: by name, or else the one that an imported model ends with.
+
+    Raises: ConfigError where the tokenizer has none and no import said one.
+    """
+    try:
+        return tokenizer.end_of_text(words, name)
+    except ConfigError:
+        if otherwise is None:
+            raise
+        return otherwise
 
 
 class Trained:
@@ -57,6 +71,7 @@ class Trained:
         own = sorted(name for name in settings if name.startswith("parts."))
         wanted = ", ".join(f"{name}={in_words(settings[name])}" for name in own)
         require(parts is not None or not own, f"{run} has {wanted}: give it, Trained(run, parts=Parts(...))")
+        self.length: int = settings.get("rows", {}).get("length", RowsConfig.length)  # positions of a training row
         self.model = Transformer(net, parts or Parts()).eval()
         checkpoint = read_checkpoint(path)
         self.model.load_state_dict(model_weights(checkpoint))
@@ -65,9 +80,11 @@ class Trained:
                 self.step, switch_step=sparsity.switch_step, n_layers=net.n_layers, head=sparsity.head, target=net.top_k
             )
         )
-        folders = [data] if data else [run, settings["corpus"]["dir"]]  # runs used to leave it with their data
+        corpus, imported = settings.get("corpus", {}), settings.get("imported", {})
+        beside = [corpus["dir"]] if "dir" in corpus else []  # runs used to leave it with their data; an import has none
         trained_with = checkpoint.get("TokenDataModule", {}).get("tokenizer sha256")
-        self.tokenizer = tokenizer.of_run(folders, net.vocab_size, trained_with)
+        self.tokenizer = tokenizer.of_run([data] if data else [run, *beside], net.vocab_size, trained_with)
+        self.end_of_text = end_of_text(self.tokenizer, corpus.get("end_of_text"), imported.get("eos"))
 
     def continue_text(
         self, prompt: str, max_new_tokens: int, *, temperature: float = 0.8, top_p: float = 0.95, seed: int = 0
@@ -76,10 +93,10 @@ class Trained:
 
         Raises: ConfigError for a prompt or an option that cannot work, and for a model whose numbers are not finite.
         """
-        ids = [END_OF_TEXT_ID, *self.tokenizer.encode(plain_prompt(prompt)).ids]
+        ids = [self.end_of_text, *self.tokenizer.encode(plain_prompt(prompt), add_special_tokens=False).ids]
         require(-(2**63) <= seed < 2**64, f"seed={seed}: must fit in 64 bits")
         generator = torch.Generator().manual_seed(seed)
-        options = {"temperature": temperature, "top_p": top_p, "stop_id": END_OF_TEXT_ID, "generator": generator}
+        options = {"temperature": temperature, "top_p": top_p, "stop_id": self.end_of_text, "generator": generator}
         return self._text(sample(self.model, torch.tensor(ids), max_new_tokens=max_new_tokens, **options))
 
     def _text(self, tokens: Iterator[int]) -> Iterator[str]:

@@ -131,7 +131,7 @@ def test_a_finished_part_is_not_read_again(together, tmp_path, monkeypatch):
     corpus = beside(together, tmp_path)
     prepare_parts(corpus, 1, 3, **QUIET)
     read, original = [], corpora.documents_of_part
-    monkeypatch.setattr(corpora, "documents_of_part", lambda c, part, s: read.append(part) or original(c, part, s))
+    monkeypatch.setattr(corpora, "documents_of_part", lambda c, part, *rest: read.append(part) or original(c, part, *rest))
     prepare(corpus, **QUIET)
     assert read == [0, 2]
     assert contents(tmp_path / "data") == contents(together / "data")

@@ -186,5 +186,5 @@ def test_what_was_left_out_is_said_and_kept(fresh):
 
 def test_a_tokenizer_of_a_part_of_the_text_says_so(fresh, monkeypatch):
     monkeypatch.setattr(stages, "SAMPLE_CHARACTERS", 8000)
-    with pytest.warns(UserWarning, match=r"the tokenizer learned from the first \d+ documents, 8,\d+ characters"):
+    with pytest.warns(UserWarning, match=r"learned from 12 of 16 training documents, drawn evenly: 8,\d+ characters"):
         prepare_quietly(corpus_of(fresh))

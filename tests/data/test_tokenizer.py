@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from sigma_lite.config import ConfigError, CorpusConfig
 from sigma_lite.data import tokenizer
@@ -138,3 +138,38 @@ def test_time_grows_with_the_length_of_unbroken_text_not_with_its_square(kind):
 
 def test_ordinary_text_has_no_long_run():
     assert not any(tokenizer.has_long_run(d.text) for d in documents(CorpusConfig()))
+
+
+# --------------------------------------------------------------------------------------------------------- end of text
+
+
+def with_special(*names: str):
+    """A byte-level tokenizer of somebody else: its special tokens come last."""
+    made = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.add_special_tokens(list(names))
+    return made
+
+
+def test_the_end_of_text_is_found_by_name(bpe):
+    assert tokenizer.end_of_text(bpe) == 0
+    assert tokenizer.end_of_text(with_special("<pad>", "<|endoftext|>")) == 257
+    assert tokenizer.end_of_text(with_special("</s>", "<|end_of_text|>")) == 257  # ENDS are in order of preference
+    assert tokenizer.end_of_text(with_special("<|im_end|>", "</s>"), "<|im_end|>") == 256
+
+
+def test_an_end_of_text_that_is_not_there_is_answered_with_the_nearest():
+    own = with_special("<|im_start|>", "<|im_end|>")
+    with pytest.raises(
+        ConfigError, match=r"'<\|im_ende\|>' is no special token of this tokenizer; did you mean '<\|im_end\|>'"
+    ):
+        tokenizer.end_of_text(own, "<|im_ende|>")
+    with pytest.raises(ConfigError, match=r"none of .*set data.corpus.end_of_text to one of <\|im_start\|>, <\|im_end\|>"):
+        tokenizer.end_of_text(own)
+    with pytest.raises(ConfigError, match="no special token that could end a document"):
+        tokenizer.end_of_text(with_special())
+
+
+def test_a_token_that_text_can_hold_ends_no_document():
+    with pytest.raises(ConfigError, match="'a' is no special token"):
+        tokenizer.end_of_text(with_special("</s>"), "a")

@@ -18,7 +18,10 @@ NET = {"vocab_size": 300, "n_layers": 2, "d_model": 32, "n_heads": 4, "n_kv_head
 
 def test_linear_angles_are_those_of_positions_between():
     """Law: position 4 p of a row four times as long has the angle that position p had."""
-    plain, longer = rotation(torch.arange(50), 32, 10_000.0), rotation(torch.arange(200), 32, 10_000.0, RopeScaling("linear", 4, 0))
+    plain, longer = (
+        rotation(torch.arange(50), 32, 10_000.0),
+        rotation(torch.arange(200), 32, 10_000.0, RopeScaling("linear", 4, 0)),
+    )
     torch.testing.assert_close(longer.cos[::4], plain.cos, rtol=0, atol=1e-5)
     torch.testing.assert_close(longer.sin[::4], plain.sin, rtol=0, atol=1e-5)
 

@@ -15,6 +15,7 @@ from sigma_lite.balance.losses import load_share
 from sigma_lite.balance.objective import Objective
 from sigma_lite.balance.pooled import PooledCounts
 from sigma_lite.config import ConfigError, ModelConfig
+from sigma_lite.kernels.plan import routing_plan
 from sigma_lite.model import Transformer
 from sigma_lite.scale.expert_parallel import agree, exchange
 from sigma_lite.scale.shard import check_grid, make_mesh, shard
@@ -26,6 +27,9 @@ NET = ModelConfig(
 ROWS, LENGTH = 8, 12
 # ranks, of them along the expert axis, and what else is asked for
 LAYOUTS = [*((*grid, "") for grid in ((2, 1), (2, 2), (4, 1), (4, 2), (4, 4))), (4, 2, "recompute"), (4, 2, "bf16")]
+LAYOUTS += [(4, 2, "3 parts"), (4, 4, "3 parts, recompute"), (4, 2, "padded"), (4, 4, "padded, recompute")]
+OPTIONS = {"recompute": {"recompute": True}, "bf16": {"compute_dtype": torch.bfloat16}}
+OPTIONS |= {"3 parts": {"exchange_parts": 3}, "padded": {"capacity": 4.0}}
 
 
 def gradients(model: Transformer, rank: int, ranks: int, bf16: bool = False) -> dict[str, Tensor]:
@@ -77,8 +81,8 @@ def measured(tmp_path_factory) -> dict:
         found = {}
         for ranks, expert_ranks, variant in LAYOUTS:
             if ranks == dist.get_world_size():
-                dtype = torch.bfloat16 if variant == "bf16" else None
-                model = laid_out(ranks, expert_ranks, recompute=variant == "recompute", compute_dtype=dtype)
+                options = {k: v for word in filter(None, variant.split(", ")) for k, v in OPTIONS[word].items()}
+                model = laid_out(ranks, expert_ranks, **options)
                 weights = {name: whole(p.detach()) for name, p in model.named_parameters()}
                 grads = gradients(model, rank, ranks, variant == "bf16")
                 found[ranks, expert_ranks, variant] = weights, grads, *norms(model, 0.5)
@@ -110,7 +114,10 @@ def test_rows_arrive_in_order_and_gradients_return(tmp_path):
 
     def work(rank: int):
         group = dist.group.WORLD
-        traffic = agree(counts_REE[rank].repeat_interleave(2), group)  # two experts a rank, alike
+        ids_T1 = torch.arange(6).repeat_interleave(counts_REE[rank].repeat_interleave(2))[
+            :, None
+        ]  # two experts a rank, alike
+        [traffic] = agree([routing_plan(ids_T1, 6)], group)
         sent, received = (2 * counts_REE[rank]).tolist(), (2 * counts_REE[:, rank]).tolist()
         assert (traffic.sent_R, traffic.received_R) == (sent, received)
         rows = torch.arange(sum(sent) * 4.0).view(-1, 4).add(100 * rank).requires_grad_()

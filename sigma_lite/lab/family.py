@@ -1,0 +1,114 @@
+"""The family: one arm for each paper, all on the same tokens. Adding a paper is one entry of PAPERS.
+
+Every arm is at one expert per token, as Sigma-MoE-Tiny is, unless its paper cannot be: then its name says how many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sigma_lite.lab.experiment import Arm
+
+Named = str | tuple[str, Mapping[str, Any]]
+"""A class of sigma_lite.papers, "file.Class", or that and its settings."""
+NO_LOSS = {"loss": "none"}
+
+
+def paper(
+    name: str,
+    says: str,
+    *,
+    balancer: Named | None = None,
+    balance: Mapping[str, Any] | None = None,
+    net: Mapping[str, Any] | None = None,
+    **parts: Named,
+) -> Arm:
+    """An arm of classes of sigma_lite.papers.
+
+    Args:
+        balancer: instead of the scale's global-batch LBL.
+        balance, net: settings laid over the scale's.
+        parts: router, experts or attention, instead of the model's own.
+    """
+    model: dict[str, Any] = {}
+    if balancer is not None:
+        model["custom_balance"] = _class(balancer)
+    if parts:
+        model["parts"] = {part: _class(named) for part, named in parts.items()}
+    given = {"balance": balance, "net": net}
+    return Arm(name, says, {"model": {**model, **{key: dict(value) for key, value in given.items() if value}}})
+
+
+def _class(named: Named) -> dict[str, Any]:
+    path, settings = (named, {}) if isinstance(named, str) else named
+    return {"class_path": f"sigma_lite.papers.{path}", **({"init_args": dict(settings)} if settings else {})}
+
+
+PAPERS = (
+    paper("frozen router", "the usual router whose random weights no step moves: the floor", router="fixed.Frozen"),
+    paper("quantile balancing", "a bias at which each expert alone would have its share", balancer="alf.QuantileBalancing"),
+    paper(
+        "grouped experts, K = 4 in 4 groups",
+        "one expert of each group: devices are even by construction, experts are not",
+        router=("moge.Grouped", {"groups": 4}),
+        net={"top_k": 4},
+    ),
+    paper(
+        "null experts, K = 2 of 96 + 96",
+        "half of the choices do nothing: one expert per token on average, more for some",
+        router=("adamoe.NullRouter", {"nulls": 96}),
+        balancer=("adamoe.NullLBL", {"nulls": 96}),
+        net={"top_k": 2},
+    ),
+    paper("hash routing", "the token's id decides; no router is learned", router="hash.Hashed", balance=NO_LOSS),
+    paper(
+        "expert choice",
+        "each expert takes its best tokens: even, and it sees the future",
+        router="choice.ExpertChoice",
+        balance=NO_LOSS,
+    ),
+    paper(
+        "Sinkhorn",
+        "an even assignment of the batch in training, greedy in evaluation",
+        router="base.Assigned",
+        balance=NO_LOSS,
+    ),
+    paper(
+        "expert threshold",
+        "an expert takes what exceeds a running quantile of its scores",
+        router="threshold.Above",
+        balancer="threshold.Thresholds",
+    ),
+    paper(
+        "SimBal",
+        "router rows orthogonal to each other; no loads are seen. With 96 rows of 64 numbers it cannot reach 0",
+        router="simbal.WithRows",
+        balancer="simbal.SimBal",
+    ),
+    paper(
+        "ReMoE",
+        "ReLU gates; a penalty thins them out from half of all experts to one per token on average",
+        router="remoe.ReLURouter",
+        balancer="remoe.L1",
+        balance={"weight": 1.0, "z_weight": 0.0},
+    ),
+    paper(
+        "online K-means",
+        "the centroid with the largest cosine; no router is learned",
+        router="kmeans.OnlineKMeans",
+        balance={"loss": "none", "bias": "sign"},
+    ),
+    paper(
+        "sqrt-softplus scores",
+        "scores without an upper end, and a loss-free bias",
+        router=("deepseek_v4.SqrtSoftplus", {"renormalise": False}),
+        balance={"loss": "none", "bias": "sign"},
+    ),
+    paper(
+        "hashed low layers",
+        "the same, but the lowest three layers choose by the token's id",
+        router=("deepseek_v4.HashedLow", {"renormalise": False}),
+        balance={"loss": "none", "bias": "sign"},
+    ),
+)

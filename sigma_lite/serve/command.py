@@ -1,0 +1,63 @@
+"""`sigma-lite generate|export|import`: commands on a finished run. Each imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+PROMPT = "import os\n\ndef"  # ends where a token ends: BPE puts the space before a name into the name's token
+Command = Callable[[str, Callable[[argparse.Namespace], None], str], argparse.ArgumentParser]
+
+
+def add_commands(command: Command, path: Callable[[str], Path]) -> None:
+    """The parsers of these commands; `path` reads a file or folder."""
+
+    def on_run(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        sub = command(name, run, text)
+        sub.add_argument("RUN", type=path, help="folder of the run, such as runs/toy")
+        sub.add_argument("--data", type=path, help="folder with another tokenizer.json (default: the run's own)")
+        return sub
+
+    sub = on_run("generate", _generate, "Let a trained model continue a text.")
+    sub.add_argument("--prompt", default=PROMPT, help="text to continue (default: %(default)r)")
+    sub.add_argument("--max-new-tokens", type=int, default=200, help="default: %(default)s")
+    sub.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)")
+    sub.add_argument("--top-p", type=float, default=0.95, help="default: %(default)s")
+    sub.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+
+    sub = on_run("export", _export, "Write a run as a Hugging Face folder (Qwen3-MoE, or Qwen3 for one expert).")
+    sub.add_argument("OUT", type=path, help="a new folder for config, safetensors, tokenizer and model card")
+    sub.add_argument("--dtype", default="float32", help="of the weights: float32 | bfloat16 (default: %(default)s)")
+    sub.add_argument("--shard", default="5GB", help="most bytes of one file (default: %(default)s)")
+
+    sub = command("import", _import, "Make a run of a Hugging Face folder with Qwen3-MoE or Qwen3 weights.")
+    sub.add_argument("FOLDER", type=path, help="holds config.json and safetensors; no code in it is run")
+    sub.add_argument("OUT", type=path, help="folder of the new run")
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from sigma_lite.serve.trained import Trained, plain_prompt
+
+    trained, prompt = Trained(options.RUN, options.data), plain_prompt(options.prompt)
+    pieces = trained.continue_text(
+        prompt, options.max_new_tokens, temperature=options.temperature, top_p=options.top_p, seed=options.seed
+    )
+    print(prompt, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+def _export(options: argparse.Namespace) -> None:
+    from sigma_lite.serve.export import export
+
+    print(f"export        {export(options.RUN, options.OUT, dtype=options.dtype, data=options.data, shard=options.shard)}")
+
+
+def _import(options: argparse.Namespace) -> None:
+    from sigma_lite.serve.imports import import_model
+
+    net = import_model(options.FOLDER, options.OUT)
+    experts = "dense" if net.n_experts == 1 else f"{net.n_experts} experts, {net.top_k} per token"
+    print(f"import        {options.OUT}: {net.n_layers} layers of width {net.d_model}, {experts}")
