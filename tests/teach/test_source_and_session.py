@@ -23,7 +23,7 @@ def test_show_prints_the_real_source_with_true_line_numbers():
 
 
 def test_show_has_a_coloured_face_with_every_word():
-    html = show("model.router.Router.forward")._repr_html_()
+    html = show("model.router.Router.routing")._repr_html_()
     assert "choose" in html and "sigma_lite/model/router.py" in html and "color: #" in html
 
 
