@@ -1,4 +1,4 @@
-"""`sigma-lite generate|export|import`: commands on a finished run. Each imports what it needs when it runs."""
+"""`sigma-lite generate|eval|export|import`: commands on a finished run. Each imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ def add_commands(command: Command, path: Callable[[str], Path]) -> None:
     sub.add_argument("--top-p", type=float, default=0.95, help="default: %(default)s")
     sub.add_argument("--seed", type=int, default=0, help="default: %(default)s")
 
+    sub = on_run("eval", _eval, "Score a run on rows of a file, as lm-evaluation-harness scores its export.")
+    sub.add_argument(
+        "TASK", nargs="+", help="sigma_text, sigma_choice or a file of JSON lines (text; or query, choices, gold)"
+    )
+
     sub = on_run("export", _export, "Write a run as a Hugging Face folder (Qwen3-MoE, or Qwen3 for one expert).")
     sub.add_argument("OUT", type=path, help="a new folder for config, safetensors, tokenizer and model card")
     sub.add_argument("--dtype", default="float32", help="of the weights: float32 | bfloat16 (default: %(default)s)")
@@ -47,6 +52,17 @@ def _generate(options: argparse.Namespace) -> None:
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
+
+
+def _eval(options: argparse.Namespace) -> None:
+    from sigma_lite.serve.evaluate import evaluate
+    from sigma_lite.serve.trained import Trained
+
+    trained = Trained(options.RUN, options.data)
+    for task in options.TASK:
+        found = evaluate(trained, task)
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if name != "rows")
+        print(f"eval          {task}: {scores} ({found['rows']} rows)")
 
 
 def _export(options: argparse.Namespace) -> None:
