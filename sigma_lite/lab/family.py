@@ -111,4 +111,5 @@ PAPERS = (
         router=("deepseek_v4.HashedLow", {"renormalise": False}),
         balance={"loss": "none", "bias": "sign"},
     ),
+    paper("shared expert", "one more expert, which every token visits", experts="shared.WithShared"),
 )
