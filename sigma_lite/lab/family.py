@@ -112,4 +112,9 @@ PAPERS = (
         balance={"loss": "none", "bias": "sign"},
     ),
     paper("shared expert", "one more expert, which every token visits", experts="shared.WithShared"),
+    paper(
+        "LatentMoE",
+        "experts of half the width between two matrices that all share",
+        experts=("latent.Latent", {"keep_scale": True}),
+    ),
 )
