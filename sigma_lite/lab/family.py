@@ -117,4 +117,5 @@ PAPERS = (
         "experts of half the width between two matrices that all share",
         experts=("latent.Latent", {"keep_scale": True}),
     ),
+    paper("token rounding", "loads rounded to multiples of 16 in training", router="rounding.Rounded"),
 )
