@@ -118,4 +118,5 @@ PAPERS = (
         experts=("latent.Latent", {"keep_scale": True}),
     ),
     paper("token rounding", "loads rounded to multiples of 16 in training", router="rounding.Rounded"),
+    paper("SMEBU", "a loss-free bias with soft steps and momentum", balancer="smebu.SMEBU"),
 )
