@@ -145,6 +145,14 @@ def test_first_constants_that_are_no_docstrings_count():
     assert made("'a'") != made("'b'") and made("['a' for _ in r]") != made("['b' for _ in r]")
 
 
+def test_a_class_whose_module_is_no_name_is_taken_by_its_name():
+    """So compiled types of Cython are, which numpy's generators hold."""
+    compiled = type("Compiled", (), {"__module__": property(lambda self: "x")})
+    own = Balancer()
+    own.value = compiled
+    assert identify(own)["code"] == identify(own)["code"]
+
+
 def test_values_of_many_kinds_are_told_apart():
     def with_state(value: object) -> str:
         own = Balancer()

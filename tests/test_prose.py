@@ -54,9 +54,19 @@ def of_loops(tree: ast.Module) -> set[str]:
     return found
 
 
+class Apart(ast.NodeTransformer):
+    """Comprehensions in functions of their own: from Python 3.12 on their names count as the surrounding scope's."""
+
+    def visit_comprehension_of_any_kind(self, node: ast.expr) -> ast.expr:
+        nothing = ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[])
+        return ast.Call(ast.Lambda(nothing, self.generic_visit(node)), [], [])
+
+    visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = visit_comprehension_of_any_kind
+
+
 def scope(code: str) -> tuple[set[str], set[str]]:
     """(names that a statement binds on the top level, global names that it reads, inside of functions too)."""
-    table = symtable.symtable(code, "cell", "exec")
+    table = symtable.symtable(ast.unparse(Apart().visit(ast.parse(code))), "cell", "exec")
     names = table.get_symbols()
     bound = {name.get_name() for name in names if name.is_assigned() or name.is_imported()}
     read, inner = {name.get_name() for name in names if name.is_referenced()}, list(table.get_children())

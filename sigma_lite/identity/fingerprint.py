@@ -133,8 +133,10 @@ class Fingerprints:
         yield from _of_state(self, state, where)
         yield self.of([list(items or ()), dict(pairs or ())], where)
 
-    def _enters(self, module: str | None) -> bool:
+    def _enters(self, module: object) -> bool:
         """Whether a module's code is looked into: the reader's, and the object's own file; of the rest the name will do."""
+        if not isinstance(module, str | None):
+            return False  # a class of Cython's, whose __module__ is a field of its objects
         module = module or ""
         package = module.split(".")[0]
         if package == PACKAGE:  # `package_code` covers the others

@@ -111,4 +111,12 @@ PAPERS = (
         router=("deepseek_v4.HashedLow", {"renormalise": False}),
         balance={"loss": "none", "bias": "sign"},
     ),
+    paper("shared expert", "one more expert, which every token visits", experts="shared.WithShared"),
+    paper(
+        "LatentMoE",
+        "experts of half the width between two matrices that all share",
+        experts=("latent.Latent", {"keep_scale": True}),
+    ),
+    paper("token rounding", "loads rounded to multiples of 16 in training", router="rounding.Rounded"),
+    paper("SMEBU", "a loss-free bias with soft steps and momentum", balancer="smebu.SMEBU"),
 )
