@@ -103,6 +103,7 @@ class Ledger:
 
 ATTENTION = ("auto", "masked", "blocks", "varlen")
 MASKED_UP_TO = 1024  # tokens of a row: with `attention: auto` longer ones are cut into blocks
+PIECE = 256  # tokens that short documents of a block fill together; a longer document is a piece of its own
 ROPE_TYPES = ("default", "linear", "yarn")
 
 

@@ -165,8 +165,8 @@ def _own_attributes(cls: type) -> Iterator[tuple[str, Any]]:
         kept_by_python = special and (not isinstance(value, (*methods, property)) or name.startswith("__annotat"))
         file = getattr(getattr(value, "__code__", None), "co_filename", "")
         written = file == "<string>" and hasattr(cls, "__dataclass_fields__")
-        says_only = name == "assumes"  # to people, of itself: model/assumes.py
-        if not (kept_by_python or written or says_only or isinstance(value, slots)):
+        describes = name == "assumes"  # a label for the family table, not code: model/assumes.py
+        if not (kept_by_python or written or describes or isinstance(value, slots)):
             yield name, value
 
 

@@ -14,14 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sigma_lite.config import ModelConfig, require
+from sigma_lite.config import PIECE, ModelConfig, require
 
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # older than torch 2.10, or built without it
     varlen_attn = None
-
-PIECE = 256  # positions that short documents fill together; a longer document is a piece of its own
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Varlen:
 def attention_way(config: ModelConfig, length: int, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
     """(masked | blocks | varlen, why) for rows of `length` tokens.
 
-    Raises: ConfigError where `config.attention` asks for a way that cannot be gone here.
+    Raises: ConfigError where `config.attention` asks for a way that cannot run here.
     """
     half = dtype in (torch.bfloat16, torch.float16)
     way = config.attention_way(length, device.type == "cuda", half)

@@ -66,7 +66,7 @@ def auction(scores_TE: Tensor, eps: float = 1e-4) -> Tensor:
     """An expert for each token, int64 [T], at most ceil(T / E) tokens each, within T * eps of the largest sum of scores.
 
     Each expert bids for its best places how much more it likes them than the next best token; the highest bid has the
-    token and raises its price; who was outbid looks again (Bertsekas 1992).
+    token and raises its price; an expert that was outbid bids again (Bertsekas 1992).
     """
     T, E = scores_TE.shape
     places = -(-T // E)

@@ -33,20 +33,19 @@ class SqrtSoftplus(Router):
 
     def __init__(self, config: ModelConfig, renormalise: bool = True, scale: float = 1.5):
         super().__init__(config)
-        self.score, self.renormalise, self.scale = "sqrt-softplus", renormalise, scale
+        self.score, self.sums_to_one, self.scale = "sqrt-softplus", renormalise, scale if renormalise else 1.0
         self.set_k(config.top_k)
 
     def set_k(self, k: int) -> None:
         why = "a single gate divided by itself is 1, and the router would not learn: set renormalise: false"
-        require(k > 1 or not self.renormalise, f"renormalise=True with {k} expert per token: {why}")
+        require(k > 1 or not self.sums_to_one, f"renormalise=True with {k} expert per token: {why}")
         super().set_k(k)
 
     def scores(self, logits_TE: Tensor) -> Tensor:
         return F.softplus(logits_TE.clamp(min=LOWEST)).sqrt()
 
     def gate(self, scores_TE: Tensor, ids_TK: Tensor) -> Tensor:
-        gates_TK = super().gate(scores_TE, ids_TK)
-        return self.scale * gates_TK / gates_TK.sum(-1, keepdim=True) if self.renormalise else gates_TK
+        return self.scale * super().gate(scores_TE, ids_TK)
 
 
 class HashedLow(SqrtSoftplus):

@@ -4,8 +4,8 @@ The paper's: z = W_down x of width l = d / 2; routed experts read and write z; y
 gated sum of their outputs; the router reads the full x. Ours: no shared expert (papers/shared.py has it); `keep_scale`.
 
 At K = 1 the norm is a trap: u = gate * E(z), and RMSNorm(gate * E(z)) = RMSNorm(E(z)), so the gate cancels and no gradient
-of the language model reaches the router. `keep_scale` multiplies by the sum of a token's gates again after the norm. It is
-needed at K = 1, and refused is what cannot learn. Confidence: formula read, code not.
+of the language model reaches the router. `keep_scale` multiplies by the sum of a token's gates again after the norm. At
+K = 1 the experts are refused without it, because their router cannot learn. Confidence: formula read, code not.
 """
 
 from __future__ import annotations

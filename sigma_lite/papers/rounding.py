@@ -5,7 +5,7 @@ one: down, and it drops the tokens that score it lowest; up, and it takes tokens
 not choose it. Kept choices come first. A load changes by at most half a tile. Which tokens are dropped or added depends on
 the batch, so training sees later tokens; evaluation takes the plain top K.
 
-Ours: a load that lies in the middle is rounded up; one that no batch has tokens for, down. A tile of 16 suits the lab,
+Ours: a load in the middle is rounded up, unless the batch has too few tokens for it. A tile of 16 suits the lab,
 where an expert has 43 tokens; the paper's kernels have 128. Confidence: code read.
 """
 
@@ -41,7 +41,7 @@ class Rounded(Router):
 
 
 def rounded(scores_TE: Tensor, ids_TK: Tensor, tile: int) -> Tensor:
-    """Who works for whom, bool [T, E]: columns sum to the multiple of `tile` that is nearest to their load in `ids_TK`."""
+    """Which experts each token goes to, bool [T, E]; a column sums to the multiple of `tile` nearest to its load."""
     T = len(scores_TE)
     picked_TE = torch.zeros_like(scores_TE, dtype=torch.bool).scatter_(1, ids_TK, True)
     wanted_E = ((picked_TE.sum(0) + tile // 2) // tile * tile).clamp(max=T // tile * tile)

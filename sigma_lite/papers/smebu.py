@@ -1,9 +1,10 @@
 """SMEBU, the bias rule of Trinity Large (2602.17004): soft steps, momentum, and a bias that keeps its mean.
 
 The paper's: v = (mean load - load) / mean load; d = rate * tanh(kappa v), less its mean over experts;
-m = beta m + (1 - beta) d; b <- b + m. With rate 5e-4, kappa 2, beta 0.5. Far from balance it
-steps like the sign rule; near it steps shrink like the proportional rule's. On frozen scores (960 tokens, 96 experts, K = 1)
-both end within 3 of the even load of 10 at the paper's rate; at 0.02 the sign rule's cycle is 20 wide, and this one's 9.
+m = beta m + (1 - beta) d; b <- b + m. With rate 5e-4, kappa 2, beta 0.5. Far from balance it steps like the sign rule;
+near balance its steps shrink like those of the proportional rule. On frozen scores (960 tokens, 96 experts, K = 1, one
+draw) both rules end within 3 tokens of the even load of 10 at the paper's rate; at a rate of 0.02 the sign rule stays up
+to 20 tokens away, this rule 8.
 Ours: nothing. Confidence: second hand.
 """
 

@@ -8,11 +8,10 @@ assume an attention kernel that keeps no S x S matrix but the mask; they have no
 
 from __future__ import annotations
 
-from sigma_lite.config import ModelConfig
+from sigma_lite.config import PIECE, ModelConfig
 from sigma_lite.scale.layout import Layout, Precision
 
 INDEX, FP32 = 8, 4  # bytes of an index and of what is always computed in fp32
-PIECE = 256  # positions that short documents fill together: model/documents.py
 LANES = 16  # tokens in a vector register of kernels/cpu, with AVX-512; 8 with AVX2
 EXCHANGE_INDICES = 4  # of every row that travels: its token, its slot, and two that embedding_bag keeps
 
@@ -38,7 +37,7 @@ def kept_by_layer(
 def _attention(net: ModelConfig, B: int, S: int, number: Precision, gpu: bool) -> dict[str, int]:
     T, D, C, mixed = B * S, net.d_model, net.head_dim, number.compute != number.stream
     queries, keys = T * net.n_heads * C, T * net.n_kv_heads * C
-    way = net.attention_way(S, gpu, number.compute < FP32)
+    way = net.attention_way(S, gpu, number.half)
     casts = 3 * number.compute if mixed else number.stream  # autocast makes a copy for each of the three projections
     # A GPU norm keeps its input; on a CPU the fp32 norm keeps its output, and torch's own for 16 bits both, in fp32.
     normed = number.stream if gpu or number.compute == FP32 else 2 * FP32

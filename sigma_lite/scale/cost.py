@@ -16,7 +16,7 @@ from typing import NamedTuple
 from sigma_lite.runfile import RunConfig
 from sigma_lite.scale.cluster import Cluster
 from sigma_lite.scale.layout import Layout, precision_of
-from sigma_lite.scale.traffic import FP32, Wire, flops_per_token, optimizer_bytes, streamed, wire
+from sigma_lite.scale.traffic import Wire, flops_per_token, optimizer_bytes, streamed, wire
 
 
 class Craft(NamedTuple):
@@ -86,7 +86,7 @@ def worked(run: RunConfig, layout: Layout, k_per_layer: Sequence[int], gpu: bool
     Recomputation runs the layers' forward pass a second time, and not the head's. Attention with a table of who may look at
     whom multiplies the positions to come too, and throws them away; documents shorter than a row save nothing here.
     """
-    way = run.net.attention_way(run.rows.length, gpu, precision_of(run).compute < FP32)
+    way = run.net.attention_way(run.rows.length, gpu, precision_of(run).half)
     flops = flops_per_token(run.net, k_per_layer, run.rows.length)
     passes = 4 if layout.recompute else 3
     waited = (layout.fullest - 1) * 2 * run.net.ledger(k_per_layer).active_experts

@@ -54,7 +54,7 @@ def forecast(
         "notes": notes(run, described, cluster, nodes, problem),
         "cluster": _described(cluster, cluster_name is None),
         "precision": precision_of(run).name,
-        "attention": run.net.attention_way(run.rows.length, cluster.kind == "gpu", precision_of(run).compute < 4),
+        "attention": run.net.attention_way(run.rows.length, cluster.kind == "gpu", precision_of(run).half),
         "layout": _laid_out(run, layout) | {"problem": problem, "from": "config" if layout is given else "planner"},
         "usable_bytes": usable(cluster),
         "fits": all(stage["fits"] for stage in stages.values()),

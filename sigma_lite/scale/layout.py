@@ -25,6 +25,11 @@ class Precision:
     compute: int  # an operand of attention, projections and experts
     stream: int  # the residual stream and what norms give out
 
+    @property
+    def half(self) -> bool:
+        """Whether products are of 16-bit numbers, which flash attention needs."""
+        return self.compute < 4
+
 
 PRECISIONS = {"32-true": Precision("32-true", 4, 4, 4), "bf16-mixed": Precision("bf16-mixed", 4, 2, 4)}
 
@@ -54,12 +59,15 @@ class StrategyConfig:
     def __post_init__(self) -> None:
         require(self.expert_parallel >= 1, f"expert_parallel={self.expert_parallel}: must be at least 1 rank")
         parts, capacity = self.exchange_parts, self.capacity
-        require(parts >= 1, f"exchange_parts={parts}: must be at least 1; 2 hides about half of the exchange")
+        require(
+            parts >= 1,
+            f"exchange_parts={parts}: must be at least 1; with 2 or more, one part travels while another is computed",
+        )
         if capacity is not None:
             require(
                 1 <= capacity < math.inf,
-                f"capacity={capacity}: must be 1 or more; expert_parallel={self.expert_parallel} always suffices, null means"
-                " messages of the size that is needed",
+                f"capacity={capacity}: must be 1 or more. {self.expert_parallel}, the value of expert_parallel, always"
+                " suffices; null sends messages of the size that is needed",
             )
             require(parts == 1, f"exchange_parts={parts} and capacity={capacity}: padded messages are not cut; choose one")
         require(

@@ -30,7 +30,7 @@ def memory(run: RunConfig, layout: Layout, cluster: Cluster, k_per_layer: Sequen
     number, gpu = precision_of(run), cluster.kind == "gpu"
     D, T = run.net.d_model, layout.per_micro * run.rows.length
     own = parameters_of_device(run, layout) * number.weight
-    way = run.net.attention_way(run.rows.length, gpu, number.compute < FP32)
+    way = run.net.attention_way(run.rows.length, gpu, number.half)
     kept = kept_per_layer(run, layout, gpu, k_per_layer)
     items = {
         "weights": own,

@@ -81,23 +81,35 @@ def read(monkeypatch) -> list[str]:
     return seen
 
 
-def kill_at_shard(monkeypatch, number: int) -> None:
-    write = stages._write_shard
-
-    def write_or_die(folder, tail, *rest):
-        if int(tail[-5:]) == number:
-            raise Killed
-        return write(folder, tail, *rest)
-
-    monkeypatch.setattr(stages, "_write_shard", write_or_die)
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".lock"}
 
 
 def prepared(corpus: CorpusConfig) -> None:
     prepare(corpus, progress=False, shard_tokens=SHARD)
+
+
+def interrupt(monkeypatch, corpus: CorpusConfig, shard: int) -> None:
+    """Prepare, and die before `shard` is written."""
+    write = stages._write_shard
+
+    def write_or_die(folder, tail, *rest):
+        if int(tail[-5:]) == shard:
+            raise Killed
+        return write(folder, tail, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(stages, "_write_shard", write_or_die)
+        prepared(corpus)
+
+
+def half_prepared(tmp_path: Path, monkeypatch) -> CorpusConfig:
+    """Three tables of lines, of which two shards were finished."""
+    (tmp_path / "text").mkdir()
+    write_lines(tmp_path / "text")
+    corpus = CorpusConfig(source="files", path=str(tmp_path / "text"), dir=str(tmp_path / "a"), vocab_size=300, heldout=0.2)
+    interrupt(monkeypatch, corpus, 2)
+    return corpus
 
 
 def names_in(folder: Path, shards: int) -> list[str]:
@@ -114,9 +126,7 @@ def test_finished_documents_are_not_read_again(tmp_path, monkeypatch, read, kind
     corpus = CorpusConfig(source="files", path=str(text), dir=str(tmp_path / "a"), vocab_size=300, heldout=0.2)
     whole = CorpusConfig(source="files", path=str(text), dir=str(tmp_path / "b"), vocab_size=300, heldout=0.2)
     prepared(whole)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_at_shard(patch, killed_at)
-        prepared(corpus)
+    interrupt(monkeypatch, corpus, killed_at)
     finished = {str(text / name.replace(":", " row ")) for name in names_in(tmp_path / "a", killed_at)}
     read.clear()
     prepared(corpus)
@@ -153,9 +163,7 @@ def test_a_dataset_goes_on_where_it_was(tmp_path, monkeypatch):
     options = {"source": "hf", "dataset": str(tmp_path / "text"), "vocab_size": 300, "heldout": 0.2}
     prepared(CorpusConfig(**options, dir=str(tmp_path / "b")))
     corpus, rows, text_of = CorpusConfig(**options, dir=str(tmp_path / "a")), [], corpora.text_of
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_at_shard(patch, 2)
-        prepared(corpus)
+    interrupt(monkeypatch, corpus, 2)
     done = len(names_in(tmp_path / "a", 2))
     monkeypatch.setattr(corpora, "text_of", lambda *given: rows.append(given[2]) or text_of(*given))
     prepared(corpus)
@@ -167,12 +175,7 @@ def test_a_dataset_goes_on_where_it_was(tmp_path, monkeypatch):
 
 
 def test_a_file_that_was_touched_is_compared_and_one_that_changed_is_refused(tmp_path, monkeypatch, read):
-    (tmp_path / "text").mkdir()
-    write_lines(tmp_path / "text")
-    corpus = CorpusConfig(source="files", path=str(tmp_path / "text"), dir=str(tmp_path / "a"), vocab_size=300, heldout=0.2)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_at_shard(patch, 2)
-        prepared(corpus)
+    corpus = half_prepared(tmp_path, monkeypatch)
     table, before = tmp_path / "text" / "table0.jsonl", contents(tmp_path / "a")
     content = table.read_text()
     table.write_text(content.replace("document 0", "document x"))
@@ -192,21 +195,14 @@ def test_max_documents_are_counted_over_the_interruption(tmp_path, monkeypatch):
     options = {"source": "files", "path": str(tmp_path / "text"), "vocab_size": 300, "heldout": 0.2, "max_documents": 70}
     prepared(CorpusConfig(**options, dir=str(tmp_path / "b")))
     corpus = CorpusConfig(**options, dir=str(tmp_path / "a"))
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_at_shard(patch, 2)
-        prepared(corpus)
+    interrupt(monkeypatch, corpus, 2)
     prepared(corpus)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert len(names_in(tmp_path / "a", len(list((tmp_path / "a").glob("shard-*"))))) == 70
 
 
 def test_a_sidecar_of_before_is_read_from_the_beginning(tmp_path, monkeypatch, read):
-    (tmp_path / "text").mkdir()
-    write_lines(tmp_path / "text")
-    corpus = CorpusConfig(source="files", path=str(tmp_path / "text"), dir=str(tmp_path / "a"), vocab_size=300, heldout=0.2)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_at_shard(patch, 2)
-        prepared(corpus)
+    corpus = half_prepared(tmp_path, monkeypatch)
     for path in (tmp_path / "a").glob("shard-*.json"):
         shard = json.loads(path.read_text())
         del shard["next"]
