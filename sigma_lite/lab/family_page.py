@@ -15,8 +15,11 @@ from sigma_lite.report.markup import Sorted
 ROWS_SAY = (
     "Held-out text, means over seeds. Differences are of bits per byte from {base} at the same seed, with their 95 %"
     " interval. Deviations are of the busiest expert from an even share. Token share: how much of the choice the token's id"
-    " explains. Leak: tokens whose experts change when only a later token is another, as measured. The last columns are"
-    " what the arm's code says of itself. Protocol {protocol}."
+    " explains. A head sorts by its column. Protocol {protocol}."
+)
+ASSUMED_SAYS = (
+    "What the arm's code says of itself, and beside it what was measured: the share of tokens whose experts change when only"
+    " a later token is another."
 )
 
 
@@ -24,10 +27,13 @@ def family(found: Sequence[Row], results: Mapping, others: Iterable[Mapping] = (
     """Table, scatter and noise of the family's rows, for a page."""
     noise = floor(found, results, others)
     said = markup.paragraph(ROWS_SAY.format(base=BASE, protocol=results["protocol"]), "subtitle")
-    table = "<h3>Where each arm stands</h3>" + said + markup.table(COLUMNS, _cells(found, noise), sortable=True)
+    table = "<h3>Where each arm stands</h3>" + said + markup.table(COLUMNS, _cells(COLUMNS, found, noise), sortable=True)
+    table += "".join(map(markup.paragraph, noise_in_words(found, noise)))
+    assumed = "<h3>What each arm assumes</h3>" + markup.paragraph(ASSUMED_SAYS, "subtitle")
+    assumed += markup.table(ASSUMED, _cells(ASSUMED, found, noise), sortable=True)
     fig = balance_against_loss([_point(row) for row in found], 100 * noise.seeds, BASE)
     plot = Plot(f"{results['experiment']}-balance-against-loss", fig, (fig.layout.meta or {}).get("caption", ""))
-    return table + "".join(map(markup.paragraph, noise_in_words(found, noise))), plot
+    return table, plot, assumed
 
 
 def noise_in_words(found: Sequence[Row], noise: Floor) -> list[str]:
@@ -48,7 +54,8 @@ def noise_in_words(found: Sequence[Row], noise: Floor) -> list[str]:
     return [text.replace("-", "−") for text in (seeds, machines, chance)]
 
 
-COLUMNS: dict[str, Callable[[Row, Floor], object]] = {
+Column = Callable[[Row, Floor], object]
+COLUMNS: dict[str, Column] = {
     "arm": lambda row, noise: row.arm,
     "difference": lambda row, noise: Sorted(_percent(row.difference.mean, 2), row.difference.mean),
     "95 % interval": lambda row, noise: Sorted(_between(row), row.difference.low),
@@ -59,20 +66,26 @@ COLUMNS: dict[str, Callable[[Row, Floor], object]] = {
     "all layers, held-out": lambda row, noise: Sorted(_percent(row.layers, 0), row.layers),
     "dead experts": lambda row, noise: Sorted(f"{row.dead:.1f}", row.dead),
     "token share": lambda row, noise: Sorted(_share(row.token_share), row.token_share),
-    "leak in training": lambda row, noise: Sorted(_share(row.leak.get("training", math.nan)), row.leak.get("training", -1)),
-    "leak in evaluation": lambda row, noise: Sorted(
-        _share(row.leak.get("evaluation", math.nan)), row.leak.get("evaluation", -1)
-    ),
     "step": lambda row, noise: Sorted(f"{1000 * row.step_seconds:.0f} ms", row.step_seconds),
+}
+ASSUMED: dict[str, Column] = {
+    "arm": lambda row, noise: row.arm,
     "K": lambda row, noise: row.assumes.get("k", ""),
     "causal": lambda row, noise: row.assumes.get("causal", ""),
+    "leak in training": lambda row, noise: _leak(row, "training"),
+    "leak in evaluation": lambda row, noise: _leak(row, "evaluation"),
     "extra state": lambda row, noise: row.assumes.get("state", ""),
     "extra parameters": lambda row, noise: row.assumes.get("parameters", ""),
 }
 
 
-def _cells(found: Sequence[Row], noise: Floor) -> list[list[object]]:
-    return [[cell(row, noise) for cell in COLUMNS.values()] for row in found]
+def _cells(columns: Mapping[str, Column], found: Sequence[Row], noise: Floor) -> list[list[object]]:
+    return [[cell(row, noise) for cell in columns.values()] for row in found]
+
+
+def _leak(row: Row, when: str) -> Sorted:
+    share = row.leak.get(when, math.nan)
+    return Sorted(_share(share), share)
 
 
 def _point(row: Row) -> Point:
@@ -83,7 +96,7 @@ def _between(row: Row) -> str:
     low, high = row.difference.low, row.difference.high
     if row.arm == BASE or not math.isfinite(low):
         return ""
-    return f"{_percent(low, 2)} to {_percent(high, 2)}"
+    return f"{_percent(low, 2)}\u00a0to\u00a0{_percent(high, 2)}"
 
 
 def _percent(value: float, digits: int) -> str:
