@@ -28,9 +28,13 @@ class Experts(nn.Module):
         self.own_weights = {"w13": passing(D), "w2": outer}
         self.backend = "auto"
 
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """w13 and w2 as they are multiplied with; override to quantise them, for instance."""
+        return self.w13, self.w2
+
     def forward(self, x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor) -> Tensor:
         dtype = torch.get_autocast_dtype(x_TD.device.type) if torch.is_autocast_enabled(x_TD.device.type) else x_TD.dtype
-        w13, w2 = (_on_this_rank(w).to(dtype) for w in (self.w13, self.w2))  # grouped_mm does not follow autocast by itself
+        w13, w2 = (_on_this_rank(w).to(dtype) for w in self.weights())  # grouped_mm does not follow autocast by itself
         return grouped_swiglu(x_TD.to(dtype), ids_TK, gates_TK, w13, w2, backend=self.backend)
 
 
