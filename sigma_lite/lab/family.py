@@ -126,4 +126,10 @@ PAPERS = (
     ),
     paper("token rounding", "loads rounded to multiples of 16 in training", router="rounding.Rounded"),
     paper("SMEBU", "a loss-free bias with soft steps and momentum", balancer="smebu.SMEBU"),
+    paper(
+        "shift experts, balanced by cost",
+        "half of the experts have two thirds of the width and weights that are powers of two; a fair share is 40 to 60",
+        experts=("latency.Mixed", {"shift_width": 32}),
+        balancer=("latency.LatencyLBL", {"latency": [6.0, 4.0]}),
+    ),
 )
