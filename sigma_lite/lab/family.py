@@ -132,4 +132,9 @@ PAPERS = (
         experts=("latency.Mixed", {"shift_width": 32}),
         balancer=("latency.LatencyLBL", {"latency": [6.0, 4.0]}),
     ),
+    paper(
+        "stick-breaking heads",
+        "attention without positions, whose heads are experts: one of two for each token",
+        attention=("moduleformer.StickBreaking", {"chosen": 1}),
+    ),
 )
