@@ -6,7 +6,7 @@ import dataclasses
 
 from sigma_lite.config import nearest, require
 from sigma_lite.lab.experiment import Arm, DenseWidth, Experiment, Patch, RowShare, Share, WholeSaves
-from sigma_lite.lab.family import PAPERS
+from sigma_lite.lab.family import PAPERS, PROTOCOL
 from sigma_lite.runfile import overlay
 
 NEVER = 10**9  # a switch step beyond the end of any run
@@ -341,7 +341,9 @@ EXPERIMENTS = {
                 dataclasses.replace(k_everywhere(4), seeds=None),  # beside which a paper that needs K > 1 is fair
                 *PAPERS,
             ),
-            ("loss_against_balance", "final_table"),
+            ("deviation_by_layer",),
+            measure="family",
+            protocol=PROTOCOL,
         ),
     )
 }

@@ -1,4 +1,4 @@
-"""`sigma-lite lab list | run | show`: the laboratory on the command line."""
+"""`sigma-lite lab list | run | show | rank`: the laboratory on the command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sigma_lite.lab.scales import SCALES, scale
 
 def add_parser(sub: argparse.ArgumentParser) -> None:
     """The options of `sigma-lite lab`."""
-    actions = sub.add_subparsers(required=True, metavar="list|run|show")
+    actions = sub.add_subparsers(required=True, metavar="list|run|show|rank")
 
     def action(name: str, does: Callable, text: str) -> argparse.ArgumentParser:
         made = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
@@ -32,14 +32,26 @@ def add_parser(sub: argparse.ArgumentParser) -> None:
         each.add_argument("--scale", default="quick", help="quick, cpu or gpu (default: %(default)s)")
         each.add_argument("--results", type=Path, default=RESULTS, help="folder of results (default: %(default)s)")
         each.add_argument("--out", type=Path, help="the page (default: RESULTS/NAME-SCALE.html)")
-    run.add_argument("--runs", type=Path, default=RUNS, help="folder of runs, kept for the next time (default: %(default)s)")
-    run.add_argument("--seeds", type=int, nargs="+", help="instead of the scale's")
     run.add_argument("--arms", nargs="+", metavar="ARM", help="names of arms as `lab list` gives them, instead of all")
-    run.add_argument("--workers", type=int, help="runs at a time (default: one a core; one on a GPU)")
-    changed = run.add_mutually_exclusive_group()
+    ranked = action("rank", _rank, "Train your own balancer or router as the family was, and say where it stands.")
+    ranked.add_argument("IDEA", help="FILE.py:NAME: a Balancer, a function (routing, f_E) -> scalar, or a Router")
+    ranked.add_argument("--part", help="what a class is that is no Balancer: router (default), experts, attention, dispatch")
+    ranked.add_argument("--scale", default="cpu", help="one at which the family is recorded (default: %(default)s)")
+    ranked.add_argument("--results", type=Path, default=RESULTS, help="folder of results (default: %(default)s)")
+    for each in (run, ranked):
+        _add_training(each)
+    show.add_argument("--svg", type=Path, metavar="DIR", help="also write each figure as an SVG file; needs a Chrome")
+
+
+def _add_training(command: argparse.ArgumentParser) -> None:
+    """Options of what trains."""
+    kept = "folder of runs, kept for the next time (default: %(default)s)"
+    command.add_argument("--runs", type=Path, default=RUNS, help=kept)
+    command.add_argument("--seeds", type=int, nargs="+", help="instead of the scale's")
+    command.add_argument("--workers", type=int, help="runs at a time (default: one a core; one on a GPU)")
+    changed = command.add_mutually_exclusive_group()
     for name, does in (("again", "train kept runs that other code has made anew"), ("reuse", "take them as they are")):
         changed.add_argument(f"--{name}", dest="if_changed", action="store_const", const=name, help=does)
-    show.add_argument("--svg", type=Path, metavar="DIR", help="also write each figure as an SVG file; needs a Chrome")
 
 
 def _chosen(names: Sequence[str]) -> list[str]:
@@ -83,6 +95,25 @@ def _show(options: argparse.Namespace) -> None:
         for path in paths:
             for picture in write_svgs(path, options.svg):
                 print(f"figure        {picture}")
+
+
+def _rank(options: argparse.Namespace) -> None:
+    from sigma_lite.lab.rank import in_words, rank
+
+    standing, made = rank(
+        options.IDEA,
+        scale(options.scale),
+        part=options.part,
+        seeds=options.seeds,
+        runs=options.runs,
+        results=options.results,
+        workers=options.workers,
+        if_changed=options.if_changed,
+    )
+    print(f"\n{in_words(standing)}\nresults       {made}")
+    from sigma_lite.lab.show import write_page
+
+    print(f"page          {write_page([made], rows=standing.all_rows)}")
 
 
 def _draw(paths: Sequence[Path], out: Path | None) -> None:

@@ -87,6 +87,7 @@ class Experiment:
     arms: tuple[Arm, ...]
     figures: tuple[str, ...] = ("layer0_deviation", "final_table")
     measure: str = ""  # what is measured after training, a name of lab/measure.py's MEASURES
+    protocol: str = ""  # version of the rules under which others' rows may stand beside these: lab/family.py
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -193,19 +194,19 @@ def run_dir(arm: Arm, scale: Scale, seed: int, root: Path) -> Path:
 def _code_of(arm: Arm, settings: Patch) -> list[str]:
     """Fingerprints of the classes and functions that the settings name. Raises ConfigError for one that is not there."""
     try:
-        return [identify_named(path) for path in _named(settings)]
+        return [identify_named(path) for path in named_in(settings)]
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"arm {arm.name!r} names code that cannot be imported: {error}") from error
 
 
-def _named(node: Any, key: str = "") -> Iterator[str]:
+def named_in(node: Any, key: str = "") -> Iterator[str]:
     """Import paths in settings: what a `class_path` says, and a custom_balance or a part that is a name."""
     if isinstance(node, Mapping):
         for name in sorted(node):
-            yield from _named(node[name], name)
+            yield from named_in(node[name], name)
     elif isinstance(node, (list, tuple)):
         for item in node:
-            yield from _named(item)
+            yield from named_in(item)
     elif key in ("class_path", "custom_balance", *PARTS) and isinstance(node, str):
         yield node
 

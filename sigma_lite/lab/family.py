@@ -1,6 +1,11 @@
 """The family: one arm for each paper, all on the same tokens. Adding a paper is one entry of PAPERS.
 
 Every arm is at one expert per token, as Sigma-MoE-Tiny is, unless its paper cannot be: then its name says how many.
+
+The protocol, by which a row may stand beside the others: the scale's model, text, tokens, steps, learning rate and seeds;
+only router, experts, attention, dispatch, balancer and their settings may differ. Every arm is compared with BASE over the
+same seeds, made on the same machine, by held-out bits per byte at the end; intervals are Student's, 95 %. A change of any
+of this is another PROTOCOL, and rows of two protocols are never put together.
 """
 
 from __future__ import annotations
@@ -13,6 +18,8 @@ from sigma_lite.lab.experiment import Arm
 Named = str | tuple[str, Mapping[str, Any]]
 """A class of sigma_lite.papers, "file.Class", or that and its settings."""
 NO_LOSS = {"loss": "none"}
+PROTOCOL = "1"
+BASE = "LBL, K = 1"
 
 
 def paper(
@@ -119,4 +126,15 @@ PAPERS = (
     ),
     paper("token rounding", "loads rounded to multiples of 16 in training", router="rounding.Rounded"),
     paper("SMEBU", "a loss-free bias with soft steps and momentum", balancer="smebu.SMEBU"),
+    paper(
+        "shift experts, balanced by cost",
+        "half of the experts have two thirds of the width and weights that are powers of two; a fair share is 40 to 60",
+        experts=("latency.Mixed", {"shift_width": 32}),
+        balancer=("latency.LatencyLBL", {"latency": [6.0, 4.0]}),
+    ),
+    paper(
+        "stick-breaking heads",
+        "attention without positions, whose heads are experts: one of two for each token",
+        attention=("moduleformer.StickBreaking", {"chosen": 1}),
+    ),
 )

@@ -76,8 +76,14 @@ def write_results(path: Path, experiment: Experiment, scale: Scale, runs: Sequen
         "scale_says": scale.says,
         "command": command,
         "arms": {arm.name: {"says": arm.says, "branch": arm.branch} for arm in experiment.arms},
+        **({"protocol": experiment.protocol} if experiment.protocol else {}),
         "runs": [run_facts(run, experiment.measure) for run in runs],
     }
+    if experiment.protocol:
+        from sigma_lite.lab.standing import assumptions  # imports torch and the model
+
+        for arm in experiment.arms:
+            facts["arms"][arm.name]["assumes"] = assumptions(arm, scale)
     kept, order = _kept(path, facts["runs"], set(facts["arms"])), list(facts["arms"])
     facts["runs"] = sorted(kept + facts["runs"], key=lambda run: order.index(run["arm"]))
     with atomic_write(path) as file:

@@ -10,6 +10,8 @@ import yaml
 from sigma_lite import __version__
 from sigma_lite.figures import OF_RESULTS, commits_of, final_rows, machine_of, origins, refused_steps, static_svg
 from sigma_lite.figures.lab_final import TABLE_SAYS
+from sigma_lite.lab import standing
+from sigma_lite.lab.family_page import family
 from sigma_lite.lab.results import Results, read_results
 from sigma_lite.report import markup
 from sigma_lite.report.document import Plot, Section, document
@@ -19,18 +21,22 @@ from sigma_lite.storage import atomic_write
 ALWAYS = ("deviation_by_layer", "learning_curves")  # drawn after the figures that an experiment asks for
 
 
-def write_page(paths: Sequence[str | Path], out: str | Path | None = None) -> Path:
+def write_page(
+    paths: Sequence[str | Path], out: str | Path | None = None, rows: Sequence[standing.Row] | None = None
+) -> Path:
     """Draw results files into one HTML page that opens without a network; returns its path.
 
     Default: beside the file, NAME-SCALE.html; for several files lab-SCALE.html. The same files give the same bytes.
+    `rows`: of the family's table, instead of those that its results have.
     Raises StorageError naming the command that makes a missing file.
     """
     paths = [Path(path) for path in paths]
     found = [read_results(path) for path in paths]
+    beside = [read_results(path) for path in sorted(paths[0].parent.glob("*.json"))] if _has_family(found) else []
     name = f"{found[0]['experiment']}-{found[0]['scale']}" if len(found) == 1 else f"lab-{found[0]['scale']}"
     out = Path(out) if out else paths[0].with_name(f"{name}.html")
     with atomic_write(out) as file:
-        file.write(render(found).encode())
+        file.write(render(found, beside, rows).encode())
     return out
 
 
@@ -42,15 +48,23 @@ def write_svgs(path: str | Path, folder: str | Path) -> list[Path]:
     return [static_svg(fig, Path(folder) / f"{stem}-{name}.svg") for name, fig in drawn.items() if fig.data]
 
 
-def render(found: Sequence[Results]) -> str:
-    """The page as text: a section for each experiment."""
+def _has_family(found: Sequence[Results]) -> bool:
+    return any(results.get("protocol") for results in found)
+
+
+def render(found: Sequence[Results], beside: Sequence[Results] = (), rows: Sequence[standing.Row] | None = None) -> str:
+    """The page as text: a section for each experiment.
+
+    Args:
+        beside: other results, in which the family looks for its baseline on other machines.
+    """
     alone = len(found) == 1
     return document(
         kind="balance laboratory",
         title=found[0]["experiment"] if alone else "The balance laboratory",
         lead=" · ".join(_lead(found)),
         head="",
-        sections=[_section(results) for results in found],
+        sections=[_section(results, beside, rows) for results in found],
         footer=markup.paragraph(
             "Every number is from a finished run. Numbers are held in 32 bits."
             f" Made by sigma_lite {__version__}; this file loads nothing from anywhere."
@@ -66,13 +80,14 @@ def _lead(found: Sequence[Results]) -> list[str]:
     return list(dict.fromkeys([*scales, *(str(run["device"]) for run in runs), *commits]))
 
 
-def _section(results: Results) -> Section:
+def _section(results: Results, beside: Sequence[Results], rows: Sequence[standing.Row] | None) -> Section:
     name = results["experiment"]
     wanted = [figure for figure in results["figures"] if figure != "final_table"]  # the page has a table of its own
     plots = tuple(_plot(results, figure) for figure in dict.fromkeys([*wanted, *ALWAYS]))
     numbers = "<h3>Final numbers</h3>" + markup.paragraph(TABLE_SAYS, "subtitle") + markup.table(*final_rows(results))
     numbers += "".join(markup.paragraph(said, "subtitle") for said in origins(results))
-    return Section(name, results["question"], "", (_arms(results), numbers, *plots, _provenance(results)))
+    first = family(rows or standing.rows(results), results, beside) if results.get("protocol") else ()
+    return Section(name, results["question"], "", (*first, _arms(results), numbers, *plots, _provenance(results)))
 
 
 def _plot(results: Results, figure: str) -> Plot:

@@ -34,24 +34,28 @@ class Experts(nn.Module):
         self.backend = "auto"
         self.fetch: Callable[[Tensor], Tensor] | None = None  # of ranks that compute other experts than they store
 
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """w13 and w2 as they are multiplied with; override to quantise them, for instance."""
+        return self.w13, self.w2
+
     def forward(self, x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor) -> Tensor:
-        w13, w2 = self._weights(x_TD)
+        w13, w2 = self._ready(x_TD)
         return grouped_swiglu(x_TD.to(w13.dtype), ids_TK, gates_TK, w13, w2, backend=self.backend)
 
     def in_parts(self, parts: Sequence[Tensor], compute: Callable[[int, Tensor, Run], Tensor]) -> list[Tensor]:
         """[compute(n, part, run) for each part]; `run` is `forward`, with weights that are made ready once for all."""
-        w13, w2 = self._weights(parts[0])
+        w13, w2 = self._ready(parts[0])
 
         def run(x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor) -> Tensor:
             return grouped_swiglu(x_TD.to(w13.dtype), ids_TK, gates_TK, w13, w2, backend=self.backend)
 
         return [compute(n, part, run) for n, part in enumerate(parts)]
 
-    def _weights(self, x_TD: Tensor) -> list[Tensor]:
+    def _ready(self, x_TD: Tensor) -> list[Tensor]:
         """Of the experts computed here, in the dtype to compute in: grouped_mm does not follow autocast by itself."""
         device = x_TD.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_TD.dtype
-        stored = [_on_this_rank(weight).to(dtype) for weight in (self.w13, self.w2)]
+        stored = [_on_this_rank(weight).to(dtype) for weight in self.weights()]
         return [self.fetch(weight) for weight in stored] if self.fetch else stored
 
 

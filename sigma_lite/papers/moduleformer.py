@@ -1,14 +1,23 @@
-"""ModuleFormer's balance without counting (2306.04640): maximise the mutual information of token and expert."""
+"""ModuleFormer (2306.04640): balance by mutual information, without counting; stick-breaking attention with head experts.
+
+The paper's: both, and load concentration before pruning. Ours: what the docstrings below call ours. Confidence: the code of
+the loss and of the attention was read.
+"""
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from sigma_lite.balance.balancer import Balancer
 from sigma_lite.balance.losses import mean_over_tokens
 from sigma_lite.balance.metrics import entropy
-from sigma_lite.model import Routing
+from sigma_lite.config import ModelConfig, require
+from sigma_lite.model import KeyValueCache, Routing
 from sigma_lite.model.assumes import Assumes
+from sigma_lite.model.rotary import Rotation
+from sigma_lite.model.weights import Weight, into_stream, passing
 
 
 def mutual_information_loss(probs_TE: Tensor) -> Tensor:
@@ -33,3 +42,78 @@ class MutualInformation(Balancer):
 
     def loss(self, routing: Routing, f_E: Tensor) -> Tensor:
         return mutual_information_loss(routing.probs)
+
+
+def stick_breaking(logits_BHQK: Tensor, visible: Tensor) -> Tensor:
+    """Attention weights a_qj = sigmoid(z_qj) prod_{j < l <= q} (1 - sigmoid(z_ql)), [B, H, Q, K].
+
+    Read from the present backwards: each key breaks a piece off what is left of a stick of length 1. So a row sums to at
+    most 1, the nearest fitting key gets most, and no positions have to be told.
+
+    Args:
+        logits_BHQK: z.
+        visible: bool, to be spread over [B, H, Q, K]: keys that a query may see, itself the last of them.
+    """
+    left = F.logsigmoid(-logits_BHQK).masked_fill(~visible, 0.0)  # log of what a key leaves of the stick
+    later = F.pad(left.flip(-1).cumsum(-1).flip(-1)[..., 1:], (0, 1))  # of the keys behind j, up to the query
+    return (F.logsigmoid(logits_BHQK) + later).exp().masked_fill(~visible, 0.0)
+
+
+class StickBreaking(nn.Module):
+    """Stick-breaking attention whose heads are experts: each token chooses some query heads; all share the key heads.
+
+    A head has its own query and output matrix, which is ModuleFormer's attention module; a head that was not chosen has
+    gate 0. Ours: all heads are computed and then gated, so nothing is saved; the choice is the attention's own, and no
+    balance loss sees it; the paper's sums over attention and feed-forward modules. Gates are the softmax over all heads.
+
+    Args:
+        chosen: heads of each token; None: all, ungated.
+    """
+
+    assumes = Assumes(parameters="a router over heads, if they are chosen")
+
+    def __init__(self, config: ModelConfig, chosen: int | None = None):
+        super().__init__()
+        D, H, G, C = config.d_model, config.n_heads, config.n_kv_heads, config.head_dim
+        require(chosen is None or 1 <= chosen <= H, f"chosen={chosen}: must lie in 1..{H}, the number of query heads")
+        self.head_dim, self.chosen = C, chosen
+        self.query, self.out = nn.Linear(D, H * C, bias=False), nn.Linear(H * C, D, bias=False)
+        self.key, self.value = nn.Linear(D, G * C, bias=False), nn.Linear(D, G * C, bias=False)
+        self.own_weights = {f"{name}.weight": passing(D) for name in ("query", "key", "value")}
+        self.own_weights["out.weight"] = passing(H * C, into_stream(config.n_layers))
+        if chosen is not None:
+            self.router = nn.Linear(D, H, bias=False)
+            self.own_weights["router.weight"] = Weight(config.router_init_std, routes=True)
+
+    def forward(
+        self, x_BSD: Tensor, turn: Rotation, mask_BSS: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        """As `Attention`; `turn` is not used: nearer keys come first by themselves."""
+        q, k, v = (
+            project(x_BSD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for project in (self.query, self.key, self.value)
+        )
+        if cache is not None:
+            k, v = cache.append(k, v)
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+        if mask_BSS is None:
+            mask_BSS = torch.ones(1, q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
+        logits = (q @ k.transpose(-1, -2)).float() / self.head_dim**0.5
+        y_BHSC = stick_breaking(logits, mask_BSS[:, None]).to(v.dtype) @ v
+        if self.chosen is not None:
+            y_BHSC = y_BHSC * self.gates(x_BSD).transpose(1, 2)[..., None].to(v.dtype)
+        return self.out(y_BHSC.transpose(1, 2).flatten(2))
+
+    def gates(self, x_BSD: Tensor) -> Tensor:
+        """[B, S, H] fp32: the softmax over heads, 0 outside of the `chosen` best."""
+        probs_BSH = self.router(x_BSD).float().softmax(-1)
+        best = probs_BSH.topk(self.chosen or 1, dim=-1)
+        return torch.zeros_like(probs_BSH).scatter(-1, best.indices, best.values)
+
+
+def load_concentration_loss(probs_TE: Tensor) -> Tensor:
+    """H(mean_t p_t): minimised, few experts do the work and the others can be pruned, 0 .. log E.
+
+    The paper's load concentration, before it prunes for a task. Its equation was not to be had: this form is ours.
+    """
+    return entropy(mean_over_tokens(probs_TE))

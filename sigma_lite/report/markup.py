@@ -6,7 +6,9 @@ import base64
 import hashlib
 import html
 import json
+import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
@@ -28,15 +30,29 @@ def fold(summary: str, body: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>{body}</details>"
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """Rows under a head, whose numbers align to the right; without a head, rows of name and value."""
+class Sorted(NamedTuple):
+    """A cell that is written as `text` and sorted by `key`; NaN comes last."""
+
+    text: str
+    key: float
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[object]], sortable: bool = False) -> str:
+    """Rows under a head, whose numbers align to the right; without a head, rows of name and value.
+
+    `sortable`: the page sorts the rows by the column whose head is chosen, by a cell's key where it is `Sorted`.
+    """
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     top = f"<thead><tr>{top}</tr></thead>" if top else ""
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
-    return f'<div class="wide"><table>{top}<tbody>{body}</tbody></table></div>'
+    kind = ' class="sortable"' if sortable else ""
+    return f'<div class="wide"><table{kind}>{top}<tbody>{body}</tbody></table></div>'
 
 
 def _cell(value: object) -> str:
+    if isinstance(value, Sorted):
+        key = f' data-key="{value.key!r}"' if math.isfinite(value.key) else ' data-key=""'
+        return f'<td class="number"{key}>{escape(value.text)}</td>'
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         text = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"
         return f'<td class="number">{escape(text)}</td>'

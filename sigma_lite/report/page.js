@@ -84,6 +84,28 @@
     drawn.push(plot);
   }
 
+  function sortable(table) {
+    const heads = [...table.tHead.rows[0].cells];
+    const body = table.tBodies[0];
+    heads.forEach((head, column) => {
+      const button = element("button", { type: "button", textContent: head.textContent });
+      head.replaceChildren(button);
+      button.onclick = () => {
+        const down = head.getAttribute("aria-sort") === "ascending";
+        heads.forEach((other) => other.removeAttribute("aria-sort"));
+        head.setAttribute("aria-sort", down ? "descending" : "ascending");
+        const key = (row) => row.cells[column].dataset.key ?? row.cells[column].textContent;
+        const order = (one, other) => {
+          const [a, b] = [key(one), key(other)];
+          if (a === "" || b === "") return (a === "") - (b === ""); // what is missing comes last, either way
+          return (down ? -1 : 1) * (isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b);
+        };
+        body.append(...[...body.rows].sort(order));
+      };
+    });
+  }
+  document.querySelectorAll("table.sortable").forEach(sortable);
+
   const paint = (name, size) =>
     drawn.forEach((plot) => Plotly.relayout(plot, { template: themes[name], width: undefined, ...size }));
   const follow = () => paint(dark.matches ? "dark" : "light", { autosize: true });

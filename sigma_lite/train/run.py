@@ -85,6 +85,8 @@ class RunCLI(LightningCLI):
             if strategy_config(run.trainer.get("strategy")):
                 refuse_custom(as_parts(run.parts).custom)
             self.remarks = without_effect(run)
+            if parts is None and run.parts:  # jsonargparse would make a router itself, with a config of its own
+                self.parts = as_parts(run.parts)
         with contextlib.ExitStack() as self.held:
             super().__init__(
                 SigmaLit,

@@ -60,3 +60,15 @@ def test_named_without_settings():
     assert (
         SigmaLit(NET, custom_balance=MutualInformation()).settings()["custom_balance"]["class"].endswith("MutualInformation")
     )
+
+
+def test_a_part_named_without_settings_is_made_by_the_model(place):
+    """Not by the parser, which once handed over a router of 96 experts for a model of 8."""
+    router = {"router": {"class_path": "sigma_lite.papers.choice.ExpertChoice"}}
+    tiny.write_config(place, "own.yaml", model__parts=router, trainer__max_steps=2, model__sparsity=None)
+    cli.main(["fit", "-c", "own.yaml"])
+    (start,) = record.read(Path("run/record.jsonl"), "run")
+    assert start["config"]["parts.router"]["class"] == "sigma_lite.papers.choice.ExpertChoice"
+    assert "settings" not in start["config"]["parts.router"] or not start["config"]["parts.router"]["settings"]
+    (end,) = record.read(Path("run/record.jsonl"), "validation")
+    assert len(end["f"][0]) == 8

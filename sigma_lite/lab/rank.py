@@ -1,0 +1,165 @@
+"""`sigma-lite lab rank mine.py:Idea`: a stranger's balancer or part among the family's arms, under the same protocol."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from sigma_lite.config import ConfigError, nearest, require
+from sigma_lite.lab.catalogue import TOP1
+from sigma_lite.lab.experiment import Arm, Experiment, Scale
+from sigma_lite.lab.family import BASE, PROTOCOL
+from sigma_lite.lab.results import Results, read_results, results_path
+from sigma_lite.lab.run import RESULTS, RUNS, run_experiment
+from sigma_lite.lab.seeds import Difference
+from sigma_lite.lab.standing import Row, in_order, over_seeds, rows
+from sigma_lite.lightning_keys import PARTS
+
+RANKED = "ranked"  # folder below the results, of results that are not the project's
+
+
+class Standing(NamedTuple):
+    """One arm among the others; counts are of arms other than itself."""
+
+    row: Row
+    place: int  # 1: best mean difference
+    of: int
+    better_than: list[str]  # whose paired difference from it has an interval above 0
+    worse_than: list[str]
+    all_rows: list[Row]
+
+
+def rank(
+    idea: str,
+    scale: Scale,
+    *,
+    part: str | None = None,
+    seeds: Sequence[int] | None = None,
+    runs: str | Path = RUNS,
+    results: str | Path = RESULTS,
+    workers: int | None = None,
+    if_changed: str | None = None,
+) -> tuple[Standing, Path]:
+    """Train the idea and, on this machine too, BASE; then place its paired differences among the recorded ones.
+
+    Args:
+        idea: FILE.py:NAME, a Balancer class, a balance loss (routing, f_E) -> scalar, or a part of the model.
+        part: which part it is, "router" unless it says otherwise: router, experts, attention or dispatch.
+        seeds: instead of the scale's.
+
+    Returns: where it stands, and the results file with its raw rows, RESULTS/ranked/NAME-SCALE.json.
+    Raises: ConfigError for an idea that cannot be; StorageError where the family is not recorded at this scale.
+    """
+    recorded = read_results(results_path(results, "family", scale.name))
+    found = recorded.get("protocol")
+    require(found == PROTOCOL, f"the recorded family follows protocol {found}, this code {PROTOCOL}: record it anew")
+    with importable(idea) as path:
+        arm = arm_of(idea, path, part)
+        experiment = Experiment(
+            path.rpartition(".")[2],
+            f"Where does {arm.name} stand in the family?",
+            (TOP1, arm),
+            ("loss_against_balance",),
+            measure="family",
+            protocol=PROTOCOL,
+        )
+        made = run_experiment(
+            experiment,
+            scale,
+            command=f"sigma-lite lab rank {idea} --scale {scale.name}",
+            runs=runs,
+            results=Path(results) / RANKED,
+            seeds=seeds,
+            workers=workers,
+            if_changed=if_changed,
+        )
+    return stands(recorded, read_results(made), arm.name), made
+
+
+def stands(recorded: Results, own: Mapping, arm: str) -> Standing:
+    """Of an arm of `own` among those of `recorded`. Each is compared with BASE of its own machine, so machines cancel."""
+    mine = next(row for row in rows(own) if row.arm == arm)
+    others = rows(recorded)
+    better, worse = [], []
+    for row in others:
+        between = _difference(mine, row)
+        if between is not None and between.is_clear:
+            (better if between.mean < 0 else worse).append(row.arm)
+    everyone = in_order([*others, mine])
+    return Standing(mine, everyone.index(mine) + 1, len(everyone), better, worse, everyone)
+
+
+def _difference(one: Row, other: Row) -> Difference | None:
+    """Of their differences from BASE, over the seeds that both have; None for fewer than two."""
+    seeds = sorted(one.by_seed.keys() & other.by_seed.keys())
+    return over_seeds([one.by_seed[seed] - other.by_seed[seed] for seed in seeds]) if len(seeds) > 1 else None
+
+
+def in_words(standing: Standing) -> str:
+    """What a terminal says: the difference with its interval, then the place and what it is worth."""
+    row, others = standing.row, standing.of - 1
+    open_ones = others - len(standing.better_than) - len(standing.worse_than)
+    lines = [
+        f"{row.arm}: {row.difference} bits per byte against {BASE}; less is better. Protocol {PROTOCOL}.",
+        f"place {standing.place} of {standing.of} by the mean. Clearly better than {_some(standing.better_than)}; clearly"
+        f" worse than {_some(standing.worse_than)}; with these seeds it cannot be told from the other {open_ones}.",
+        f"layer 0's busiest expert {100 * row.heldout[0]:+.0f} % on held-out text (first seed); {row.dead:.1f} dead experts;"
+        f" {1000 * row.step_seconds:.0f} ms a step.",
+    ]
+    if leaks := [f"{100 * share:.0f} % in {when}" for when, share in row.leak.items() if share > 0]:
+        lines.append(f"it is not causal: a later token changes the experts of earlier ones ({', '.join(leaks)}).")
+    return "\n".join(lines)
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "") if names else "none"
+
+
+@contextlib.contextmanager
+def importable(idea: str) -> Iterator[str]:
+    """FILE.NAME of FILE.py:NAME, which this process and its workers can import while this lasts."""
+    file, colon, name = idea.rpartition(":")
+    path = Path(file)
+    require(bool(colon) and path.suffix == ".py" and name.isidentifier(), f"{idea!r}: give FILE.py:NAME")
+    require(path.is_file(), f"{idea!r}: there is no file {file}")
+    require(path.stem.isidentifier(), f"{idea!r}: {path.stem} cannot be imported: call the file by letters, digits and _")
+    folder, before = str(path.resolve().parent), os.environ.get("PYTHONPATH")
+    sys.path.insert(0, folder)
+    os.environ["PYTHONPATH"] = folder + (os.pathsep + before if before else "")
+    try:
+        yield f"{path.stem}.{name}"
+    finally:
+        sys.path.remove(folder)
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+
+
+def arm_of(idea: str, path: str, part: str | None) -> Arm:
+    """The idea as an arm. Raises ConfigError for a file that cannot be imported and for what cannot be called."""
+    from sigma_lite.balance.balancer import Balancer  # torch comes with it
+
+    module, _, name = path.rpartition(".")
+    try:
+        loaded = importlib.import_module(module)
+    except Exception as error:  # whatever a stranger's file raises
+        raise ConfigError(f"{idea!r} cannot be imported: {type(error).__name__}: {error}") from error
+    home = Path(getattr(loaded, "__file__", None) or "").resolve()
+    require(home == Path(idea.rpartition(":")[0]).resolve(), f"{idea!r}: another module is called {module}: rename the file")
+    require(hasattr(loaded, name), f"{idea!r} has no {name}; {nearest(name, vars(loaded))}")
+    kind = getattr(loaded, name)
+    require(callable(kind), f"{idea!r} is a {type(kind).__name__}: give a Balancer, a balance loss or a part")
+    require(part is None or part in PARTS, f"part={part!r} does not exist; {nearest(str(part), PARTS)}")
+    is_loss = isinstance(kind, type) and issubclass(kind, Balancer) or not isinstance(kind, type)
+    if part is None and is_loss:
+        balancer: object = {"class_path": path} if isinstance(kind, type) else path
+        patch: dict = {"custom_balance": balancer}
+    else:
+        patch = {"parts": {part or "router": {"class_path": path}}}
+    return Arm(f"{name} ({module}.py)", (kind.__doc__ or "").split("\n")[0], {"model": patch})
