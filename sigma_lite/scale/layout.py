@@ -11,6 +11,7 @@ from sigma_lite.lightning_keys import PRECISIONS as NAMES
 from sigma_lite.lightning_keys import require_precision
 from sigma_lite.runfile import RunConfig, from_mapping
 from sigma_lite.scale.cluster import Cluster
+from sigma_lite.scale.placement import planner_named
 
 STRATEGY = "sigma_lite.scale.strategy.ExpertParallel"
 IMBALANCE = 1.5  # assumed of every exchange: the fullest device in it gets half as many rows again as its share
@@ -50,6 +51,9 @@ class StrategyConfig:
     process_group_backend: str | None = None
     exchange_parts: int = 1
     capacity: float | None = None
+    replan_every: int = 0
+    copies: int = 0
+    planner: str = "sigma_lite.papers.eplb.plan"
 
     def __post_init__(self) -> None:
         require(self.expert_parallel >= 1, f"expert_parallel={self.expert_parallel}: must be at least 1 rank")
@@ -66,7 +70,17 @@ class StrategyConfig:
             self.expert_parallel > 1 or (parts == 1 and capacity is None),
             "exchange_parts and capacity say how tokens travel, and with expert_parallel=1 none do; leave them out",
         )
+        self._check_placement()
         require(self.timeout_s > 0, f"timeout_s={self.timeout_s}: must be greater than 0 seconds")
+
+    def _check_placement(self) -> None:
+        every, copies = self.replan_every, self.copies
+        require(every >= 0, f"replan_every={every}: must be a number of steps, or 0 for never")
+        require(copies >= 0, f"copies={copies}: must be 0 or more spots of each rank")
+        require(every > 0 or not copies, f"copies={copies} are placed by recorded loads: set replan_every, such as 100")
+        if every:
+            require(self.expert_parallel > 1, f"replan_every={every} moves experts between ranks: expert_parallel=1 has one")
+            planner_named(self.planner)
 
 
 def strategy_config(strategy: object) -> StrategyConfig | None:
