@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sigma_lite.config import ModelConfig, require
+from sigma_lite.config import ConfigError, ModelConfig, nearest, require
 from sigma_lite.lightning_keys import PRECISIONS as NAMES
 from sigma_lite.lightning_keys import require_precision
 from sigma_lite.runfile import RunConfig, from_mapping
 from sigma_lite.scale.cluster import Cluster
-from sigma_lite.scale.placement import planner_named
 
 STRATEGY = "sigma_lite.scale.strategy.ExpertParallel"
 IMBALANCE = 1.5  # assumed of every exchange: the fullest device in it gets half as many rows again as its share
@@ -81,6 +81,19 @@ class StrategyConfig:
         if every:
             require(self.expert_parallel > 1, f"replan_every={every} moves experts between ranks: expert_parallel=1 has one")
             planner_named(self.planner)
+
+
+def planner_named(path: str) -> Callable:
+    """The function at a path such as sigma_lite.papers.eplb.plan. ConfigError for one that does not exist."""
+    module, _, name = path.rpartition(".")
+    require(bool(module), f"planner={path!r}: give the whole path, MODULE.FUNCTION")
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"planner={path} cannot be imported: {error}") from error
+    names = [known for known, value in vars(found).items() if callable(value) and not known.startswith("_")]
+    require(callable(getattr(found, name, None)), f"planner={path}: no such function; {nearest(name, names)}")
+    return getattr(found, name)
 
 
 def strategy_config(strategy: object) -> StrategyConfig | None:

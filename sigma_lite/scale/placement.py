@@ -11,12 +11,11 @@ a placement.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 
 import numpy as np
 
-from sigma_lite.config import ConfigError, nearest, require
+from sigma_lite.config import require
 
 Planner = Callable[[np.ndarray, int, int], np.ndarray]
 """(loads [L, E], ranks, spots of all ranks) -> the expert of each spot, int64 [L, spots]."""
@@ -83,16 +82,3 @@ def near_home(experts_LP: np.ndarray, n_experts: int, ranks: int) -> np.ndarray:
                 free.remove(rank)
         placed_LRS.append(groups_RS[sorted(rank_of, key=rank_of.get)])
     return np.stack(placed_LRS).reshape(L, -1)
-
-
-def planner_named(path: str) -> Planner:
-    """The function at a path such as sigma_lite.papers.eplb.plan. ConfigError for one that does not exist."""
-    module, _, name = path.rpartition(".")
-    require(bool(module), f"planner={path!r}: give the whole path, MODULE.FUNCTION")
-    try:
-        found = importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"planner={path} cannot be imported: {error}") from error
-    names = [known for known, value in vars(found).items() if callable(value) and not known.startswith("_")]
-    require(callable(getattr(found, name, None)), f"planner={path}: no such function; {nearest(name, names)}")
-    return getattr(found, name)

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from sigma_lite import record
 from sigma_lite.config import ConfigError
 from sigma_lite.papers import eplb
+from sigma_lite.scale.layout import planner_named
 from sigma_lite.scale.placement import (
     check,
     copies_of,
     identity,
     makespan,
     near_home,
-    planner_named,
     rank_loads,
     waiting,
 )

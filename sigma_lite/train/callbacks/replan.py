@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sigma_lite.scale.placement import identity, near_home, planner_named, waiting
+from sigma_lite.scale.layout import planner_named
+from sigma_lite.scale.placement import identity, near_home, waiting
 from sigma_lite.train.callbacks.diary import note
 
 
