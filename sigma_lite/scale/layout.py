@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sigma_lite.config import ModelConfig, require
+from sigma_lite.config import ConfigError, ModelConfig, nearest, require
 from sigma_lite.lightning_keys import PRECISIONS as NAMES
 from sigma_lite.lightning_keys import require_precision
 from sigma_lite.runfile import RunConfig, from_mapping
@@ -55,6 +56,9 @@ class StrategyConfig:
     process_group_backend: str | None = None
     exchange_parts: int = 1
     capacity: float | None = None
+    replan_every: int = 0
+    copies: int = 0
+    planner: str = "sigma_lite.papers.eplb.plan"
 
     def __post_init__(self) -> None:
         require(self.expert_parallel >= 1, f"expert_parallel={self.expert_parallel}: must be at least 1 rank")
@@ -74,7 +78,30 @@ class StrategyConfig:
             self.expert_parallel > 1 or (parts == 1 and capacity is None),
             "exchange_parts and capacity say how tokens travel, and with expert_parallel=1 none do; leave them out",
         )
+        self._check_placement()
         require(self.timeout_s > 0, f"timeout_s={self.timeout_s}: must be greater than 0 seconds")
+
+    def _check_placement(self) -> None:
+        every, copies = self.replan_every, self.copies
+        require(every >= 0, f"replan_every={every}: must be a number of steps, or 0 for never")
+        require(copies >= 0, f"copies={copies}: must be 0 or more spots of each rank")
+        require(every > 0 or not copies, f"copies={copies} are placed by recorded loads: set replan_every, such as 100")
+        if every:
+            require(self.expert_parallel > 1, f"replan_every={every} moves experts between ranks: expert_parallel=1 has one")
+            planner_named(self.planner)
+
+
+def planner_named(path: str) -> Callable:
+    """The function at a path such as sigma_lite.papers.eplb.plan. ConfigError for one that does not exist."""
+    module, _, name = path.rpartition(".")
+    require(bool(module), f"planner={path!r}: give the whole path, MODULE.FUNCTION")
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"planner={path} cannot be imported: {error}") from error
+    names = [known for known, value in vars(found).items() if callable(value) and not known.startswith("_")]
+    require(callable(getattr(found, name, None)), f"planner={path}: no such function; {nearest(name, names)}")
+    return getattr(found, name)
 
 
 def strategy_config(strategy: object) -> StrategyConfig | None:

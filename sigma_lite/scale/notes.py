@@ -41,6 +41,7 @@ def _left_out(run: RunConfig) -> list[str]:
         "model.custom_balance": run.custom_balance is not None,
         "trainer.max_time": run.trainer.get("max_time") is not None,
         "trainer.strategy's compile_attention": strategy is not None and strategy.compile_attention,
+        "trainer.strategy's replan_every": strategy is not None and strategy.replan_every > 0,
     }
     return [f"{name} is not planned" for name, given in left.items() if given]
 

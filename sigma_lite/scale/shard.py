@@ -12,6 +12,7 @@ import functools
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -24,9 +25,11 @@ from sigma_lite.config import ModelConfig, require
 from sigma_lite.model import Transformer
 from sigma_lite.model.dispatch import Dispatch
 from sigma_lite.model.experts import Experts
+from sigma_lite.scale.copies import Copies, placed
 from sigma_lite.scale.expert_parallel import agreed_once, expert_parallel
 from sigma_lite.scale.padded import padded
 from sigma_lite.scale.pipelined import pipelined
+from sigma_lite.scale.placement import check
 
 
 class Mesh(NamedTuple):
@@ -109,6 +112,34 @@ def travel(group: dist.ProcessGroup, spots: int, exchange_parts: int = 1, capaci
     if capacity is not None:
         return padded(group, spots, capacity)
     return pipelined(group, spots, exchange_parts) if exchange_parts > 1 else expert_parallel(group, spots)
+
+
+def place(
+    model: Transformer,
+    mesh: Mesh,
+    experts_LP: np.ndarray | None,
+    exchange_parts: int = 1,
+    capacity: float | None = None,
+) -> None:
+    """Let the experts of a sharded model compute where a placement says, from the next forward pass on.
+
+    Only who computes changes: parameters, gradients and the optimizer's state stay where they are. All ranks call this with
+    the same placement.
+
+    Args:
+        experts_LP: the expert in each spot, for every layer; see scale/placement.py. None: where they are stored.
+    """
+    expert, E = mesh.grid["expert"], model.config.n_experts
+    group, device = expert.get_group(), torch.device(mesh.all.device_type)
+    if experts_LP is not None:
+        check(experts_LP, len(model.blocks), E, expert.size(), np.shape(experts_LP)[-1])
+    for layer, block in enumerate(model.blocks):
+        if experts_LP is None:
+            block.moe.dispatch, block.moe.experts.fetch = travel(group, E, exchange_parts, capacity), None
+            continue
+        copies = Copies(experts_LP[layer], E, group, device)
+        to_spots = travel(group, experts_LP.shape[1], exchange_parts, capacity)
+        block.moe.dispatch, block.moe.experts.fetch = placed(to_spots, copies), copies.fetch
 
 
 def _shard_experts(experts: Experts, data: DeviceMesh, expert: DeviceMesh, compute_dtype: torch.dtype | None) -> None:

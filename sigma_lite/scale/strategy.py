@@ -18,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -28,7 +29,7 @@ from sigma_lite.checkpoint import remove
 from sigma_lite.config import ConfigError
 from sigma_lite.model import Transformer
 from sigma_lite.scale.layout import StrategyConfig, precision_named
-from sigma_lite.scale.shard import Mesh, is_sharded, make_mesh, shard
+from sigma_lite.scale.shard import Mesh, is_sharded, make_mesh, place, shard
 from sigma_lite.scale.sharded_checkpoint import load_sharded, save_sharded, whole_for_all
 
 
@@ -49,6 +50,10 @@ class ExpertParallel(ModelParallelStrategy):
         capacity: give every message this many times an even share of rows, so that no host waits for sizes. Bytes and
             experts' work grow by this factor. A step in which rows do not fit is skipped, as one with a NaN gradient is;
             capacity = expert_parallel always fits. None: messages of the size that is needed, one wait a layer.
+        replan_every: after so many steps let each expert compute where the planner puts it, by the loads of these steps.
+            Weights, gradients and checkpoints stay where they are: what is computed elsewhere travels. 0: never.
+        copies: so many more experts than it stores are computed on each rank: copies of busy ones, by the planner.
+        planner: function (loads_LE, ranks, spots) -> experts of the spots; see scale/placement.py and papers/eplb.py.
     """
 
     def __init__(
@@ -60,9 +65,13 @@ class ExpertParallel(ModelParallelStrategy):
         process_group_backend: str | None = None,
         exchange_parts: int = 1,
         capacity: float | None = None,
+        replan_every: int = 0,
+        copies: int = 0,
+        planner: str = "sigma_lite.papers.eplb.plan",
     ):
         given = expert_parallel, recompute, compile_attention, timeout_s, process_group_backend, exchange_parts, capacity
-        StrategyConfig(*given)  # checks them
+        StrategyConfig(*given, replan_every, copies, planner)  # checks them
+        self.replan_every, self.copies, self.planner = replan_every, copies, planner
         self.travel = {"exchange_parts": exchange_parts, "capacity": capacity}
         super().__init__(process_group_backend=process_group_backend, timeout=timedelta(seconds=timeout_s))
         self.expert_parallel, self.recompute, self.compile_attention = expert_parallel, recompute, compile_attention
@@ -101,6 +110,12 @@ class ExpertParallel(ModelParallelStrategy):
                 if self.compile_attention:
                     _compile_attention(model)
                 shard(model, self.mesh, recompute=self.recompute, compute_dtype=dtype, **self.travel)
+
+    def place(self, experts_LP: np.ndarray | None) -> None:
+        """Where experts compute from now on; all ranks call this with the same placement. See scale/shard.py's `place`."""
+        for model in self.lightning_module.modules():
+            if isinstance(model, Transformer):
+                place(model, self.mesh, experts_LP, **self.travel)
 
     # -------------------------------------------------------------------------------------------------- checkpoints
 

@@ -24,6 +24,7 @@ from sigma_lite.lightning_keys import require_clipping, require_precision
 from sigma_lite.model import Parts, Routing, Transformer
 from sigma_lite.model.parts import as_parts
 from sigma_lite.train.bits import BitsPerByte
+from sigma_lite.train.callbacks.replan import Replan
 from sigma_lite.train.callbacks.sparsity_schedule import SparsitySchedule
 from sigma_lite.train.checkpoint import require_finite
 from sigma_lite.train.optim import adamw, clip_gradients, total_norm, warmup_stable_decay
@@ -156,7 +157,8 @@ class SigmaLit(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        return [SparsitySchedule()]
+        every = getattr(self.trainer.strategy, "replan_every", 0)
+        return [SparsitySchedule(), *([Replan(every)] if every else [])]
 
     # ---------------------------------------------------------------------------------------------------- held-out
 
