@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
-from collections.abc import Iterable
+import inspect
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -102,8 +104,25 @@ def own_identities(optim: OptimConfig) -> dict[str, Any]:
         path, args = class_named(getattr(optim, name), f"optim.{name}", names)
         if path.partition(".")[0] not in ("torch", "sigma_lite"):
             own = imported(path, f"model.optim.{name}")
-            found[f"custom_{name}"] = identify(functools.partial(own, **args) if args else own)
+            with _as_written(own):
+                found[f"custom_{name}"] = identify(functools.partial(own, **args) if args else own)
     return found
+
+
+@contextlib.contextmanager
+def _as_written(own: Any) -> Iterator[None]:
+    """Inside, a class of optimizers has the `step` of its source: torch replaces it when the first object is made."""
+    classes = [c for c in getattr(own, "__mro__", ()) if getattr(vars(c).get("step"), "hooked", False)]
+    replaced = {c: vars(c)["step"] for c in reversed(classes)}  # the lowest base first: what is above may inherit from it
+    for c, step in replaced.items():
+        del c.step
+        if getattr(c, "step", None) is not inspect.unwrap(step, stop=lambda f: not hasattr(f, "hooked")):
+            c.step = inspect.unwrap(step, stop=lambda f: not hasattr(f, "hooked"))
+    try:
+        yield
+    finally:
+        for c, step in replaced.items():
+            c.step = step
 
 
 def total_norm(gradients: Iterable[Tensor]) -> Tensor:

@@ -24,6 +24,7 @@ from sigma_lite.checkpoint import (
     write_checkpoint,
 )
 from sigma_lite.train.callbacks.diary import Diary
+from sigma_lite.train.run import RunCLI
 
 PLATEAU = {"model__sparsity": None, "trainer__val_check_interval": 5, "save__every": 5, "model__optim__decay_fraction": 0.0}
 DECAY = {**PLATEAU, "model__optim__decay_fraction": 0.5}
@@ -32,7 +33,11 @@ DECAY = {**PLATEAU, "model__optim__decay_fraction": 0.5}
 def fit(name: str, *words: str, refused: bool = False, **changes) -> None:
     """`fit` of the tiny config, with changes, in folder NAME."""
     tiny.write_config(Path(), f"{name}.yaml", trainer__default_root_dir=name, **changes)
-    assert tiny.refused(cli.main, "fit", "-c", f"{name}.yaml", *words) == 2 * refused
+    if refused:
+        assert tiny.refused(cli.main, "fit", "-c", f"{name}.yaml", *words) == 2
+    else:
+        with RunCLI(["fit", "-c", f"{name}.yaml", *words]) as run:  # without a sample and a report
+            assert run.finished
 
 
 def said(capsys) -> str:
@@ -78,6 +83,7 @@ def test_a_finished_run_is_extended_on_its_plateau(place, twenty, capsys):
     assert [e["step"] for e in record.read("plateau/record.jsonl", "run")] == [0, 10]
 
 
+@pytest.mark.slow
 def test_a_run_that_has_decayed_is_extended_from_its_plateau(place, twenty, capsys):
     """Its end stays, as a run of its own; killed on the way, the same command goes on."""
     fit("decay", trainer__max_steps=10, **DECAY)
@@ -143,6 +149,7 @@ def test_decays_branch_from_one_trunk(place, twenty, end):
     assert record.read("decay/record.jsonl", "run")[-1]["config"]["parent"] == parent
 
 
+@pytest.mark.slow
 def test_a_branch_with_another_rate_and_other_text_survives_kills(place, capsys):
     """From the trunk's newest checkpoint until it has one of its own; then the trunk may go."""
     fit("trunk", trainer__max_steps=5, **PLATEAU)
@@ -228,6 +235,7 @@ def test_weights_are_taken_and_nothing_else(place):
     assert 0 < moved < 2 * 0.003 / 2  # one step of Adam at half the rate
 
 
+@pytest.mark.slow
 def test_a_killed_start_takes_them_again(place):
     fit("parent", trainer__max_steps=5, **PLATEAU)
     fit("whole", init_from="parent", **PLATEAU, trainer__max_steps=10)

@@ -46,6 +46,8 @@ class Begin(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         if not self._said:
             self._said = True
+            # Lightning's count for loggers: it would lag one behind where the parent ended with a validation of its own.
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
             note(trainer, *description(self.start, trainer.max_steps))
 
 
