@@ -14,7 +14,7 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from sigma_lite.config import ConfigError, plain_path
+from sigma_lite.config import ConfigError, StartConfig, plain_path
 from sigma_lite.data.datamodule import TokenDataModule
 from sigma_lite.model.parts import as_parts
 from sigma_lite.reading import overlay
@@ -128,7 +128,8 @@ class BuiltCLI(LightningCLI):
         parser.add_lightning_class_args(Save, "save")
         parser.add_lightning_class_args(SpikeGuard, "spike_guard")
         for name in STARTS:
-            kind = {"action": "store_true"} if name in FLAGS else {"type": str | None}
+            default = getattr(StartConfig(), name)
+            kind = {"action": "store_true"} if name in FLAGS else {"type": str | None, "default": default}
             parser.add_argument(f"--{name}", **kind, help=START_HELP[name])
 
     def _set_seed(self) -> None:

@@ -252,6 +252,6 @@ def test_an_older_checkpoint_was_made_by_adamw_with_its_schedule(place):
 
 def test_muon_trains(place):
     """From 5.71 nats a token; measured after 60 steps at this rate: 1.60, 1.48 and 2.05 with seeds 0, 1 and 2."""
-    changes = {**ONE, "trainer__max_steps": 60, "save__every": 60, "trainer__val_check_interval": 60}
-    fit("run", **changes, model__optim__optimizer="muon", model__optim__lr=0.006, model__optim__decay_fraction=0.3)
+    changes = {"trainer__max_steps": 60, "save__every": 60, "trainer__val_check_interval": 60, "model__sparsity": None}
+    fit("run", **changes, model__optim__optimizer="muon", model__optim__lr=0.006)
     assert record.read("run/record.jsonl", "validation")[-1]["nats_per_token"] < 2.3
