@@ -45,6 +45,23 @@ def without_effect(run: RunConfig) -> list[str]:
 PER_MICRO, MICROS, STEPS = "rows.per_micro", "trainer.accumulate_grad_batches", "trainer.max_steps"
 ANOTHER_MODEL = ("net.", "parts.", "optim.optimizer", "custom_optimizer")
 """Settings in which even a branch must not differ: weights and moments would be of something else."""
+OF_NO_WEIGHT = {
+    "top_k",
+    "router_score",
+    "renormalise",
+    "attention",
+    "norm_eps",
+    "init_std",
+    "router_init_std",
+    "expert_gain",
+}
+"""Of the model's, those in which it may: the weights fit as they are. RoPE's too, which make rows longer."""
+
+
+def of_another_model(name: str) -> bool:
+    """Whether a setting decides which weights there are, or what moments are of."""
+    free = name.removeprefix("net.") in OF_NO_WEIGHT or name.startswith("net.rope_")
+    return name.startswith(ANOTHER_MODEL) and not free
 
 
 def require_same_settings(checkpoint: Path, settings: dict[str, Any], but: Collection[str] = ()) -> None:
@@ -88,7 +105,7 @@ def _fix(checkpoint: Path, name: str, longer: bool = False) -> str:
     run = checkpoint.parents[1]
     if longer:
         return f"add --extend to go on to the new end, or {ANOTHER_RUN}"
-    if name.startswith(ANOTHER_MODEL):
+    if of_another_model(name):
         return f"{ANOTHER_RUN}; in another folder --init_from={run} takes its weights for a run of another kind"
     return f"{ANOTHER_RUN}; in another folder --branch_from={run} goes on from it with other settings"
 

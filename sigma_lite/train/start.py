@@ -26,7 +26,7 @@ from sigma_lite.runfile import from_mapping
 from sigma_lite.storage import sha256_of
 from sigma_lite.train.branch import Branch
 from sigma_lite.train.optim import schedule_of
-from sigma_lite.train.settings import STEPS, completed, flat, require_same_settings
+from sigma_lite.train.settings import STEPS, completed, flat, of_another_model, require_same_settings
 
 
 @dataclasses.dataclass
@@ -155,7 +155,8 @@ def _require_same_model(path: Path, saved: Mapping[str, Any], now: Mapping[str, 
     one, other = flat({"net": saved["net"]}), flat({"net": now["net"]})
     for name, value in other.items():
         was = one.get(name)
-        require(was == value, f"{path} holds a model with {name}={was}, this config says {value}: {instead}")
+        same = was == value or not of_another_model(name)
+        require(same, f"{path} holds a model with {name}={was}, this config says {value}: {instead}")
     parts = [{n: v for n, v in side.items() if n.startswith("parts.")} for side in (saved, now)]
     require(not (differs := differences(*parts)), f"{path} holds a model with {differs}: {instead}")
     was, new = (class_named(side["optim"]["optimizer"], "optim.optimizer", OPTIMIZERS)[0] for side in (saved, now))

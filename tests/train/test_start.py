@@ -190,6 +190,17 @@ def test_moments_are_found_by_name_when_groups_change(place):
     assert all(float(entry["step"]) == 10 for entry in moments[1].values())
 
 
+def test_a_branch_may_be_of_other_rows_and_choices_where_the_weights_fit(place):
+    """Context extension: rows of another length under another RoPE base, with two experts per token."""
+    fit("trunk", trainer__max_steps=5, **PLATEAU)
+    net = {"model__net__rope_theta": 20000.0, "model__net__top_k": 2, "data__rows__length": 64, "data__rows__per_step": 4}
+    fit("branch", "--branch_from=trunk", trainer__max_steps=10, **net, **PLATEAU)
+    steps = record.read("branch/record.jsonl", "step")
+    assert [e["k"] for e in steps][4:6] == [[1, 1], [2, 2]]
+    changed = read_settings(newest_checkpoint("branch"))["parent"]["changed"]
+    assert changed["net.rope_theta"] == [10000.0, 20000.0] and changed["rows.length"] == [32, 64]
+
+
 def test_what_a_branch_cannot_change(place, capsys):
     fit("trunk", trainer__max_steps=5, **PLATEAU)
     fit("branch", "--branch_from=trunk", trainer__max_steps=10, model__net__n_experts=4, refused=True, **PLATEAU)
