@@ -137,15 +137,29 @@ def fill(node: Any, tensors: dict[str, Tensor]) -> Any:
     return type(node)(fill(child, tensors) for child in node) if isinstance(node, (list, tuple)) else node
 
 
-def read_settings(path: str | Path) -> dict[str, Any]:
-    """The settings of the run that wrote a checkpoint: net, sparsity, balance, optim, corpus, rows, trainer."""
+def read_plain(path: str | Path) -> dict[str, Any]:
+    """A checkpoint without its tensors: plain values, and in the place of each tensor its name, or a `Sharded`."""
     path = Path(path)
     file = path / REST if path.is_dir() else path
     checkpoint = _tree(file, _header(file), {})
     try:
-        return json.loads((checkpoint["tree"] if path.is_dir() else checkpoint)["settings"])
-    except (ValueError, KeyError, TypeError) as error:
+        return checkpoint["tree"] if path.is_dir() else checkpoint
+    except (KeyError, TypeError) as error:
         raise _damaged(path) from error
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings of the run that wrote a checkpoint: net, sparsity, balance, optim, corpus, rows, trainer."""
+    try:
+        return json.loads(read_plain(path)["settings"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(Path(path)) from error
+
+
+def digest_of(path: str | Path) -> str:
+    """The checksum that a checkpoint carries: of its tensors, or of its list of them, and of everything else."""
+    path = Path(path)
+    return _header(path / REST if path.is_dir() else path)["sha256"]
 
 
 def newest_checkpoint(run_dir: str | Path) -> Path | None:
@@ -153,14 +167,18 @@ def newest_checkpoint(run_dir: str | Path) -> Path | None:
     return max(checkpoints(run_dir), key=step_of, default=None)
 
 
-def newest_whole(run_dir: str | Path, say: Callable[[str], object] | None = None) -> Path | None:
+def newest_whole(run_dir: str | Path, say: Callable[[str], object] | None = None, last: int | None = None) -> Path | None:
     """The newest checkpoint that is as it was written, None where a run has none at all; newer ones are named.
 
     A file is read and its checksum compared. Of a folder, the files' sizes are: it is read by all ranks together.
     Raises DamagedCheckpoint when there are some, and none is whole.
+
+    Args:
+        say: takes the sentence about damaged ones; default: standard error.
+        last: of the checkpoints up to this step; default: of all.
     """
     damaged: list[tuple[Path, DamagedCheckpoint]] = []
-    for path in reversed(checkpoints(run_dir)):
+    for path in reversed([path for path in checkpoints(run_dir) if last is None or step_of(path) <= last]):
         try:
             check_whole(path)
         except DamagedCheckpoint as error:

@@ -326,27 +326,83 @@ BALANCE_CHOICES = {
 }
 
 
+OPTIMIZERS = {"adamw": "torch.optim.AdamW", "muon": "sigma_lite.train.muon.Muon"}
+SCHEDULES = {name: f"sigma_lite.train.schedules.{name}" for name in ("wsd", "cosine", "linear")}
+
+
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with a warmup-stable-decay learning rate. Steps are optimizer steps."""
+    """The optimizer and its learning rate. Steps are optimizer steps.
+
+    `optimizer` and `schedule` are one of the names, or of your own: `{class_path: mine.Sgd, init_args: {momentum: 0.9}}`. An
+    optimizer is called with parameter groups and lr, a schedule with (step, total_steps=..., optim=...): see train/optim.py.
+    """
 
     lr: float = 3e-3  # peak learning rate
     router_lr: float = 1.0  # factor on lr for the routers: loads react far more to a step than anything else does
+    optimizer: str | dict = "adamw"  # adamw | muon (attention and expert matrices orthogonalised, AdamW for the rest)
+    schedule: str | dict = "wsd"  # wsd (warmup, stable, decay) | cosine | linear: factor on lr after the warmup
     warmup_steps: int = 100  # linear from 0
-    decay_fraction: float = 0.3  # last share of the run, in which the rate falls linearly towards 0
-    final_lr_ratio: float = 0.05  # of lr, where that fall stops
+    decay_fraction: float = 0.3  # wsd: last share of the run, in which the rate falls linearly towards 0
+    final_lr_ratio: float = 0.05  # of lr, where that fall stops; of every named schedule
     weight_decay: float = 0.1  # on attention and expert matrices only: each module of model/ says which of its weights decay
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-10  # small: an expert that sees 1/96 of the tokens has gradients far below Adam's usual 1e-8
+    betas: tuple[float, float] = (0.9, 0.95)  # of AdamW
+    eps: float = 1e-10  # of AdamW: an expert that sees 1/96 of the tokens has gradients far below its usual 1e-8
 
     def __post_init__(self) -> None:
         _all_finite(self)
         _positive(self, "lr", "router_lr", "eps")
+        class_named(self.optimizer, "optim.optimizer", OPTIMIZERS)
+        class_named(self.schedule, "optim.schedule", SCHEDULES)
         require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps}: must be 0 or more")
         for name in ("decay_fraction", "final_lr_ratio"):
             require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)}: must lie in 0..1")
         require(self.weight_decay >= 0, f"weight_decay={self.weight_decay}: must be 0 or more")
         require(all(0 <= b < 1 for b in self.betas), f"betas={self.betas}: each must lie in [0, 1)")
+
+
+def class_named(given: str | Mapping, where: str, names: Mapping[str, str]) -> tuple[str, dict]:
+    """(path, init_args) of a class or function that a setting names, shortly or by its path.
+
+    Raises: ConfigError for a short name that does not exist, naming the nearest, and for a group without class_path.
+    """
+    group = given if isinstance(given, Mapping) else {"class_path": given}
+    for key in group:
+        require(
+            key in ("class_path", "init_args"), f"unknown key {where}.{key}; {nearest(key, ('class_path', 'init_args'))}"
+        )
+    path, args = group.get("class_path"), group.get("init_args") or {}
+    require(isinstance(path, str), f"{where}={given!r}: give a name ({', '.join(names)}) or class_path, and init_args")
+    require(isinstance(args, Mapping), f"{where}.init_args={args!r}: must be a group of keys")
+    known = "." in path or path in names
+    require(
+        known, f"{where}={path!r} does not exist: give `class_path: MODULE.NAME` for your own, or {nearest(path, names)}"
+    )
+    return names.get(path, path), dict(args)
+
+
+@dataclass(frozen=True)
+class StartConfig:
+    """What `fit` may begin from, besides nothing and the run's own newest checkpoint. One word at most.
+
+    A run's folder that holds checkpoints goes on from those; `branch_from` and `init_from` say how it began.
+    """
+
+    extend: bool = False  # go on to a larger trainer.max_steps, from where the rates of both lengths part
+    branch_from: str | None = None  # RUN or CHECKPOINT: weights, moments, step; settings may change, the model may not
+    init_from: str | None = None  # RUN or CHECKPOINT: weights only, for a run that begins at step 0
+    new_weights: str = "refuse"  # refuse | begin: with init_from, parameters that it lacks or has in another shape
+
+    def __post_init__(self) -> None:
+        choices = ("refuse", "begin")
+        require(self.new_weights in choices, f"new_weights={self.new_weights!r}: {nearest(self.new_weights, choices)}")
+        both = self.branch_from is not None and self.init_from is not None
+        require(
+            not both, "branch_from and init_from: give one; a branch keeps moments and step, init_from takes weights only"
+        )
+        for name in ("branch_from", "init_from"):
+            if getattr(self, name) is not None:
+                plain_path(getattr(self, name), name)
 
 
 # -------------------------------------------------------------------------------------------------------------- data

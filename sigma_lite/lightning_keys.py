@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sigma_lite.config import nearest, require, require_finite
+from sigma_lite.config import OPTIMIZERS, SCHEDULES, class_named, nearest, require, require_finite
 from sigma_lite.signatures import REQUIRED, classes_in, fits, names_in, parameters, signature, type_name
 
 TAKERS = {
@@ -77,6 +77,7 @@ def check_lightning_keys(settings: Mapping[str, Any]) -> None:
         check_class(trainer[key], f"trainer.{key}", (HOMES[key],), words=key in WORDS)
     check_class(settings.get("model", {}).get("custom_balance"), "model.custom_balance", BALANCERS)
     check_parts(settings.get("model", {}).get("parts"))
+    check_optim(settings.get("model", {}).get("optim"))
     _check_values(trainer, settings)
 
 
@@ -87,6 +88,19 @@ def check_parts(given: object) -> None:
     for name, part in group(given, "model.parts").items():
         require(name in PARTS, f"unknown key model.parts.{name}; {nearest(name, PARTS)}")
         check_class(part, f"model.parts.{name}", PARTS[name], supplied={"config"})
+
+
+def check_optim(given: object) -> None:
+    """ConfigError for an optimizer or a schedule that does not exist, or that takes no such arguments."""
+    optim, supplied = group(given or {}, "model.optim"), {"params", "lr", "step", "total_steps", "optim"}
+    homes = {"optimizer": ("sigma_lite.train.muon", "torch.optim"), "schedule": ("sigma_lite.train.schedules",)}
+    for key, names in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        if key in optim:
+            require_type(optim[key], str | dict, f"model.optim.{key}")
+            path, args = class_named(optim[key], f"model.optim.{key}", names)
+            for name in sorted(args.keys() & supplied):
+                require(False, f"model.optim.{key}: {name} is given to it already; leave it out, and set model.optim.lr")
+            check_class({"class_path": path, "init_args": args}, f"model.optim.{key}", homes[key], supplied=supplied)
 
 
 def _check_values(trainer: Mapping[str, Any], settings: Mapping[str, Any]) -> None:

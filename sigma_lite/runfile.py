@@ -16,6 +16,7 @@ from sigma_lite.config import (
     OptimConfig,
     RowsConfig,
     SparsityConfig,
+    StartConfig,
     check_schedule,
     nearest,
     plain_path,
@@ -31,7 +32,9 @@ SECTIONS: dict[str, dict[str, type]] = {
 PLAIN = {"model": {"custom_balance", "parts"}, "data": {"num_workers"}}  # keys without a class, which LightningCLI checks
 
 GROUPS = {*SECTIONS, *TAKERS}
-ALONE = {"seed_everything", "ckpt_path", "verbose"}  # keys outside of all groups; what `validate --print_config` says too
+STARTS = tuple(f.name for f in dataclasses.fields(StartConfig))  # what a run begins from: keys outside of all groups too
+FLAGS = {"extend"}  # that a command line gives without a value
+ALONE = {"seed_everything", "ckpt_path", "verbose", *STARTS}  # what `validate --print_config` says too
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class RunConfig:
     rows: RowsConfig = field(default_factory=RowsConfig)
     trainer: Mapping[str, object] = field(default_factory=dict)  # Lightning's own keys, checked by lightning_keys.py
     save: Mapping[str, object] = field(default_factory=dict)  # when checkpoints are written: train/callbacks/save.py
+    start: StartConfig = field(default_factory=StartConfig)
     custom_balance: object = None  # a balancer of the reader's own, which only training builds
     parts: object = None  # parts of the reader's own, likewise
 
@@ -94,6 +98,7 @@ def checked(merged: Mapping[str, Any], fit: bool = False) -> RunConfig:
     for name in ("custom_balance", "parts"):
         parts[name] = merged.get("model", {}).get(name)
     check_lightning_keys(merged)
+    parts["start"] = from_mapping(StartConfig, {name: merged[name] for name in STARTS if name in merged}, where="")
     if fit:
         check_end(merged)
         sparsity = parts["sparsity"]
@@ -133,9 +138,10 @@ def overrides(args: Sequence[str]) -> dict[str, Any]:
         name, equals, value = arg.partition("=")
         if not name.startswith("--") or not ("." in name or name[2:] in GROUPS | ALONE):
             continue
-        require(bool(equals) or place + 1 < len(args), f"{name} needs a value: write {name}=VALUE")
+        flag = name[2:] in FLAGS and not equals
+        require(flag or bool(equals) or place + 1 < len(args), f"{name} needs a value: write {name}=VALUE")
         *path, key = name[2:].removesuffix("+").split(".")
-        given = from_yaml(value if equals else args[place + 1], name)
+        given = True if flag else from_yaml(value if equals else args[place + 1], name)
         if not path and key in GROUPS and isinstance(given, str):
             given = read_yaml(given)
         branch = {key: [given] if name.endswith("+") else given}
@@ -165,6 +171,7 @@ def from_mapping(cls: type, given: Mapping[str, object], where: str):
     """Build a config dataclass from plain values, refusing unknown keys and wrong types by name."""
     hints = typing.get_type_hints(cls)
     for key, value in group(given, where).items():
-        require(key in hints, f"unknown key {where}.{key}; {nearest(key, hints)}")
-        require_type(value, hints[key], f"{where}.{key}")
+        full = f"{where}.{key}".removeprefix(".")
+        require(key in hints, f"unknown key {full}; {nearest(key, hints)}")
+        require_type(value, hints[key], full)
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})

@@ -118,7 +118,8 @@ class TokenDataModule(pl.LightningDataModule):
         if self.trainer.state.fn != TrainerFn.FITTING:
             return
         saved = {"rows.domain_run": 1, **state_dict}  # which older checkpoints do not name
-        for name, value in self._sequence().items():
+        branched = state_dict.get("branched", False)  # onto other rows, and that was asked for
+        for name, value in ({} if branched else self._sequence()).items():
             was = saved.get(name)
             require(
                 was == value,

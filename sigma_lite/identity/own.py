@@ -67,8 +67,8 @@ def _shown(value: Any, depth: int) -> Any:
 
 
 def own_in(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The identities that a run's recorded settings hold: `custom_balance` and each part of the reader's own."""
-    return {name: value for name, value in settings.items() if name == "custom_balance" or name.startswith("parts.")}
+    """The identities that a run's recorded settings hold: of the balancer and each part of the reader's own, and so on."""
+    return {name: value for name, value in settings.items() if name.startswith(("custom_", "parts."))}
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:

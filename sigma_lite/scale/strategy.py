@@ -24,9 +24,10 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from sigma_lite.checkpoint import remove
-from sigma_lite.config import ConfigError
+from sigma_lite.config import ConfigError, require
 from sigma_lite.model import Transformer
 from sigma_lite.scale.layout import StrategyConfig, precision_named
 from sigma_lite.scale.shard import Mesh, is_sharded, make_mesh, place, shard
@@ -134,7 +135,17 @@ class ExpertParallel(ModelParallelStrategy):
         self.lightning_module.load_state_dict(checkpoint["state_dict"], strict=strict)
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """Numbered as on one device: parameters come in the same order in every layout."""
+        """Numbered as on one device: parameters come in the same order in every layout.
+
+        Raises: ConfigError for an optimizer whose state is not laid out as its parameters are: pieces would be lost.
+        """
+        for parameter, entries in optimizer.state.items():
+            for name, value in entries.items():
+                shared = isinstance(value, DTensor) and value.shape == parameter.shape
+                alike = not isinstance(value, Tensor) or value.numel() == 1 or shared == isinstance(parameter, DTensor)
+                what = f"the state {name!r} of {type(optimizer).__name__}, {list(getattr(value, 'shape', ()))}"
+                laid_out = f"is not laid out as its parameter is, {list(parameter.shape)}, so a checkpoint would lose pieces"
+                require(alike, f"{what}, {laid_out}: leave trainer.strategy out, or train with adamw or muon")
         return optimizer.state_dict()
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:

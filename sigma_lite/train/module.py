@@ -27,10 +27,11 @@ from sigma_lite.train.bits import BitsPerByte
 from sigma_lite.train.callbacks.replan import Replan
 from sigma_lite.train.callbacks.sparsity_schedule import SparsitySchedule
 from sigma_lite.train.checkpoint import require_finite
-from sigma_lite.train.optim import adamw, clip_gradients, total_norm, warmup_stable_decay
+from sigma_lite.train.optim import clip_gradients, optimizer_of, own_identities, schedule_of, total_norm
 
 if TYPE_CHECKING:
     from sigma_lite.data.rows import Batch
+    from sigma_lite.train.branch import Branch
 
 
 class SigmaLit(pl.LightningModule):
@@ -40,7 +41,7 @@ class SigmaLit(pl.LightningModule):
         net: shape of the model.
         sparsity: experts per token before and after the switch.
         balance: auxiliary losses on the router.
-        optim: AdamW and its learning rate.
+        optim: the optimizer, AdamW unless it says otherwise, and the learning rate.
         custom_balance: your own balancer or balance loss instead of what `balance` names; see balance/balancer.py.
         parts: your own router, experts, attention or dispatch, as a `Parts` or as plain values; see model/parts.py.
     """
@@ -57,9 +58,11 @@ class SigmaLit(pl.LightningModule):
         super().__init__()
         check_schedule(net, sparsity)
         self.net, self.sparsity, self.balance, self.optim = net, sparsity, balance, optim
+        self.schedule = schedule_of(optim)
         self.balance_with(custom_balance)
         self.made_of(as_parts(parts))
         self.run_settings: dict[str, Any] = {}  # of the whole run, where one command made it
+        self.branched: Branch | None = None  # how the next checkpoint is read, where its settings were others
         self.pooled = PooledCounts()
         self.grad_norm = float("nan")  # of the last finished optimizer step, before clipping
         self._norm: Tensor | None = None
@@ -149,10 +152,12 @@ class SigmaLit(pl.LightningModule):
 
     def rate_factor(self, step: int) -> float:
         """Factor on the peak learning rate at an optimizer step."""
-        return warmup_stable_decay(step, total_steps=self.trainer.max_steps, optim=self.optim)
+        return self.schedule(step, total_steps=self.trainer.max_steps, optim=self.optim)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = adamw(self.model, self.optim)
+        optimizer = optimizer_of(self.model, self.optim)
+        if self.branched:
+            self.branched.adapt_optimizer(optimizer, self)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -201,7 +206,7 @@ class SigmaLit(pl.LightningModule):
         """The settings that weights depend on, as plain values."""
         parts = {"net": self.net, "sparsity": self.sparsity, "balance": self.balance, "optim": self.optim}
         named = {name: dataclasses.asdict(part) for name, part in parts.items()}
-        return {**named, "custom_balance": self.own_identity, **self.parts_identity}
+        return {**named, "custom_balance": self.own_identity, **self.parts_identity, **own_identities(self.optim)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         require_finite(checkpoint, self.device)
@@ -211,6 +216,8 @@ class SigmaLit(pl.LightningModule):
             del checkpoint["callbacks"][name]  # trainer.max_time is of one start: or a run that it ended could not go on
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.branched:
+            self.branched.adapt_checkpoint(checkpoint)
         self.model.set_k(self.k_at(checkpoint["global_step"]))  # also where no schedule runs: validate, predict
         self.objective.balancer.load_state_dict(checkpoint.get("balancer", {}))  # checkpoints of before had none
 

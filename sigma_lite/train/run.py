@@ -1,13 +1,10 @@
-"""A run from yaml: LightningCLI with our module, data, callbacks, checkpoints and rules of resuming."""
+"""A run from yaml: what `fit`, `validate`, `test` and `predict` do with a model, its data and a trainer."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
 import platform
 import shlex
-import tempfile
 import warnings
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,155 +12,39 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import yaml
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import sigma_lite
 from sigma_lite import record
 from sigma_lite.checkpoint import newest_checkpoint, newest_whole, read_settings, step_of
-from sigma_lite.config import ConfigError, plain_path, require
+from sigma_lite.config import plain_path, require
 from sigma_lite.data.datamodule import TokenDataModule
 from sigma_lite.identity import changed_files, differences, package_code
-from sigma_lite.model.parts import as_parts
-from sigma_lite.reading import overlay
-from sigma_lite.runfile import RunConfig, checked, overrides, read_files, split_files
-from sigma_lite.scale.layout import strategy_config
+from sigma_lite.runfile import RunConfig
 from sigma_lite.scale.lost import lost_rank
 from sigma_lite.scale.plan import plan
-from sigma_lite.scale.shard import refuse_custom
 from sigma_lite.storage import run_alone
+from sigma_lite.train.built import BuiltCLI
+from sigma_lite.train.callbacks.begin import Begin
 from sigma_lite.train.callbacks.diary import Diary, heldout_facts
-from sigma_lite.train.callbacks.load_recorder import LoadRecorder
-from sigma_lite.train.callbacks.progress import StepProgress
-from sigma_lite.train.callbacks.save import Save
-from sigma_lite.train.callbacks.spike_guard import SpikeGuard
-from sigma_lite.train.callbacks.stop import Stopped, StopWhenAsked, requeue
-from sigma_lite.train.callbacks.throughput import Throughput
-from sigma_lite.train.callbacks.verify_data import VerifyData
-from sigma_lite.train.checkpoint import SafeCheckpointIO
+from sigma_lite.train.callbacks.stop import Stopped, requeue
 from sigma_lite.train.memory import keep_freed_memory
 from sigma_lite.train.module import SigmaLit
-from sigma_lite.train.parser import StrictParser, one_sentence
 from sigma_lite.train.predictions import write_predictions
 from sigma_lite.train.provenance import origin
-from sigma_lite.train.settings import ROUNDING, completed, require_same_settings, without_effect
-from sigma_lite.train.strategies import check_made, check_named, outside_srun
-
-TRAINER_DEFAULTS = {
-    "max_steps": -1,
-    "logger": False,  # the diary keeps the record; add a logger to have one more
-    "num_sanity_val_steps": 0,
-    "enable_model_summary": False,
-    "gradient_clip_val": 1.0,
-    "default_root_dir": "runs/default",
-}
-OURS = {  # of the keys in FIXED, those for which Lightning's default is another
-    "use_distributed_sampler": False,  # our sampler already gives each rank its own rows
-    "check_val_every_n_epoch": None,  # validation is counted in batches, not epochs
-}
+from sigma_lite.train.settings import ROUNDING, completed
+from sigma_lite.train.start import Start, find_start
 
 WITH_PARTS = ("total_params", "non_embedding_params", "active_params_initial", "active_params_target")
 
 
-class RunCLI(LightningCLI):
-    """`fit` continues a run that was cut off, leaves a finished one alone, and refuses one made with other settings.
+class RunCLI(BuiltCLI):
+    """`fit` begins a run as train/start.py says, leaves a finished one alone, and refuses one made with other settings.
 
     What writes into the run's folder keeps it locked until the `with` block of this object ends.
     """
 
-    def __init__(self, args: list[str], own: Any = None, parts: Any = None):
-        _quiet()
-        self.own, self.parts = own, parts  # what exists only in memory, such as a balancer defined in a notebook
-        self.command = ["sigma-lite", *args]
-        files, options = split_files(args)
-        self.given = read_files(files)  # once: the parser gets what was read here, whatever this system's text encoding
-        self.remarks: list[str] = []
-        if not {"--help", "-h"} & set(args):
-            run = checked(overlay(self.given, overrides(options)), fit=args[0] == "fit")
-            check_named(run.trainer.get("strategy"))
-            if strategy_config(run.trainer.get("strategy")):
-                refuse_custom(as_parts(run.parts).custom)
-            self.remarks = without_effect(run)
-            if parts is None and run.parts:  # jsonargparse would make a router itself, with a config of its own
-                self.parts = as_parts(run.parts)
-        with contextlib.ExitStack() as self.held:
-            super().__init__(
-                SigmaLit,
-                TokenDataModule,
-                parser_class=StrictParser,
-                trainer_defaults=TRAINER_DEFAULTS
-                | {"callbacks": [Throughput(), Diary(), LoadRecorder(), StepProgress(), StopWhenAsked(), VerifyData()]},
-                seed_everything_default=0,
-                save_config_callback=None,
-                auto_configure_optimizers=False,
-                args=options,
-            )
-            self.held = self.held.pop_all()  # what has gone well so far goes on
-
-    def __enter__(self) -> RunCLI:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.held.close()
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Lightning's, without options that ours would drop: no checkpoint holds a pickle, and predict writes a file."""
-        without = {"weights_only", "return_predictions"}
-        return {name: skipped | without for name, skipped in LightningCLI.subcommands().items()}
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            command, *options = args
-            if self.given:
-                unknown = {"verbose"} if command in ("fit", "predict") else set()  # of a config that `validate` printed
-                given = {key: value for key, value in self.given.items() if key not in unknown}
-                file = Path(folder, "given.yaml")
-                file.write_text(yaml.safe_dump(given), "ascii")  # which writes "é" as an escape
-                options = ["--config", str(file), *options]
-            super().parse_arguments(parser, [command, *options])
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.link_arguments("model.net.vocab_size", "data.corpus.vocab_size")
-        parser.add_lightning_class_args(Save, "save")
-        parser.add_lightning_class_args(SpikeGuard, "spike_guard")
-
-    def _set_seed(self) -> None:
-        try:
-            super()._set_seed()
-        except ValueError as error:
-            raise ConfigError(f"seed_everything={self.config[self.subcommand].seed_everything}: {error}") from error
-
-    def _parse_ckpt_path(self) -> None:
-        """Lightning would unpickle the file to look for settings; ours hold none that override the config."""
-
-    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        root = plain_path(self._get(self.config_init, "trainer")["default_root_dir"], "trainer.default_root_dir")
-        plugins = outside_srun(self._get(self.config_init, "trainer").get("plugins"))
-        kwargs |= {"default_root_dir": root} | ({"plugins": plugins} if plugins else {})
-        try:
-            trainer = super().instantiate_trainer(**kwargs | OURS)
-        except (ValueError, TypeError, KeyError, ImportError, RuntimeError, MisconfigurationException) as error:
-            raise ConfigError(f"this trainer cannot be built: {' '.join(str(error).split())}") from error
-        check_made(trainer.strategy)
-        trainer.strategy.checkpoint_io = SafeCheckpointIO()
-        return trainer
-
-    def instantiate_classes(self) -> None:
-        try:
-            super().instantiate_classes()
-        except ConfigError:
-            raise
-        except (ValueError, TypeError, ImportError) as error:  # jsonargparse wraps what a class says
-            raise ConfigError(one_sentence(str(error))) from error
-        if self.own is not None:
-            self.model.balance_with(self.own)
-        if self.parts is not None:
-            self.model.made_of(self.parts)
-
     def fit(self, model: SigmaLit, datamodule: TokenDataModule, ckpt_path: str | None = None, **_: Any) -> None:
-        """Train to trainer.max_steps, from the newest checkpoint of the run's folder if there is one."""
+        """Train to trainer.max_steps from where train/start.py says: mostly the newest checkpoint of the run's folder."""
         trainer, run_dir = self.trainer, self.run_dir
         require(ckpt_path is None, "fit continues from its own folder by itself: leave ckpt_path out")
         require(trainer.max_steps > 0, "set trainer.max_steps: learning rate and schedule need the end of the run")
@@ -173,18 +54,17 @@ class RunCLI(LightningCLI):
         if isinstance(trainer.val_check_interval, int):  # in optimizer steps; Lightning counts micro-batches
             trainer.val_check_interval *= trainer.accumulate_grad_batches
         self._lock()
-        newest = newest_whole(run_dir, None if trainer.is_global_zero else lambda sentence: None)
-        if newest is not None:
-            require_same_settings(newest, self.settings())
-            if step_of(newest) >= trainer.max_steps:
-                return
-            self._say_other_code()
-        self._say_at_start(newest)
-        diary = next(c for c in trainer.callbacks if isinstance(c, Diary))
-        diary.facts = self.facts
-        model.run_settings = self.settings()
+        start = find_start(run_dir, self.words, self.settings(), None if trainer.is_global_zero else lambda sentence: None)
+        if start.how == "resume" and step_of(start.checkpoint) >= trainer.max_steps:
+            return
+        if trainer.is_global_zero:
+            self._say_at_start(start)
+        next(c for c in trainer.callbacks if isinstance(c, Begin)).start = start
+        next(c for c in trainer.callbacks if isinstance(c, Diary)).facts = self.facts
+        model.branched = start.branch
+        model.run_settings = self.settings() | ({"parent": start.parent} if start.parent else {})
         try:
-            trainer.fit(model, datamodule=datamodule, ckpt_path=newest, weights_only=True)
+            trainer.fit(model, datamodule=datamodule, ckpt_path=start.restored, weights_only=True)
         except Stopped as stop:
             if stop.requeue and trainer.is_global_zero:
                 requeue()
@@ -196,30 +76,26 @@ class RunCLI(LightningCLI):
             require(not lost_rank(error), f"{lost_rank(error)}; the same command continues from the last checkpoint")
             raise
 
-    def _say_other_code(self) -> None:
-        """A run may go on after an update of this package, but not without a word."""
-        starts = record.read(self.run_dir / "record.jsonl", "run")
-        changed = changed_files(starts[-1]["code"], package_code()) if starts and "code" in starts[-1] else []
-        if changed and self.trainer.is_global_zero:
-            warnings.warn(
-                f"{self.run_dir} goes on with other code than it was trained by so far; changed: {', '.join(changed)}."
-                " Each start in its record.jsonl holds its commit and code",
-                stacklevel=2,
-            )
-
     def _lock(self) -> None:
         """On the first rank only, which does the writing; the others follow it, or wait for it in vain."""
         if self.trainer.is_global_zero:
             self.held.enter_context(run_alone(self.run_dir))
 
-    def _say_at_start(self, newest: Path | None) -> None:
-        if not self.trainer.is_global_zero:
-            return
+    def _say_at_start(self, start: Start) -> None:
+        """What changes nothing in this run, what begins anew, and where code is other than it was."""
         for sentence in self.remarks:
             print(f"note          {sentence}")
         diary = self.run_dir / "record.jsonl"
-        if newest is None and (step := record.last_step(diary)) >= self.config[self.subcommand].save.every:
+        if start.how == "new" and (step := record.last_step(diary)) >= self.config[self.subcommand].save.every:
             print(f"note          {self.run_dir} has a diary up to step {step}, but no checkpoint: both begin anew")
+        starts = record.read(diary, "run") if start.how in ("resume", "extend") else []
+        changed = changed_files(starts[-1]["code"], package_code()) if starts and "code" in starts[-1] else []
+        if changed:
+            warnings.warn(
+                f"{self.run_dir} goes on with other code than it was trained by so far; changed: {', '.join(changed)}."
+                " Each start in its record.jsonl holds its commit and code",
+                stacklevel=2,
+            )
 
     @property
     def finished(self) -> bool:
@@ -312,7 +188,7 @@ class RunCLI(LightningCLI):
                 self.datamodule.rows.per_micro * self.datamodule.rows.length,
                 str(self.trainer.precision),
             ),
-            "config": self.settings(),
+            "config": self.model.run_settings or self.settings(),
             "ledger": {
                 "total": counts["total_params"],
                 "non_embedding": counts["non_embedding_params"],
@@ -322,16 +198,3 @@ class RunCLI(LightningCLI):
             },
             "data": self.datamodule.prepared.facts(),
         }
-
-
-def _quiet() -> None:
-    """Lightning says much that is not about this run; progress, errors and our own lines stay."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    for text in (
-        "LightningCLI's args parameter",
-        "does not have many workers",
-        "You are using a custom batch sampler",
-        "isinstance.treespec, LeafSpec",
-    ):
-        warnings.filterwarnings("ignore", message=f".*{text}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ def without_effect(run: RunConfig) -> list[str]:
         sentences.append(f"trainer.max_epochs={epochs} has no effect: to Lightning the whole run is one epoch")
     needs = {"temperature": run.balance.loss == "top1"}
     needs |= dict.fromkeys(("bias_rate", "bias_decay", "bias_centre"), run.balance.bias != "none")
+    if run.optim.schedule != "wsd" and run.optim.decay_fraction != type(run.optim)().decay_fraction:
+        sentences.append(f"optim.decay_fraction={run.optim.decay_fraction} has no effect: it is of schedule wsd")
     for name, used in needs.items():
         value = getattr(run.balance, name)
         if not used and value != getattr(BalanceConfig(), name):
@@ -40,28 +42,49 @@ def without_effect(run: RunConfig) -> list[str]:
     return sentences
 
 
-PER_MICRO, MICROS = "rows.per_micro", "trainer.accumulate_grad_batches"
+PER_MICRO, MICROS, STEPS = "rows.per_micro", "trainer.accumulate_grad_batches", "trainer.max_steps"
 ROUNDING = "net.attention"  # how attention is computed changes sums by rounding only, and another device needs another way
+ANOTHER_MODEL = ("net.", "parts.", "optim.optimizer", "custom_optimizer")
+"""Settings in which even a branch must not differ: weights and moments would be of something else."""
+OF_NO_WEIGHT = {
+    "top_k",
+    "router_score",
+    "renormalise",
+    "norm_eps",
+    "init_std",
+    "router_init_std",
+    "expert_gain",
+}
+"""Of the model's, those in which it may: the weights fit as they are. RoPE's too, which make rows longer."""
 
 
-def require_same_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
-    """ConfigError naming the first setting in which a checkpoint differs from this config.
+def of_another_model(name: str) -> bool:
+    """Whether a setting decides which weights there are, or what moments are of."""
+    free = name.removeprefix("net.") in OF_NO_WEIGHT or name.startswith("net.rope_")
+    return name.startswith(ANOTHER_MODEL) and not free
+
+
+def require_same_settings(checkpoint: Path, settings: dict[str, Any], but: Collection[str] = ()) -> None:
+    """ConfigError naming the first setting in which a checkpoint differs from this config, and the word that allows it.
 
     Places of files may differ. How a step's rows are cut into micro-batches may differ too, because another device needs
     another cut, where that changes sums by rounding only: see `_cuts_that_matter`.
+
+    Args:
+        but: settings that may differ as well.
     """
     saved, now = completed(read_settings(checkpoint)), json.loads(json.dumps(settings))
     differs = differences(saved, now)
-    require(not differs, f"{checkpoint.parents[1]} holds a run with {differs}: {ANOTHER_RUN}")
+    require(not differs, f"{checkpoint.parents[1]} holds a run with {differs}: {_fix(checkpoint, differs)}")
     for unsure in doubts(saved, now):
         warnings.warn(f"{checkpoint.parents[1]}: {unsure}", stacklevel=2)
-    saved, now = (_flat({name: value for name, value in side.items() if name not in own_in(side)}) for side in (saved, now))
+    saved, now = flat(saved), flat(now)
     if saved.get("corpus.path") is not None:
         saved["corpus.path"] = plain_path(saved["corpus.path"], "corpus.path")  # ~ was once written down as it stood
     if MICROS in now and MICROS not in saved:  # older checkpoints: counted on as many ranks as now
         saved[MICROS] = now[MICROS] * now[PER_MICRO] / saved[PER_MICRO]
     matter = _cuts_that_matter(settings)
-    for name in sorted((saved.keys() | now.keys()) - {"corpus.dir", ROUNDING, PER_MICRO, MICROS}):
+    for name in sorted((saved.keys() | now.keys()) - {"corpus.dir", ROUNDING, PER_MICRO, MICROS, *but}):
         require(saved.get(name) == now.get(name), _differs(checkpoint, name, saved, now))
     for name, why in matter.items():
         require(saved.get(name) == now.get(name), f"{_differs(checkpoint, name, saved, now)} ({why})")
@@ -70,10 +93,21 @@ def require_same_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
 def _differs(checkpoint: Path, name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     was, run = saved.get(name), checkpoint.parents[1]
     if name != MICROS:
-        return f"{run} holds a run with {name}={was}, this config says {now.get(name)}: {ANOTHER_RUN}"
+        longer = name == STEPS and was < now[name]
+        return f"{run} holds a run with {name}={was}, this config says {now.get(name)}: {_fix(checkpoint, name, longer)}"
     rows = now[PER_MICRO] * now[MICROS] / was  # on as many ranks as now
     keep = f"rows.per_micro={rows:.0f} keeps them" if rows == int(rows) and rows >= 1 else ANOTHER_RUN
     return f"{run} holds a run of {was:g} micro-batches a step, this config makes {now[MICROS]}: {keep}"
+
+
+def _fix(checkpoint: Path, name: str, longer: bool = False) -> str:
+    """What to do about a setting that differs; the last part is the word that allows it."""
+    run = checkpoint.parents[1]
+    if longer:
+        return f"add --extend to go on to the new end, or {ANOTHER_RUN}"
+    if of_another_model(name):
+        return f"{ANOTHER_RUN}; in another folder --init_from={run} takes its weights for a run of another kind"
+    return f"{ANOTHER_RUN}; in another folder --branch_from={run} goes on from it with other settings"
 
 
 def _cuts_that_matter(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -108,9 +142,15 @@ def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
     return {name: {**defaults[name], **part} if name in defaults else part for name, part in saved.items()}
 
 
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """{"net": {"d_model": 128}} -> {"net.d_model": 128}, without the identities of a reader's objects and the parent."""
+    skipped = {*own_in(settings), "parent"}
+    return _flat({name: value for name, value in settings.items() if name not in skipped})
+
+
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"net": {"d_model": 128}} -> {"net.d_model": 128}"""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        group = isinstance(value, Mapping) and "class_path" not in value
+        flat |= _flat(value, f"{prefix}{key}.") if group else {prefix + key: value}
     return flat
