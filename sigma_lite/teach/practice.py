@@ -1,4 +1,4 @@
-"""Training for the chapters on balance: a small model, one plain loop, and a diary like a real run's.
+"""Training for the chapters on balance: a small model, the plain loop, and a diary like a real run's.
 
 The settings are those of the recorded runs (lab/scales.py); the model has fewer layers and sees fewer tokens. No Lightning
 and no files: what takes a chapter a minute must not take seconds to import.
@@ -6,21 +6,20 @@ and no files: what takes a chapter a minute must not take seconds to import.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from sigma_lite import loop
 from sigma_lite.balance.balancer import Balancer
 from sigma_lite.balance.metrics import ExpertLoad
 from sigma_lite.balance.objective import Objective
-from sigma_lite.balance.pooled import PooledCounts
 from sigma_lite.config import CorpusConfig, ModelConfig, OptimConfig, RowsConfig
 from sigma_lite.data.rows import Batch, Rows, train_loader
 from sigma_lite.data.shards import Prepared, prepare
 from sigma_lite.model import Routing, Transformer
 from sigma_lite.teach.session import fast, folder
-from sigma_lite.train.optim import adamw, warmup_stable_decay
 
 Entries = list[dict]
 PER_STEP = RowsConfig(length=128, per_step=16, per_micro=16)  # 2048 tokens a step
@@ -62,45 +61,23 @@ def train(
         k: optimizer steps finished -> experts per token of each layer; None leaves the model's.
         window: steps whose counts and probabilities are pooled in one load entry.
     """
-    adam, entries = adamw(model, optim), []
     objective = Objective(balancer, weight, z_weight=1e-4, n_layers=model.config.n_layers)
-    batches = iter(train_loader(Rows(data.train, data.token_bytes, rows.length), rows, steps=steps))
-    load = ExpertLoad(model.config.n_layers, model.config.n_experts)
-    for step in range(steps):
-        for group in adam.param_groups:
-            peak = group.setdefault("peak", group["lr"])  # routers may have a rate of their own
-            group["lr"] = peak * warmup_stable_decay(step, total_steps=steps, optim=optim)
-        if k:
-            model.set_k(k(step))
-        adam.zero_grad()
-        terms, lbl, pooled = _gradients(model, batches, rows.accumulation(1), objective, load)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        adam.step()
-        bias_LE = balancer.next_bias(model.bias_LE, pooled, step)
-        if bias_LE is not None:
-            model.set_bias(bias_LE)
-        entries.append({"kind": "step", "step": step + 1, "terms": terms, "lbl": lbl})
-        switches = k is not None and tuple(k(step + 1)) != tuple(k(step))
-        if (step + 1) % window == 0 or step + 1 == steps or switches:
-            entries.append(load_entry(load, step + 1) | {"bias": model.bias_LE.tolist()})
+    batches = train_loader(Rows(data.train, data.token_bytes, rows.length), rows, steps=steps)
+    load, entries = ExpertLoad(model.config.n_layers, model.config.n_experts), []
+    for done in loop.train(model, batches, objective, optim, steps=steps, micros=rows.accumulation(1), k=k):
+        for routings in done.routings:
+            load.update(routings)
+        terms = {name: _mean(one.terms[name] for one in done.losses) for name in objective.term_weights}
+        entries.append({"kind": "step", "step": done.step, "terms": terms, "lbl": _mean(one.lbl for one in done.losses)})
+        switches = k is not None and tuple(k(done.step)) != tuple(k(done.step - 1))
+        if done.step % window == 0 or done.step == steps or switches:
+            entries.append(load_entry(load, done.step) | {"bias": model.bias_LE.tolist()})
             load.reset()
     return entries
 
 
-def _gradients(
-    model: Transformer, batches: Iterator[Batch], micros: int, objective: Objective, load: ExpertLoad
-) -> tuple[dict[str, float], float, Tensor]:
-    """Backward through the micro-batches of one step; (mean of each loss term, of the LBL, the balancer's statistics)."""
-    pooled, seen = PooledCounts(), []
-    for _ in range(micros):
-        batch = next(batches)
-        lm, routings = model.loss(batch.ids_BS, batch.targets_BS, documents_BS=batch.documents_BS)
-        losses = objective(lm, routings, pooled, len(batch.ids_BS))
-        (losses.total / micros).backward()
-        load.update(routings)
-        seen.append({**{name: term.item() for name, term in losses.terms.items()}, "lbl": losses.lbl.item()})
-    means = {name: sum(one[name] for one in seen) / micros for name in seen[0]}
-    return {name: means[name] for name in objective.term_weights}, means["lbl"], pooled.statistics
+def _mean(values: Iterable[Tensor]) -> float:
+    return torch.stack([value.detach() for value in values]).mean().item()
 
 
 def load_entry(load: ExpertLoad, step: int) -> dict:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
+from sigma_lite import loop
 from sigma_lite.balance.balancer import Balancer, GlobalLBL, MicroLBL
 from sigma_lite.balance.losses import load_balancing_loss
 from sigma_lite.balance.metrics import ExpertLoad
@@ -112,10 +115,13 @@ def test_a_steps_gradient_does_not_depend_on_how_it_is_cut(data):
     def gradient(per_micro, balancer, weight):
         model = practice.small_model(1, **SHAPE)
         rows = RowsConfig(length=16, per_step=4, per_micro=per_micro)
-        batches = iter(train_loader(Rows(data.train, data.token_bytes, 16), rows, steps=1))
-        load = ExpertLoad(2, 4)
+        batches = train_loader(Rows(data.train, data.token_bytes, 16), rows, steps=1)
         objective = Objective(balancer, weight, z_weight=1e-4, n_layers=2)
-        *_, counts_LE = practice._gradients(model, batches, rows.accumulation(1), objective, load)
+        (done,) = loop.train(model, batches, objective, steps=1, micros=rows.accumulation(1), clip=math.inf)
+        load = ExpertLoad(2, 4)
+        for routings in done.routings:
+            load.update(routings)
+        counts_LE = done.pooled.statistics
         assert counts_LE.sum(1).tolist() == [64, 64] and torch.equal(counts_LE, load.counts_LE)
         return torch.cat([p.grad.flatten() for p in model.parameters()])
 
