@@ -1,8 +1,8 @@
 """What loggers are told, and under which names: the entries of the diary, as whoever watches a run looks for them.
 
 The step is the optimizer step that was just finished, as in the diary; a resumed run goes on with it. Only the first rank
-speaks. `trainer.log_every_n_steps` (50 unless it is set) says how often `train/` and `perf/` come, and `moe/layer_{layer}/k`;
-what they average is everything since they came before. The last step always comes.
+speaks. `trainer.log_every_n_steps` (50 unless it is set) says how often `train/` and `perf/` come, and K; `perf/` averages
+over everything since it came before. The last step always comes.
 
     train/loss                          sum of the weighted terms of this step
     train/{term}                        each term before its weight: lm (nats per token), balance (1: balanced), z
@@ -77,8 +77,9 @@ def of_load(entry: Mapping[str, Any]) -> Metrics:
     f_LE = entry["f"]
     dead_L = [sum(f == 0 for f in f_E) for f_E in f_LE]
     by_layer = {name: entry[name] for name in ("lbl", "router_entropy", "logit_max")}
-    deviations = {f"{name}_deviation": [len(f_E) * end(f_E) - 1 for f_E in f_LE] for name, end in (("max", max), ("min", min))}
-    return {**_layers(**deviations, dead_experts=dead_L, **by_layer), "moe/dead_experts": sum(dead_L)}
+    high_L, low_L = ([len(f_E) * end(f_E) - 1 for f_E in f_LE] for end in (max, min))
+    layers = _layers(max_deviation=high_L, min_deviation=low_L, dead_experts=dead_L, **by_layer)
+    return {**layers, "moe/dead_experts": sum(dead_L)}
 
 
 def of_experts(entry: Mapping[str, Any]) -> Metrics:

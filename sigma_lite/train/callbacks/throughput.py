@@ -17,7 +17,7 @@ class Throughput(pl.Callback):
     """`tokens` trained on over all ranks, `seconds` spent in training steps, and `tokens_per_s` of the last step.
 
     `waited` are the seconds spent otherwise, by kind; with `seconds` they add up to all the time since the first batch was
-    asked for. All are summed over restarts. Must be the first callback: a step ends for it before others do their work.
+    asked for. All are summed over restarts. It comes before the others that do their work after a step.
     """
 
     def __init__(self) -> None:
