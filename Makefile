@@ -34,7 +34,7 @@ $(VENV)/.core: pyproject.toml constraints.txt
 
 $(VENV)/.full: $(VENV)/.core
 	@echo "installing what tests, notebooks and book need (a minute or two) ..."
-	@$(PIP) -e ".[notebooks,book,data,kernels,dev]"
+	@$(PIP) -e ".[notebooks,book,data,kernels,watch,dev]"
 	@touch $@
 
 toy: $(VENV)/.core

@@ -19,6 +19,7 @@ TAKERS = {
     "trainer": "lightning.pytorch.Trainer",
     "save": "sigma_lite.train.callbacks.save.Save",
     "spike_guard": "sigma_lite.train.callbacks.spike_guard.SpikeGuard",
+    "telemetry": "sigma_lite.train.callbacks.telemetry.Telemetry",
 }
 HOMES = {  # keys of the trainer that name classes, and where the usual ones live
     "logger": "lightning.pytorch.loggers",
@@ -63,7 +64,7 @@ def group(given: object, where: str) -> Mapping[str, Any]:
 
 
 def check_lightning_keys(settings: Mapping[str, Any]) -> None:
-    """ConfigError for a key of `trainer`, `save`, `spike_guard` or a named class that is unknown or cannot be so."""
+    """ConfigError for a key of a group in TAKERS or a named class that is unknown or cannot be so."""
     for section, path in TAKERS.items():
         known = parameters(path)
         for key, value in group(settings.get(section, {}), section).items():
@@ -74,7 +75,8 @@ def check_lightning_keys(settings: Mapping[str, Any]) -> None:
             require_finite(f"{section}.{key}", value)
     trainer = settings.get("trainer", {})
     for key in HOMES.keys() & trainer.keys():
-        check_class(trainer[key], f"trainer.{key}", (HOMES[key],), words=key in WORDS)
+        supplied = {"save_dir"} if key == "logger" else set()  # it is the run's folder
+        check_class(trainer[key], f"trainer.{key}", (HOMES[key],), words=key in WORDS, supplied=supplied)
     check_class(settings.get("model", {}).get("custom_balance"), "model.custom_balance", BALANCERS)
     check_parts(settings.get("model", {}).get("parts"))
     check_optim(settings.get("model", {}).get("optim"))
@@ -204,7 +206,7 @@ def check_class(
         return
     path = given.get("class_path") if isinstance(given, Mapping) else given
     require(isinstance(path, str), f"{where}={_short(given)} is no class; {class_hint('', homes)}")
-    full = _resolved(path, homes)
+    full = resolved(path, homes)
     if full is None:
         module, _, name = path.rpartition(".")
         what = f": {module} has no attribute {name!r}" if names_in(module) else f"={path!r} is no class"
@@ -240,7 +242,7 @@ def _check_arguments(path: str, args: Mapping[str, Any], where: str) -> None:
             check_class(value, f"{where}.{key}", BALANCERS, words=True)
 
 
-def _resolved(path: str, homes: tuple[str, ...]) -> str | None:
+def resolved(path: str, homes: tuple[str, ...]) -> str | None:
     """The full path of a class that is there, or that no source can tell about; None for one that is not."""
     module, _, name = path.rpartition(".")
     if not module:

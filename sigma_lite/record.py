@@ -2,12 +2,14 @@
 
 Each entry has a `kind` and the optimizer `step` at which it was true:
 
-    run         command, versions, device, cpu, experts, commit, code, config, ledger, data
+    run         command, versions, device, cpu, experts, commit, code, config, ledger, parameters, plan, data
                 once a start; a resumed run has several. `code` holds a fingerprint of each file that decides training
     step        tokens, terms, weighted, loss, lbl (measured, whatever is trained), lr, grad_norm, k, active_params,
-                tokens_per_s, seconds
-    load        tokens (of the window), k of its steps, f and P [L][E], lbl [L], router_entropy [L] in nats, bias [L][E]
-                where there is one
+                tokens_per_s, seconds, perf (seconds waited so far by kind, mfu; peak_memory in bytes now and then)
+    load        tokens (of the window), k of its steps, f and P [L][E], lbl [L], router_entropy [L] in nats, logit_max [L],
+                bias [L][E] where there is one
+    experts     grad_norm [L][E] of single experts in this step, before clipping; rows of each expert-parallel rank and
+                fullest_rank, relative to an even share, where there are such ranks
     validation  nats_per_token, bits_per_byte, f and P [L][E], lbl [L]
     sample      prompt, text
     event       what (a skipped step, a switch of sparsity, ...), and why

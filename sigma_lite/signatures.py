@@ -212,10 +212,17 @@ def _of(found: Found) -> Signature | None:
         above = _find(_meaning(found.module, base.partition("[")[0]) or "")
         inherited = _of(above) if above else None
         if inherited and inherited.parameters:
-            return Signature(inherited.parameters | own, init is not None or inherited.open)
+            free = {n: p for n, p in inherited.parameters.items() if init is None or n not in _settled(init)}
+            return Signature(free | own, init is not None or inherited.open)
         if inherited is None and base.partition("[")[0] not in ("object", "ABC", "Generic", "Protocol"):
             return Signature(own, True)
     return Signature(own, init is not None)
+
+
+def _settled(init: ast.FunctionDef) -> set[str]:
+    """What an `__init__` gives its base by name: nobody can give that a second time."""
+    calls = [node for node in ast.walk(init) if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "__init__"]
+    return {keyword.arg for call in calls for keyword in call.keywords if keyword.arg}
 
 
 def _arguments(args: ast.arguments, bound: bool = False) -> dict[str, Parameter]:

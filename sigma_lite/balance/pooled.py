@@ -53,3 +53,13 @@ def sum_over_ranks(counts: Tensor) -> Tensor:
     total = counts.clone()
     dist.all_reduce(total)
     return total
+
+
+@torch.no_grad()
+def max_over_ranks(values: Tensor) -> Tensor:
+    """The largest over all ranks, place by place; the tensor itself on one."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return values
+    most = values.clone()
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return most

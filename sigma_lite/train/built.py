@@ -28,9 +28,11 @@ from sigma_lite.train.callbacks.progress import StepProgress
 from sigma_lite.train.callbacks.save import Save
 from sigma_lite.train.callbacks.spike_guard import SpikeGuard
 from sigma_lite.train.callbacks.stop import StopWhenAsked
+from sigma_lite.train.callbacks.telemetry import Telemetry
 from sigma_lite.train.callbacks.throughput import Throughput
 from sigma_lite.train.callbacks.verify_data import VerifyData
 from sigma_lite.train.checkpoint import SafeCheckpointIO
+from sigma_lite.train.loggers import in_run_folder, require_packages
 from sigma_lite.train.module import SigmaLit
 from sigma_lite.train.parser import StrictParser, one_sentence
 from sigma_lite.train.settings import without_effect
@@ -73,9 +75,12 @@ class BuiltCLI(LightningCLI):
         if not {"--help", "-h"} & set(args):
             run = checked(overlay(self.given, overrides(options)), fit=args[0] == "fit")
             check_named(run.trainer.get("strategy"))
+            require_packages(run.trainer.get("logger"))
+            root = run.trainer.get("default_root_dir", TRAINER_DEFAULTS["default_root_dir"])
+            options = [*options, *in_run_folder(run.trainer.get("logger"), root)]
             if strategy_config(run.trainer.get("strategy")):
                 refuse_custom(as_parts(run.parts).custom)
-            self.remarks, self.words = without_effect(run), run.start
+            self.remarks, self.words, self.planned = without_effect(run), run.start, run
             if parts is None and run.parts:  # jsonargparse would make a router itself, with a config of its own
                 self.parts = as_parts(run.parts)
         with contextlib.ExitStack() as self.held:
@@ -129,6 +134,7 @@ class BuiltCLI(LightningCLI):
         parser.link_arguments("model.net.vocab_size", "data.corpus.vocab_size")
         parser.add_lightning_class_args(Save, "save")
         parser.add_lightning_class_args(SpikeGuard, "spike_guard")
+        parser.add_lightning_class_args(Telemetry, "telemetry")
         for name in STARTS:
             default = getattr(StartConfig(), name)
             kind = {"action": "store_true"} if name in FLAGS else {"type": str | None, "default": default}

@@ -62,6 +62,7 @@ class SigmaLit(pl.LightningModule):
         self.balance_with(custom_balance)
         self.made_of(as_parts(parts))
         self.run_settings: dict[str, Any] = {}  # of the whole run, where one command made it
+        self.told_by_lightning: bool | None = None  # None: loggers are, if there are any; False: a diary tells them
         self.branched: Branch | None = None  # how the next checkpoint is read, where its settings were others
         self.pooled = PooledCounts()
         self.grad_norm = float("nan")  # of the last finished optimizer step, before clipping
@@ -116,7 +117,7 @@ class SigmaLit(pl.LightningModule):
         terms = {name: term.detach() for name, term in losses.terms.items()}
         shown = {"lm": terms["lm"], "lbl": losses.lbl, **({"balance": terms["balance"]} if self.custom_balance else {})}
         for name, value in shown.items():
-            self.log(name, value, prog_bar=True, batch_size=len(batch.ids_BS))
+            self.log(name, value, prog_bar=True, batch_size=len(batch.ids_BS), logger=self.told_by_lightning)
         return {"loss": losses.total, "terms": terms, "lbl": losses.lbl, "routings": _detach(routings)}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -180,8 +181,9 @@ class SigmaLit(pl.LightningModule):
             f"the model's loss on held-out text is {float(values['nats_per_token'])} nats a token: its weights or logits"
             " hold NaN or infinity; use an earlier checkpoint, and train with a lower optim.lr",
         )
-        self.log("heldout_bits_per_byte", values["bits_per_byte"], prog_bar=True, sync_dist=True)  # the same on all ranks
-        self.log("heldout_nats_per_token", values["nats_per_token"], sync_dist=True)
+        bits, nats, logger = values["bits_per_byte"], values["nats_per_token"], self.told_by_lightning
+        self.log("heldout_bits_per_byte", bits, prog_bar=True, sync_dist=True, logger=logger)  # the same on all ranks
+        self.log("heldout_nats_per_token", nats, sync_dist=True, logger=logger)
 
     def on_validation_epoch_start(self) -> None:
         self.heldout_bits.reset()

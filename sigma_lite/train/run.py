@@ -20,13 +20,16 @@ from sigma_lite.config import plain_path, require
 from sigma_lite.data.datamodule import TokenDataModule
 from sigma_lite.identity import changed_files, differences, package_code
 from sigma_lite.runfile import RunConfig
+from sigma_lite.scale.expected import expected
 from sigma_lite.scale.lost import lost_rank
 from sigma_lite.scale.plan import plan
 from sigma_lite.storage import run_alone
 from sigma_lite.train.built import BuiltCLI
 from sigma_lite.train.callbacks.begin import Begin
 from sigma_lite.train.callbacks.diary import Diary, heldout_facts
+from sigma_lite.train.callbacks.names import of_validation, publish
 from sigma_lite.train.callbacks.stop import Stopped, requeue
+from sigma_lite.train.callbacks.telemetry import Telemetry
 from sigma_lite.train.memory import keep_freed_memory
 from sigma_lite.train.module import SigmaLit
 from sigma_lite.train.predictions import write_predictions
@@ -118,10 +121,15 @@ class RunCLI(BuiltCLI):
         done = any(entry["step"] == self.trainer.max_steps for entry in record.read(diary, "validation"))
         if self.trainer.strategy.broadcast(done):
             return
+        loggers, self.trainer.loggers = self.trainer.loggers, []  # Lightning would tell them under other names
         self.validate(self.model, self.datamodule, verbose=False)
+        self.trainer.loggers = loggers
         facts = heldout_facts(self.model)  # on every rank: it sums over them
         if self.trainer.is_global_zero:
             record.append(diary, "validation", step_of(self.trained(None)), **facts)
+            publish(self.trainer, self.trainer.max_steps, of_validation(facts))
+            for logger in self.trainer.loggers:
+                logger.finalize("success")  # once more: Lightning has done it before these numbers came
 
     def test(self, model: SigmaLit, datamodule: TokenDataModule, ckpt_path: str | None = None, **options: Any) -> Any:
         return self.trainer.test(model, datamodule=datamodule, ckpt_path=self.trained(ckpt_path), **options)
@@ -196,5 +204,13 @@ class RunCLI(BuiltCLI):
                 "active_initial": counts["active_params_initial"],
                 "active_target": counts["active_params_target"],
             },
+            "parameters": sum(p.numel() for p in self.model.model.parameters()),  # counted, where the ledger is computed
+            "plan": self._plan(),
             "data": self.datamodule.prepared.facts(),
         }
+
+    def _plan(self) -> dict[str, Any]:
+        """What the report compares this run with."""
+        telemetry = next(c for c in self.trainer.callbacks if isinstance(c, Telemetry))
+        device = self.trainer.strategy.root_device
+        return expected(self.planned, telemetry.cluster, torch.cuda.get_device_name(device) if device.type == "cuda" else "")

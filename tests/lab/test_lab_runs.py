@@ -29,7 +29,7 @@ from sigma_lite.storage import StorageError
 from sigma_lite.train import provenance
 from sigma_lite.train.callbacks.diary import Diary
 
-CLOCK = ("time", "seconds", "tokens_per_s", "command")
+CLOCK = ("time", "seconds", "tokens_per_s", "perf", "waited", "command")
 
 
 def timeless(run: dict) -> dict:

@@ -23,7 +23,7 @@ from sigma_lite.train.callbacks.diary import Diary
 from sigma_lite.train.callbacks.save import Save
 from sigma_lite.train.module import SigmaLit
 
-CLOCK = ("time", "seconds", "tokens_per_s", "command")
+CLOCK = ("time", "seconds", "tokens_per_s", "perf", "waited", "command")
 
 
 def die(*_, **__):

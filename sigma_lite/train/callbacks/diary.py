@@ -10,12 +10,15 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from sigma_lite.balance.pooled import max_over_ranks
 from sigma_lite.record import Record
+from sigma_lite.train.callbacks import names
 from sigma_lite.train.callbacks.throughput import Throughput
+from sigma_lite.train.memory import Peak
 
 
 class Diary(pl.Callback):
-    """One `step` entry an optimizer step, one `validation` entry a validation, and others' notes.
+    """One `step` entry an optimizer step, one `validation` entry a validation, and others' notes; loggers are told too.
 
     Args:
         facts: returns the facts of this start (command, versions, config, ...) for the `run` entry.
@@ -23,14 +26,26 @@ class Diary(pl.Callback):
 
     def __init__(self, facts: Callable[[], Mapping[str, Any]] = dict):
         self.facts = facts
-        self.record: Record | None = None
+        self.record: Record | None = None  # on the first rank, while it trains
+        self.peak: Peak | None = None  # of memory, where somebody measures it
         self._sums: dict[str, Tensor] = {}
         self._micro_batches = 0
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        pl_module.told_by_lightning = False if stage == "fit" else None  # or loggers would get the same under two names
+        for logger in trainer.loggers if stage == "fit" and trainer.is_global_zero else ():
+            logger.log_hyperparams(pl_module.run_settings or pl_module.settings())
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         if trainer.is_global_zero:
             self.record = Record(Path(trainer.default_root_dir, "record.jsonl"), trainer.global_step)
             self.record.write("run", trainer.global_step, **self.facts())
+
+    def write(self, trainer: pl.Trainer, kind: str, **facts: Any) -> None:
+        """An entry of the diary at this step, and the same to loggers under their names."""
+        if self.record:
+            self.record.write(kind, trainer.global_step, **facts)
+            names.publish(trainer, trainer.global_step, names.OF[kind](facts))
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         for name, term in {**outputs["terms"], "lbl": outputs["lbl"]}.items():
@@ -42,15 +57,22 @@ class Diary(pl.Callback):
         terms = trainer.strategy.reduce(terms, reduce_op="mean")
         values = dict(zip(self._sums, terms.tolist(), strict=True))
         self._sums, self._micro_batches = {}, 0
+        told = names.due(trainer, trainer.global_step)
+        peak = int(max_over_ranks(torch.tensor(self.peak.bytes(), device=module.device))) if told and self.peak else 0
         if self.record:
-            self.record.write("step", trainer.global_step, **self._step(trainer, module, values))
+            entry = self._step(trainer, module, values, peak)
+            self.record.write("step", trainer.global_step, **entry)
+            if told:
+                speed = next(c for c in trainer.callbacks if isinstance(c, Throughput))
+                names.publish(trainer, trainer.global_step, names.of_step(entry, speed.since_last(trainer, module)))
 
-    def _step(self, trainer: pl.Trainer, module: Any, means: dict[str, float]) -> dict[str, Any]:
+    def _step(self, trainer: pl.Trainer, module: Any, means: dict[str, float], peak: int) -> dict[str, Any]:
         weights = module.objective.term_weights
         terms = {name: means[name] for name in weights}
         weighted = {name: weight * terms[name] for name, weight in weights.items()}
         k = module.model.k_per_layer
         speed = next(c for c in trainer.callbacks if isinstance(c, Throughput))
+        more = {"mfu": speed.mfu and round(speed.mfu, 5), "peak_memory": peak or None}
         return {
             "tokens": speed.tokens,
             "terms": terms,
@@ -63,12 +85,16 @@ class Diary(pl.Callback):
             "active_params": module.net.ledger(k).active,
             "tokens_per_s": round(speed.tokens_per_s, 1),
             "seconds": round(speed.seconds, 2),
+            "perf": {
+                **{f"{kind}_seconds": round(spent, 3) for kind, spent in speed.waited.items()},
+                **{name: value for name, value in more.items() if value is not None},
+            },
         }
 
     def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
         facts = heldout_facts(module)  # on every rank: it sums over them
-        if self.record and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.record.write("validation", trainer.global_step, **facts)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.write(trainer, "validation", **facts)
 
 
 def heldout_facts(module: Any) -> dict[str, Any]:

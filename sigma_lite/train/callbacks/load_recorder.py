@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from torch import Tensor
 
 from sigma_lite.balance.exact import whole
 from sigma_lite.balance.metrics import ExpertLoad
-from sigma_lite.balance.pooled import sum_over_ranks
+from sigma_lite.balance.pooled import max_over_ranks, sum_over_ranks
+from sigma_lite.model import Routing
 from sigma_lite.train.callbacks.diary import Diary, completes_step, rounded
 
 
@@ -21,43 +24,56 @@ class LoadRecorder(pl.Callback):
 
     def __init__(self) -> None:
         self.window: ExpertLoad | None = None  # of this rank
+        self.logits_L: Tensor | None = None  # the largest absolute logit of each router in the window, on this rank
         self.tokens = 0  # in the window, over all ranks
 
     def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
         if self.window is None:
             self.window = ExpertLoad(module.net.n_layers, module.net.n_experts)
         self.window.to(module.device)
+        if self.logits_L is None:
+            self.logits_L = torch.zeros(module.net.n_layers)
+        self.logits_L = self.logits_L.to(module.device)
         if not trainer.is_global_zero:
             self.window.reset()  # a checkpoint holds the sum over ranks, which the first one goes on with
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.window.update(outputs["routings"])
+        self.logits_L = torch.maximum(self.logits_L, largest_logits(outputs["routings"]))
         self.tokens += batch.ids_BS.numel() * trainer.world_size
         if not completes_step(trainer, batch_idx):
             return
         step, k = trainer.global_step, module.k_at(trainer.global_step - 1)
         if self.tokens < module.balance.window_tokens and module.k_at(step) == k:
             return
-        load = self.window.load()
-        module.log("layer0_max_deviation", load["max_deviation"][0], prog_bar=True)
-        module.log("dead_experts", load["dead"].sum())
+        load, logits_L = self.window.load(), max_over_ranks(self.logits_L)
+        module.log("layer0_max_deviation", load["max_deviation"][0], prog_bar=True, logger=module.told_by_lightning)
+        module.log("dead_experts", load["dead"].sum(), logger=module.told_by_lightning)
         bias = {"bias": rounded(module.model.bias_LE)} if module.model.bias_LE.any() else {}
         for diary in trainer.callbacks:
             if isinstance(diary, Diary) and diary.record:
                 facts = {name: rounded(load[name]) for name in ("f", "P", "lbl", "router_entropy")}
-                diary.record.write("load", step, tokens=self.tokens, k=list(k), **facts, **bias)
+                facts["logit_max"] = rounded(logits_L)
+                diary.write(trainer, "load", tokens=self.tokens, k=list(k), **facts, **bias)
         self.window.reset()
+        self.logits_L = torch.zeros_like(self.logits_L)
         self.tokens = 0
 
     def state_dict(self) -> dict[str, Any]:
         if self.window is None:
             return {}
         sums = {name: sum_over_ranks(getattr(self.window, name)).cpu() for name in self.window._defaults}
-        return {"tokens": self.tokens, "window": sums}
+        return {"tokens": self.tokens, "window": sums, "logits": max_over_ranks(self.logits_L).cpu()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.tokens = state["tokens"]
+        self.tokens, self.logits_L = state["tokens"], state.get("logits")  # checkpoints of before had none
         self.window = ExpertLoad(*state["window"]["counts_LE"].shape)
         for name, value in state["window"].items():
             setattr(self.window, name, whole(value) if value.is_floating_point() else value)  # older: float64 sums
         self.window._update_count = 1  # torchmetrics warns about computing what was never updated
+
+
+@torch.no_grad()
+def largest_logits(routings: list[Routing]) -> Tensor:
+    """Absolute, of each router, fp32 [L]."""
+    return torch.stack([torch.linalg.vector_norm(r.logits, torch.inf) for r in routings]).float()

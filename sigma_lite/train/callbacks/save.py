@@ -18,6 +18,7 @@ from sigma_lite.scale.background import Background
 from sigma_lite.storage import StorageError
 from sigma_lite.train.callbacks.diary import completes_step, note
 from sigma_lite.train.callbacks.stop import Stopped, asked_to_stop
+from sigma_lite.train.callbacks.throughput import lap
 
 
 class Save(Checkpoint):
@@ -66,6 +67,7 @@ class Save(Checkpoint):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Whatever ends the fit early (max_time, another callback) sets `should_stop`; it waits for the end of the step."""
+        lap(trainer, "recording")  # this is the last callback
         if not completes_step(trainer, batch_idx):
             self.ending, trainer.should_stop = self.ending or trainer.should_stop, False
             return
@@ -106,12 +108,14 @@ class Save(Checkpoint):
             raise Stopped(asked)
 
     def _write(self, trainer: pl.Trainer) -> None:
+        lap(trainer, "recording")
         self.saved = step = trainer.global_step
         self.writer.wait()  # for the checkpoint before, whose errors show here
         beside = (lambda write: self.writer(lambda: self._finish(trainer, write))) if self.beside else None
         trainer.save_checkpoint(checkpoint_path(trainer.default_root_dir, step), storage_options=beside)
         if not self.beside:
             self._remove_oldest(trainer)
+        lap(trainer, "saving")
 
     def _finish(self, trainer: pl.Trainer, write: Callable[[], None]) -> None:
         write()
