@@ -139,14 +139,30 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare(options: argparse.Namespace) -> None:
+    from sigma_lite.data.mixture import prepare_mixture
     from sigma_lite.data.shards import prepare, prepare_parts
 
-    corpus = load_run(options.config, options.over).corpus
+    run = load_run(options.config, options.over)
+    corpus = run.corpus
     shared = (options.rank, options.ranks) != (0, 1)
+    if run.mixture.sources:
+        ready = prepare_mixture(corpus, run.mixture, rank=options.rank, ranks=options.ranks)
+        if ready is None:
+            print(f"data          {corpus.dir}: some parts of the sources are not finished yet")
+            return
+        _say_prepared(ready)
+        for name, source in ready.facts()["sources"].items():
+            shares = (f"{dict(zip(ready.sources, s, strict=True))[name]:.1%}" for _, s in run.mixture.shares(ready.tokens))
+            says = f"{source['train_tokens']:,} training and {source['heldout_tokens']:,} held-out tokens"
+            print(f"  {name:<12}{says}, {', then '.join(shares)} of the rows")
+        return
     if shared and (missing := prepare_parts(corpus, options.rank, options.ranks)):
         print(f"data          {corpus.dir}: {len(missing)} of {corpus.parts} parts are not finished yet")
         return
-    ready = prepare(corpus)
+    _say_prepared(prepare(corpus))
+
+
+def _say_prepared(ready) -> None:
     facts = ready.facts()
     print(f"data          {ready.dir}: {facts['train_tokens']:,} training and {facts['heldout_tokens']:,} held-out tokens")
     print(f"              bits per byte: {_baselines(facts)}")

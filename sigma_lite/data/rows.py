@@ -202,21 +202,37 @@ def train_loader(
     world: int = 1,
     steps: int | None = None,
     first_step: Callable[[], int] = lambda: 0,
+    rows_of: Callable[[int], np.ndarray] | None = None,
     cls: type[DataLoader] = DataLoader,
     **options,
 ) -> DataLoader:
     """Micro-batches of a run of `steps` optimizer steps (None: without end); `options` go to the DataLoader (`cls`).
 
+    Args:
+        rows_of: the rows of a step, such as `Order.rows`; default: the next ones of one source.
+
     Raises ConfigError when the training text is shorter than one row, or has not the domains that `domain_run` needs.
     """
+    stretches = None
+    if rows_of is None:
+        require_a_row(rows, config.length)
+        stretches = stretches_of(rows, config)
+    sampler = TrainSampler(len(rows), config, rank, world, steps, first_step, stretches, rows_of)
+    return cls(rows, batch_sampler=sampler, collate_fn=_as_it_is, **options)
+
+
+def require_a_row(rows: Rows, length: int, whose: str = "") -> None:
+    """ConfigError where the training text is shorter than a row; `whose`: of which source, if there are several."""
     require(
         len(rows) > 0,
-        f"rows.length={config.length} is longer than the training text ({len(rows.stream)} tokens):"
+        f"rows.length={length} is longer than the training text{whose and f' of {whose}'} ({len(rows.stream)} tokens):"
         f" set it to {max(len(rows.stream) - 1, 1)} or less, or add text",
     )
-    stretches = stretches_for(rows.stream.domains, rows.domains, len(rows), config.domain_run)
-    sampler = TrainSampler(len(rows), config, rank, world, steps, first_step, stretches)
-    return cls(rows, batch_sampler=sampler, collate_fn=_as_it_is, **options)
+
+
+def stretches_of(rows: Rows, config: RowsConfig) -> Stretches | None:
+    """How `domain_run` regroups the rows of one corpus."""
+    return stretches_for(rows.stream.domains, rows.domains, len(rows), config.domain_run)
 
 
 def heldout_loader(rows: Rows, config: RowsConfig, rank: int = 0, world: int = 1, **options) -> DataLoader:
