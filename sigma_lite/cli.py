@@ -7,6 +7,7 @@
     sigma-lite report   RUN                one self-contained HTML page
     sigma-lite generate RUN --prompt TEXT
     sigma-lite eval     RUN TASK           bits per byte and choices, as lm-evaluation-harness counts them
+    sigma-lite rows     RUN STEP           source, epoch and documents of each row that a training step read
     sigma-lite export   RUN OUT            for transformers, lm-evaluation-harness and vLLM; `import FOLDER OUT` reads such
     sigma-lite lab      list | run NAME | show NAME   experiments on balance, side by side
 
@@ -31,7 +32,7 @@ from sigma_lite.serve.command import PROMPT
 from sigma_lite.serve.command import add_commands as add_serve_commands
 from sigma_lite.storage import StorageError
 
-COMMANDS = ("prepare", "fit", "validate", "test", "predict", "plan", "report", "generate", "eval", "export", "import", "lab")
+COMMANDS = tuple("prepare fit validate test predict plan report generate eval rows export import lab".split())
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")  # LightningCLI parses these; the rest need no Lightning
 
 

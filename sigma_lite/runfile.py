@@ -14,6 +14,7 @@ from sigma_lite.config import (
     OF_ALL_SOURCES,
     OF_ONE_SOURCE,
     BalanceConfig,
+    ConfigError,
     CorpusConfig,
     MixtureConfig,
     ModelConfig,
@@ -200,8 +201,11 @@ def source_corpora(corpus: CorpusConfig, mixture: MixtureConfig) -> dict[str, Co
             require(False, f"{where}.{key}: all sources share one tokenizer; set data.corpus.{key}")
         require("source" in given, f"{where} needs source: programs, stdlib, domains, files or hf")
         own = {"dir": os.path.join(corpus.dir, name), **given}
-        from_mapping(CorpusConfig, own, where)  # names and types, as they were given
-        found[name] = from_mapping(CorpusConfig, shared | own, where)
+        try:
+            from_mapping(CorpusConfig, own, where)  # names and types, as they were given
+            found[name] = from_mapping(CorpusConfig, shared | own, where)
+        except ConfigError as error:
+            raise error if where in str(error) else ConfigError(f"{where}: {error}") from None
     folders = [found[name].dir for name in found]
     twice = [folder for folder in {*folders} if folders.count(folder) > 1]
     require(not twice, f"data.mixture.sources: two are kept in {', '.join(twice)}; give each its own dir")

@@ -45,7 +45,7 @@ class TokenDataModule(pl.LightningDataModule):
         self.prepare_data_per_node = False  # the folder is on a disk that all nodes see
         self._splits: tuple[str, ...] = SPLITS  # of which `prepared` was found complete
         self._saved_micros: int | None = None
-        self._begun: Begun | None = None  # of a branch
+        self.begun: Begun | None = None  # of a branch
 
     def prepare_data(self) -> None:
         if self.mixture.sources:
@@ -93,7 +93,7 @@ class TokenDataModule(pl.LightningDataModule):
         )
         saved, self._saved_micros = self._saved_micros, None
         self._count_in(saved or micros, micros)
-        self.order = self._order([*parts.values()])
+        self.order = self.training_order()
         steps, first_step = trainer.max_steps, lambda: trainer.global_step
         options = {"rows_of": self.order.rows, "cls": _Resumable, **self._options()}
         loader = train_loader(rows, self.rows, rank, world, steps, first_step, **options)
@@ -116,10 +116,12 @@ class TokenDataModule(pl.LightningDataModule):
     def _together(self, parts: list[Rows]) -> Rows | RowsOfSources:
         return RowsOfSources(parts) if self.mixture.sources else parts[0]
 
-    def _order(self, parts: list[Rows]) -> Order:
+    def training_order(self) -> Order:
+        """The rows of every step, once the data is set up."""
+        parts = [self._rows(source, "train") for source in self.prepared.sources.values()]
         if self.mixture.sources:
             stages = self.mixture.shares(self.prepared.tokens)
-            return Order([len(part) for part in parts], self.rows, stages, begun=self._begun)
+            return Order([len(part) for part in parts], self.rows, stages, begun=self.begun)
         return Order([len(parts[0])], self.rows, stretches=stretches_of(parts[0], self.rows))
 
     def read_in(self, step: int) -> dict[str, dict[str, float]]:
@@ -155,7 +157,7 @@ class TokenDataModule(pl.LightningDataModule):
             "tokenizer sha256": tokenizer,  # serve/ would write nonsense with another
             "step": step,
             "taken": dict(zip(self._fingerprints(), taken, strict=False)),
-            **({"begun": list(self._begun)} if self._begun else {}),
+            **({"begun": list(self.begun)} if self.begun else {}),
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -176,7 +178,7 @@ class TokenDataModule(pl.LightningDataModule):
             )
         self._saved_micros = state_dict["micro_batches"]
         begun = self._behind(state_dict) if branched and self.mixture.sources else saved.get("begun")
-        self._begun = Begun(begun[0], tuple(begun[1])) if begun else None
+        self.begun = Begun(begun[0], tuple(begun[1])) if begun else None
 
     def _behind(self, saved: dict) -> tuple[int, list[int]]:
         """Where a branch goes on: each source behind what the parent took of the same text; a new one at its beginning."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import warnings
 from collections.abc import Collection, Iterator
@@ -96,6 +97,21 @@ class Prepared:
         for shard in self.manifest["shards"]:
             with open(self.dir / shard["files"]["documents"]["file"], encoding="utf-8") as lines:
                 yield from map(json.loads, lines)
+
+    def documents_in(self, first: int, end: int, split: str = "train") -> list[str]:
+        """Names of the documents whose tokens lie among tokens first..end-1 of a split, in order."""
+        names, at = [], 0
+        for shard in self.manifest["shards"]:
+            size = shard[f"{split}_tokens"]
+            if at < end and first < at + size:
+                with open(self.dir / shard["files"]["documents"]["file"], encoding="utf-8") as lines:
+                    own = [facts for facts in map(json.loads, lines) if facts["split"] == split]
+                ends = list(itertools.accumulate((facts["tokens"] for facts in own), initial=at))
+                names += [
+                    f["name"] for f, start, stop in zip(own, ends, ends[1:], strict=False) if start < end and first < stop
+                ]
+            at += size
+        return names
 
     def left_out(self, but: Collection[str] = ()) -> str:
         """What `prepare` found and did not take, such as "1 not UTF-8 (a.txt)"; `but`: reasons not to name."""
