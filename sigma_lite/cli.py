@@ -32,8 +32,8 @@ from sigma_lite.serve.command import PROMPT
 from sigma_lite.serve.command import add_commands as add_serve_commands
 from sigma_lite.storage import StorageError
 
-COMMANDS = tuple("prepare fit validate test predict plan report generate eval rows export import lab".split())
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")  # LightningCLI parses these; the rest need no Lightning
+COMMANDS = (*TRAINER_COMMANDS, "prepare", "plan", "report", "generate", "eval", "rows", "export", "import", "lab")
 
 
 def main(args: Sequence[str] | None = None) -> None:
