@@ -7,6 +7,7 @@ DIR/NAME/            the prepared tokens of each source, a folder as data/shards
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import warnings
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from sigma_lite.config import OF_ALL_SOURCES, CorpusConfig, MixtureConfig, require
+from sigma_lite.config import OF_ALL_SOURCES, ConfigError, CorpusConfig, MixtureConfig, require
 from sigma_lite.data import shards, stages
 from sigma_lite.data.rows import Batch, Rows
 from sigma_lite.data.shards import Prepared
@@ -78,14 +79,24 @@ def prepare_mixture(
         rank: of `ranks` processes that share out each source's `parts`; None is returned where others are not finished.
         options: for `shards.prepare`.
     """
-    given, sources = _tokenizer(corpus, mixture, progress), source_corpora(corpus, mixture).values()
+    given, sources = _tokenizer(corpus, mixture, progress), source_corpora(corpus, mixture)
     if ranks > 1:
         shared = {"progress": progress, "tokenizer": given, **options}
-        if any([shards.prepare_parts(source, rank, ranks, **shared) for source in sources]):
+        if any([shards.prepare_parts(source, rank, ranks, **shared) for source in sources.values()]):
             return None
-    for source in sources:
-        shards.prepare(source, progress, tokenizer=given, **options)
+    for name, source in sources.items():
+        with _of(name):
+            shards.prepare(source, progress, tokenizer=given, **options)
     return load_mixture(corpus, mixture)
+
+
+@contextlib.contextmanager
+def _of(name: str) -> Iterator[None]:
+    """Have a ConfigError say of which source it is."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"data.mixture.sources.{name}: {error}") from error
 
 
 def load_mixture(corpus: CorpusConfig, mixture: MixtureConfig, splits: Collection[str] = stages.SPLITS) -> PreparedMixture:
@@ -139,7 +150,8 @@ def _sample(corpus: CorpusConfig, mixture: MixtureConfig, progress: bool) -> Ite
     for name, source in sources.items():
         asked = _mean_shares(mixture, dict.fromkeys(sources, 1)) if mixture.weights else equal
         most = max(1, int(stages.SAMPLE_CHARACTERS * asked[name]))
-        kept[name] = list(stages.sample(stages.training_documents(source, progress), most))
+        with _of(name):
+            kept[name] = list(stages.sample(stages.training_documents(source, progress), most))
     sizes = {name: sum(map(len, texts)) for name, texts in kept.items()}
     shares, total = _mean_shares(mixture, sizes), sum(sizes.values())
     for name, texts in kept.items():
