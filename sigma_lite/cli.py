@@ -7,6 +7,7 @@
     sigma-lite report   RUN                one self-contained HTML page
     sigma-lite generate RUN --prompt TEXT
     sigma-lite eval     RUN TASK           bits per byte and choices, as lm-evaluation-harness counts them
+    sigma-lite rows     RUN STEP           source, epoch and documents of each row that a training step read
     sigma-lite export   RUN OUT            for transformers, lm-evaluation-harness and vLLM; `import FOLDER OUT` reads such
     sigma-lite lab      list | run NAME | show NAME   experiments on balance, side by side
 
@@ -31,8 +32,8 @@ from sigma_lite.serve.command import PROMPT
 from sigma_lite.serve.command import add_commands as add_serve_commands
 from sigma_lite.storage import StorageError
 
-COMMANDS = ("prepare", "fit", "validate", "test", "predict", "plan", "report", "generate", "eval", "export", "import", "lab")
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")  # LightningCLI parses these; the rest need no Lightning
+COMMANDS = (*TRAINER_COMMANDS, "prepare", "plan", "report", "generate", "eval", "rows", "export", "import", "lab")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -139,14 +140,30 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare(options: argparse.Namespace) -> None:
+    from sigma_lite.data.mixture import prepare_mixture
     from sigma_lite.data.shards import prepare, prepare_parts
 
-    corpus = load_run(options.config, options.over).corpus
+    run = load_run(options.config, options.over)
+    corpus = run.corpus
     shared = (options.rank, options.ranks) != (0, 1)
+    if run.mixture.sources:
+        ready = prepare_mixture(corpus, run.mixture, rank=options.rank, ranks=options.ranks)
+        if ready is None:
+            print(f"data          {corpus.dir}: some parts of the sources are not finished yet")
+            return
+        _say_prepared(ready)
+        for name, source in ready.facts()["sources"].items():
+            shares = (f"{dict(zip(ready.sources, s, strict=True))[name]:.1%}" for _, s in run.mixture.shares(ready.tokens))
+            says = f"{source['train_tokens']:,} training and {source['heldout_tokens']:,} held-out tokens"
+            print(f"  {name:<12}{says}, {', then '.join(shares)} of the rows")
+        return
     if shared and (missing := prepare_parts(corpus, options.rank, options.ranks)):
         print(f"data          {corpus.dir}: {len(missing)} of {corpus.parts} parts are not finished yet")
         return
-    ready = prepare(corpus)
+    _say_prepared(prepare(corpus))
+
+
+def _say_prepared(ready) -> None:
     facts = ready.facts()
     print(f"data          {ready.dir}: {facts['train_tokens']:,} training and {facts['heldout_tokens']:,} held-out tokens")
     print(f"              bits per byte: {_baselines(facts)}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -480,6 +481,74 @@ class CorpusConfig:
 
 
 @dataclass(frozen=True)
+class MixtureConfig:
+    """Several weighted sources of rows instead of the one corpus. A row is of one source, so shares of rows are of tokens.
+
+    A source is a group of `data.corpus` keys that say where its text comes from. All share the tokenizer of data.corpus,
+    or one trained on a sample in which each source has its share, and `heldout`, `text_field`, `missing_text`, `split` and
+    `parts` where a source does not say its own. Tokens are kept in DIR/NAME, with DIR the `dir` of data.corpus. Held-out
+    text is of all sources, and measured together and for each.
+    """
+
+    sources: dict[str, dict] = dataclasses.field(default_factory=dict)  # {web: {source: hf, dataset: ...}, code: {...}}
+    weights: dict[str, float] = dataclasses.field(default_factory=dict)  # of each source; shares are weights over their sum
+    temperature: float = 1.0  # without weights: shares ~ training tokens ** (1 / temperature); 1 by size, 100 nearly even
+    stages: tuple[dict, ...] = ()  # [{at_step: 800, weights: {...}}]: from that step on (annealing); or a temperature
+
+    def __post_init__(self) -> None:
+        _all_finite(self)
+        require(self.temperature > 0, f"mixture.temperature={self.temperature}: must be greater than 0")
+        given = [name for name in ("weights", "stages") if getattr(self, name)]
+        require(bool(self.sources) or not given, f"mixture.{'/'.join(given)} without mixture.sources: name those first")
+        for name in self.sources:
+            plain = bool(name.strip()) and not name.startswith(".") and not {*name} & {*"/\\:*?<>|"}
+            require(plain, f"mixture.sources.{name!r}: it names a folder too; use letters, digits, - and _")
+        self._check_weights(self.weights, "mixture.weights")
+        for place, stage in enumerate(self.stages):
+            self._check_stage(stage, f"mixture.stages[{place}]")
+        steps = [stage["at_step"] for stage in self.stages]
+        require(steps == sorted({*steps}), f"mixture.stages begin at steps {steps}: each must come after the one before")
+
+    def _check_stage(self, stage: Mapping, where: str) -> None:
+        known = ("at_step", "weights", "temperature")
+        for key in stage:
+            require(key in known, f"unknown key {where}.{key}; {nearest(key, known)}")
+        step = stage.get("at_step")
+        require(type(step) is int and step > 0, f"{where}.at_step={step}: give the step that it begins with, from 1")
+        one = ("weights" in stage) != ("temperature" in stage)
+        require(one, f"{where}: give either weights or a temperature")
+        weights, temperature = stage.get("weights", {}), stage.get("temperature", 1.0)
+        require(isinstance(weights, Mapping), f"{where}.weights={weights!r}: must be a group of keys")
+        require("weights" not in stage or bool(weights), f"{where}.weights is empty: give each source's")
+        number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool) and temperature > 0
+        require(number, f"{where}.temperature={temperature!r}: must be a number greater than 0")
+        self._check_weights(weights, f"{where}.weights")
+
+    def _check_weights(self, weights: Mapping, where: str) -> None:
+        for name, weight in weights.items():
+            require(name in self.sources, f"{where}.{name} is no source; {nearest(name, self.sources)}")
+            number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+            require(number and weight >= 0, f"{where}.{name}={weight!r}: must be a number, 0 or more")
+        missing = [name for name in self.sources if weights and name not in weights]
+        require(not missing, f"{where} says nothing of {', '.join(missing)}: give 0 for a source that is not to be read")
+        require(not weights or sum(weights.values()) > 0, f"{where} are all 0: nothing would be read")
+
+    def shares(self, tokens: Mapping[str, int]) -> list[tuple[int, tuple[float, ...]]]:
+        """(first step, share of each source) of all stages, the sources in their order; shares add up to 1.
+
+        Args:
+            tokens: training tokens of each source, which the temperature looks at.
+        """
+        found = []
+        for stage in ({"at_step": 0, "weights": self.weights, "temperature": self.temperature}, *self.stages):
+            power = 1 / stage.get("temperature", 1.0)
+            weights = stage.get("weights") or {name: tokens[name] ** power for name in self.sources}
+            total = sum(weights.values())
+            found.append((stage["at_step"], tuple(weights[name] / total for name in self.sources)))
+        return found
+
+
+@dataclass(frozen=True)
 class RowsConfig:
     """How tokens become batches. A row is `length` consecutive tokens; attention does not cross documents inside it."""
 
@@ -489,28 +558,92 @@ class RowsConfig:
     seed: int = 0  # of the order
     domain_run: int = 1  # rows in a stretch of one domain; with n * per_micro, each micro-batch holds a single domain
     split_above: float = 1.0  # inputs: tokens with a larger share of the text get several ids; 1 = none (data/copies.py)
+    ramp: tuple[tuple[int, int], ...] = ()  # [[0, 4], [200, 8]]: rows per step from a step on; ends with per_step
 
     def __post_init__(self) -> None:
         _all_finite(self)
         _positive(self, "length", "per_step", "per_micro", "domain_run", "split_above")
         require(self.split_above <= 1, f"split_above={self.split_above}: is a share of the text, at most 1; 1 splits none")
         require(self.seed >= 0, f"rows.seed={self.seed}: must be 0 or more")
+        object.__setattr__(self, "ramp", tuple(tuple(entry) for entry in self.ramp))  # yaml has lists
+        self._check_ramp()
         self.accumulation(1)
+        for rows in self.sizes:
+            require(
+                rows % self.domain_run == 0,
+                f"domain_run={self.domain_run} rows do not divide {self.named(rows)}: a step must hold whole stretches;"
+                f" try domain_run={_nearest_divisor(rows, self.domain_run)}",
+            )
+
+    def _check_ramp(self) -> None:
+        if not self.ramp:
+            return
+        shown = [list(entry) for entry in self.ramp]
+        pairs = all(len(entry) == 2 and all(type(n) is int for n in entry) for entry in self.ramp)
+        require(pairs, f"rows.ramp={shown}: give pairs of whole numbers, [step, rows per step from it on]")
+        steps, rows = zip(*self.ramp, strict=True)
+        require(steps[0] == 0, f"rows.ramp={shown} begins at step {steps[0]}: its first step must be 0")
+        for name, values in (("steps", steps), ("rows", rows)):
+            require(list(values) == sorted({*values}), f"rows.ramp={shown}: {name} must grow from pair to pair")
+        require(rows[0] > 0, f"rows.ramp={shown}: a step needs at least one row")
         require(
-            self.per_step % self.domain_run == 0,
-            f"domain_run={self.domain_run} rows do not divide per_step={self.per_step}: a step must hold whole stretches;"
-            f" try domain_run={_nearest_divisor(self.per_step, self.domain_run)}",
+            rows[-1] == self.per_step,
+            f"rows.ramp ends with {rows[-1]} rows a step, and per_step={self.per_step}: set per_step to {rows[-1]}, the size"
+            " that the ramp leads to",
         )
 
-    def accumulation(self, ranks: int) -> int:
-        """Micro-batches per optimizer step at this number of ranks."""
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Rows per step that occur, smallest first."""
+        return tuple(rows for _, rows in self.ramp) or (self.per_step,)
+
+    def at(self, step: int) -> int:
+        """Rows of an optimizer step, counted from 0."""
+        return next((rows for first, rows in reversed(self.ramp) if first <= step), self.per_step)
+
+    def before(self, step: int) -> int:
+        """Rows of all the optimizer steps before this one."""
+        pieces = itertools.pairwise([*(self.ramp or ((0, self.per_step),)), (step, 0)])
+        return sum(rows * max(0, min(end, step) - first) for (first, rows), (end, _) in pieces)
+
+    def named(self, rows: int) -> str:
+        """What the settings call so many rows per step."""
+        return f"per_step={rows}" if rows == self.per_step else f"rows.ramp's {rows}"
+
+    def accumulation(self, ranks: int, step: int | None = None) -> int:
+        """Micro-batches per optimizer step at this number of ranks, by default behind the ramp.
+
+        Raises: ConfigError where any size of the ramp does not divide, so that it is known before the first step.
+        """
         together = self.per_micro * ranks
+        for rows in self.sizes:
+            up = -(-rows // together) * together
+            require(
+                rows % together == 0,
+                f"{self.named(rows)} rows do not divide into {ranks} rank(s) x per_micro={self.per_micro};"
+                f" try {f'{up}, or a smaller per_micro' if self.ramp else f'per_step={up}'}",
+            )
+        return (self.per_step if step is None else self.at(step)) // together
+
+
+def check_mixture(corpus: CorpusConfig, rows: RowsConfig, mixture: MixtureConfig) -> None:
+    """ConfigError for what a run with several sources cannot have."""
+    if not mixture.sources:
+        return
+    usual = CorpusConfig()
+    for name in OF_ONE_SOURCE:
+        value = getattr(corpus, name)
         require(
-            self.per_step % together == 0,
-            f"per_step={self.per_step} rows do not divide into {ranks} rank(s) x per_micro={self.per_micro};"
-            f" try per_step={-(-self.per_step // together) * together}",
+            value == getattr(usual, name),
+            f"data.corpus.{name}={value!r} would not be read: there are data.mixture.sources; say it for each of them",
         )
-        return self.per_step // together
+    require(rows.domain_run == 1, f"rows.domain_run={rows.domain_run}: is of one corpus, not of a mixture; set it to 1")
+    require(rows.split_above == 1, f"rows.split_above={rows.split_above}: is of one corpus, not of a mixture; set it to 1")
+
+
+OF_ONE_SOURCE = ("source", "path", "dataset", "subset", "max_documents")
+OF_ALL_SOURCES = ("tokenizer", "end_of_text", "special_tokens", "single_digits", "vocab_size")
+"""Keys of data.corpus that each source of a mixture has for itself, and those that all must share. The rest is inherited."""
 
 
 def check_schedule(net: ModelConfig, sparsity: SparsityConfig, steps: object = None) -> None:

@@ -5,14 +5,17 @@ Each entry has a `kind` and the optimizer `step` at which it was true:
     run         command, versions, device, cpu, experts, commit, code, config, ledger, parameters, plan, data
                 once a start; a resumed run has several. `code` holds a fingerprint of each file that decides training
     step        tokens, terms, weighted, loss, lbl (measured, whatever is trained), lr, grad_norm, k, active_params,
-                tokens_per_s, seconds, perf (seconds waited so far by kind, mfu; peak_memory in bytes now and then)
+                tokens_per_s, seconds, perf (seconds waited so far by kind, mfu; peak_memory in bytes now and then),
+                rows {source: rows of this step}, passes {source: times read by its end}; the source of a run without a
+                mixture is "corpus". `sigma-lite rows RUN STEP` names each row and its documents
     load        tokens (of the window), k of its steps, f and P [L][E], lbl [L], router_entropy [L] in nats, logit_max [L],
                 bias [L][E] where there is one
     experts     grad_norm [L][E] of single experts in this step, before clipping; rows of each expert-parallel rank and
                 fullest_rank, relative to an even share, where there are such ranks
-    validation  nats_per_token, bits_per_byte, f and P [L][E], lbl [L]
+    validation  nats_per_token, bits_per_byte, f and P [L][E], lbl [L]; of a mixture also sources {source: {bits_per_byte,
+                nats_per_token}}
     sample      prompt, text
-    event       what (a skipped step, a switch of sparsity, ...), and why
+    event       what (a skipped step, a switch of sparsity, another mixture or batch size, ...), and why
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,13 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from sigma_lite.config import (
+    OF_ALL_SOURCES,
+    OF_ONE_SOURCE,
     BalanceConfig,
+    ConfigError,
     CorpusConfig,
+    MixtureConfig,
     ModelConfig,
     OptimConfig,
     RowsConfig,
     SparsityConfig,
     StartConfig,
+    check_mixture,
     check_schedule,
     nearest,
     plain_path,
@@ -27,7 +33,7 @@ from sigma_lite.reading import from_yaml, overlay, read_yaml
 
 SECTIONS: dict[str, dict[str, type]] = {
     "model": {"net": ModelConfig, "sparsity": SparsityConfig, "balance": BalanceConfig, "optim": OptimConfig},
-    "data": {"corpus": CorpusConfig, "rows": RowsConfig},
+    "data": {"corpus": CorpusConfig, "rows": RowsConfig, "mixture": MixtureConfig},
 }
 PLAIN = {"model": {"custom_balance", "parts"}, "data": {"num_workers"}}  # keys without a class, which LightningCLI checks
 
@@ -47,6 +53,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     rows: RowsConfig = field(default_factory=RowsConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
     trainer: Mapping[str, object] = field(default_factory=dict)  # Lightning's own keys, checked by lightning_keys.py
     save: Mapping[str, object] = field(default_factory=dict)  # when checkpoints are written: train/callbacks/save.py
     start: StartConfig = field(default_factory=StartConfig)
@@ -55,6 +62,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_schedule(self.net, self.sparsity, self.trainer.get("max_steps"))
+        check_mixture(self.corpus, self.rows, self.mixture)
+        source_corpora(self.corpus, self.mixture)
 
 
 def load_run(paths: Sequence[str | Path], over: Mapping[str, object] | None = None, fit: bool = False) -> RunConfig:
@@ -175,3 +184,29 @@ def from_mapping(cls: type, given: Mapping[str, object], where: str):
         require(key in hints, f"unknown key {full}; {nearest(key, hints)}")
         require_type(value, hints[key], full)
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+
+
+def source_corpora(corpus: CorpusConfig, mixture: MixtureConfig) -> dict[str, CorpusConfig]:
+    """The settings of each source of a mixture, as if it were a corpus by itself; {} without a mixture.
+
+    Raises: ConfigError for an unknown key, naming the nearest, and for one that all sources must share.
+    """
+    shared = {f.name: getattr(corpus, f.name) for f in dataclasses.fields(corpus) if f.name not in OF_ONE_SOURCE}
+    if mixture.sources and corpus.tokenizer:  # which is finished
+        shared |= {"special_tokens": (), "single_digits": False}
+    found = {}
+    for name, given in mixture.sources.items():
+        where = f"data.mixture.sources.{name}"
+        for key in group(given, where).keys() & {*OF_ALL_SOURCES}:
+            require(False, f"{where}.{key}: all sources share one tokenizer; set data.corpus.{key}")
+        require("source" in given, f"{where} needs source: programs, stdlib, domains, files or hf")
+        own = {"dir": os.path.join(corpus.dir, name), **given}
+        try:
+            from_mapping(CorpusConfig, own, where)  # names and types, as they were given
+            found[name] = from_mapping(CorpusConfig, shared | own, where)
+        except ConfigError as error:
+            raise error if where in str(error) else ConfigError(f"{where}: {error}") from None
+    folders = [found[name].dir for name in found]
+    twice = [folder for folder in {*folders} if folders.count(folder) > 1]
+    require(not twice, f"data.mixture.sources: two are kept in {', '.join(twice)}; give each its own dir")
+    return found

@@ -6,43 +6,60 @@ The Trainer must run with `use_distributed_sampler=False` (Lightning would shuff
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
-from sigma_lite.config import CorpusConfig, RowsConfig, require
-from sigma_lite.data.rows import Rows, heldout_loader, train_loader
+from sigma_lite.config import CorpusConfig, MixtureConfig, RowsConfig, check_mixture, require
+from sigma_lite.data.mixture import PreparedMixture, RowsOfSources, has_all_heldout, load_mixture, prepare_mixture
+from sigma_lite.data.order import Begun, Order
+from sigma_lite.data.rows import Batch, Rows, heldout_loader, require_a_row, stretches_of, train_loader
 from sigma_lite.data.shards import Prepared, has_heldout, load, prepare
 from sigma_lite.data.stages import SPLITS
-from sigma_lite.data.stream import TokenStream
 from sigma_lite.data.tokenizer import keep_tokenizer
 
 
 class TokenDataModule(pl.LightningDataModule):
-    """Training and held-out rows of a corpus.
+    """Training and held-out rows of a corpus, or of a mixture of several.
 
-    Order needs no state but the number of rows consumed, which is `global_step * rows.per_step`.
+    Order needs no state but the step; of a branch also what its parent had read of each source.
     """
 
-    def __init__(self, corpus: CorpusConfig, rows: RowsConfig, num_workers: int = 0):
+    def __init__(
+        self,
+        corpus: CorpusConfig,
+        rows: RowsConfig,
+        num_workers: int = 0,
+        mixture: MixtureConfig = MixtureConfig(),  # noqa: B008  frozen: safe to share
+    ):
         super().__init__()
         require(num_workers >= 0, f"data.num_workers={num_workers}: must be 0 (read in the same process) or more")
-        self.corpus, self.rows, self.num_workers = corpus, rows, num_workers
-        self.prepared: Prepared | None = None
+        check_mixture(corpus, rows, mixture)
+        self.corpus, self.rows, self.num_workers, self.mixture = corpus, rows, num_workers, mixture
+        self.prepared: Prepared | PreparedMixture | None = None
+        self.order: Order | None = None  # of the training rows, once they are asked for
         self.prepare_data_per_node = False  # the folder is on a disk that all nodes see
         self._splits: tuple[str, ...] = SPLITS  # of which `prepared` was found complete
         self._saved_micros: int | None = None
+        self.begun: Begun | None = None  # of a branch
 
     def prepare_data(self) -> None:
-        if not (self._only_measures() and has_heldout(self.corpus)):
+        if self.mixture.sources:
+            if not (self._only_measures() and has_all_heldout(self.corpus, self.mixture)):
+                prepare_mixture(self.corpus, self.mixture)
+        elif not (self._only_measures() and has_heldout(self.corpus)):
             prepare(self.corpus)
 
     def setup(self, stage: str | None = None) -> None:
         splits = ("heldout",) if self._only_measures() else SPLITS
         if self.prepared is None or not {*splits} <= {*self._splits}:
-            self.prepared, self._splits = load(self.corpus.dir, splits=splits), splits
+            several = self.mixture.sources
+            opened = load_mixture(self.corpus, self.mixture, splits) if several else load(self.corpus.dir, splits=splits)
+            self.prepared, self._splits = opened, splits
 
     def _only_measures(self) -> bool:
         """Validation, test and prediction need no training tokens: they are gigabytes, and stay where a run was made."""
@@ -58,7 +75,10 @@ class TokenDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
-        rows = self._rows(self.prepared.train)
+        parts = {name: self._rows(source, "train") for name, source in self.prepared.sources.items()}
+        for name, part in parts.items():
+            require_a_row(part, self.rows.length, f"source {name} of data.mixture" if self.mixture.sources else "")
+        rows = self._together([*parts.values()])
         require(
             trainer.max_steps > 0,
             f"trainer.max_steps={trainer.max_steps}: a run is measured in optimizer steps; one pass over this corpus is"
@@ -71,22 +91,49 @@ class TokenDataModule(pl.LightningDataModule):
             f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: per_step={self.rows.per_step} rows on"
             f" {world} rank(s) with per_micro={self.rows.per_micro} are {micros} micro-batches; set it to {micros}",
         )
-        self._count_in(micros)
+        saved, self._saved_micros = self._saved_micros, None
+        self._count_in(saved or micros, micros)
+        self.order = self.training_order()
         steps, first_step = trainer.max_steps, lambda: trainer.global_step
-        loader = train_loader(rows, self.rows, rank, world, steps, first_step, cls=_Resumable, **self._options())
+        options = {"rows_of": self.order.rows, "cls": _Resumable, **self._options()}
+        loader = train_loader(rows, self.rows, rank, world, steps, first_step, **options)
+        loader.before_batch = self._ramp
         if trainer.is_global_zero:  # as late as this: a start that is refused leaves the run's folder as it was
             keep_tokenizer(trainer.default_root_dir, self.prepared.dir)
         return loader
 
     def val_dataloader(self) -> DataLoader:
-        return heldout_loader(self._rows(self.prepared.heldout, padded=True), self.rows, *self._place(), **self._options())
+        parts = [self._rows(source, "heldout") for source in self.prepared.sources.values()]
+        return heldout_loader(self._together(parts), self.rows, *self._place(), **self._options())
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
 
-    def _rows(self, stream: TokenStream, padded: bool = False) -> Rows:
-        copies = self.prepared.copies(self.rows.split_above)
-        return Rows(stream, self.prepared.token_bytes, self.rows.length, padded, copies)
+    def _rows(self, source: Prepared, split: str) -> Rows:
+        copies = source.copies(self.rows.split_above)
+        return Rows(getattr(source, split), source.token_bytes, self.rows.length, split == "heldout", copies)
+
+    def _together(self, parts: list[Rows]) -> Rows | RowsOfSources:
+        return RowsOfSources(parts) if self.mixture.sources else parts[0]
+
+    def training_order(self) -> Order:
+        """The rows of every step, once the data is set up."""
+        parts = [self._rows(source, "train") for source in self.prepared.sources.values()]
+        if self.mixture.sources:
+            stages = self.mixture.shares(self.prepared.tokens)
+            return Order([len(part) for part in parts], self.rows, stages, begun=self.begun)
+        return Order([len(parts[0])], self.rows, stretches=stretches_of(parts[0], self.rows))
+
+    def read_in(self, step: int) -> dict[str, dict[str, float]]:
+        """Rows of a step from each source, and how often it was read by its end: 1.5 is in the middle of a second pass."""
+        if self.order is None:
+            return {}
+        rows = self.order.taken(step + 1) - self.order.taken(step)
+        passes = [float(f"{p:.6g}") for p in self.order.passes(step + 1)]
+        return {
+            "rows": dict(zip(self.prepared.sources, rows.tolist(), strict=True)),
+            "passes": dict(zip(self.prepared.sources, passes, strict=True)),
+        }
 
     def _place(self) -> tuple[int, int]:
         """(rank, world) among the processes that see different rows."""
@@ -100,14 +147,17 @@ class TokenDataModule(pl.LightningDataModule):
     # ----------------------------------------------------------------------------------------------------- resume
 
     def state_dict(self) -> dict:
-        micros = self.rows.accumulation(self._place()[1])
-        consumed = self.trainer.global_step * self.rows.per_step
+        step = self.trainer.global_step
         tokenizer = self.prepared.manifest["tokenizer"]["sha256"]
+        taken = self.order.taken(step).tolist() if self.order else []
         return {
             **self._sequence(),
-            "rows_consumed": consumed,
-            "micro_batches": micros,
+            "rows_consumed": self.rows.before(step),
+            "micro_batches": self.trainer.accumulate_grad_batches,
             "tokenizer sha256": tokenizer,  # serve/ would write nonsense with another
+            "step": step,
+            "taken": dict(zip(self._fingerprints(), taken, strict=False)),
+            **({"begun": list(self.begun)} if self.begun else {}),
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -117,7 +167,7 @@ class TokenDataModule(pl.LightningDataModule):
         """
         if self.trainer.state.fn != TrainerFn.FITTING:
             return
-        saved = {"rows.domain_run": 1, **state_dict}  # which older checkpoints do not name
+        saved = {"rows.domain_run": 1, "rows.ramp": [], **state_dict}  # which older checkpoints do not name
         branched = state_dict.get("branched", False)  # onto other rows, and that was asked for
         for name, value in ({} if branched else self._sequence()).items():
             was = saved.get(name)
@@ -127,26 +177,56 @@ class TokenDataModule(pl.LightningDataModule):
                 " settings, or start a new run",
             )
         self._saved_micros = state_dict["micro_batches"]
+        begun = self._behind(state_dict) if branched and self.mixture.sources else saved.get("begun")
+        self.begun = Begun(begun[0], tuple(begun[1])) if begun else None
 
-    def _count_in(self, micros: int) -> None:
-        """Restate Lightning's batch counters after a resume on another number of ranks.
+    def _behind(self, saved: dict) -> tuple[int, list[int]]:
+        """Where a branch goes on: each source behind what the parent took of the same text; a new one at its beginning."""
+        before = {saved["corpus fingerprint"]: saved["rows_consumed"]}  # older checkpoints: of their one corpus
+        taken, longer = saved.get("taken", before), saved["rows.length"] / self.rows.length
+        step = saved.get("step", saved["rows_consumed"] // saved["rows.per_step"])
+        return step, [int(taken.get(fingerprint, 0) * longer) for fingerprint in self._fingerprints()]
+
+    def _fingerprints(self) -> list[str]:
+        return [source.manifest["fingerprint"] for source in self.prepared.sources.values()]
+
+    # ------------------------------------------------------------------------------------------------------- ramp
+
+    def _ramp(self) -> None:
+        """Before a micro-batch is counted: as many of them a step as the step has rows for."""
+        now, was = self.rows.accumulation(self._place()[1], self.trainer.global_step), self.trainer.accumulate_grad_batches
+        if now != was:
+            self._count_in(was, now)
+            self.trainer.accumulate_grad_batches = now
+            self.trainer.fit_loop._data_fetcher.fetched += self.trainer.global_step * (now - was)
+            if isinstance(self.trainer.val_check_interval, int):
+                self.trainer.val_check_batch = self.trainer.val_check_batch // was * now
+
+    def teardown(self, stage: str) -> None:
+        if self.order and stage == "fit":  # as it was before, for another fit of the same trainer
+            self.trainer.accumulate_grad_batches = self.rows.accumulation(self._place()[1])
+
+    def _count_in(self, was: int, now: int) -> None:
+        """Restate Lightning's counters for another number of micro-batches a step: another number of ranks, or a ramp.
 
         They count micro-batches. The optimizer steps when their number divides by accumulate_grad_batches, so a count
         made with another accumulation would end the first step early, and validation would come at other steps.
         """
-        saved, self._saved_micros = self._saved_micros, None
-        if saved:
-            progress = self.trainer.fit_loop.epoch_loop.batch_progress
-            for counter in (progress.current, progress.total):
-                more = counter.ready // saved * (micros - saved)
-                for name in ("ready", "started", "processed", "completed"):
-                    setattr(counter, name, getattr(counter, name) + more)
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        for counter in (progress.current, progress.total):
+            more = counter.ready // was * (now - was)
+            for name in ("ready", "started", "processed", "completed"):
+                setattr(counter, name, getattr(counter, name) + more)
 
-    def _sequence(self) -> dict:
+    def _sequence(self) -> dict[str, Any]:
         """The settings that fix which tokens row number i holds, and how many rows a step takes."""
         self.setup()
         names = ("length", "per_step", "seed", "domain_run")
         settings = {f"rows.{name}": getattr(self.rows, name) for name in names}
+        settings["rows.ramp"] = [list(pair) for pair in self.rows.ramp]
+        if self.mixture.sources:
+            stages = self.mixture.shares(self.prepared.tokens)
+            settings["mixture shares"] = [[step, list(shares)] for step, shares in stages]
         return {"corpus fingerprint": self.prepared.manifest["fingerprint"], **settings}
 
 
@@ -159,6 +239,13 @@ def _leave_signals_to_the_run(worker: int) -> None:
 
 class _Resumable(DataLoader):
     """Tells Lightning that these rows survive a resume. There is no state to keep: the sampler asks for the step."""
+
+    before_batch: Callable[[], None] = staticmethod(lambda: None)  # called before Lightning counts a micro-batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in super().__iter__():
+            self.before_batch()
+            yield batch
 
     def state_dict(self) -> dict:
         return {}

@@ -1,9 +1,9 @@
 """TOKENS -> ROWS: batches whose order is a function of (seed, rows consumed). Plain torch, for notebooks too.
 
 A run draws from one endless sequence: the rows of the corpus in a shuffled order, then again in another, and so on.
-Optimizer step s takes its next `per_step` rows, which micro-batches and ranks share out, so a resumed run and a run on
-another number of devices see the same rows in the same steps. With `domain_run` the shuffled rows are regrouped so that
-neighbours share a domain.
+Optimizer step s takes its next rows, which micro-batches and ranks share out, so a resumed run and a run on another number
+of devices see the same rows in the same steps. With `domain_run` the shuffled rows are regrouped so that neighbours share a
+domain. Several sources have a sequence each, which order.py merges.
 """
 
 from __future__ import annotations
@@ -55,12 +55,19 @@ def epoch_order(seed: int, epoch: int, n_rows: int, stretches: Stretches | None 
     return order
 
 
-def row_order(seed: int, start: int, count: int, n_rows: int, stretches: Stretches | None = None) -> np.ndarray:
-    """Places start..start+count-1 of the endless sequence, int64 row numbers [count], across the ends of epochs."""
+def row_order(
+    seed: int,
+    start: int,
+    count: int,
+    n_rows: int,
+    stretches: Stretches | None = None,
+    order: Callable[..., np.ndarray] = epoch_order,
+) -> np.ndarray:
+    """Places start..start+count-1 of a source's endless sequence, int64 row numbers [count], across the ends of epochs."""
     parts, per_epoch = [np.empty(0, np.int64)], stretches.n_rows if stretches else n_rows
     while count > 0:
         epoch, position = divmod(start, per_epoch)
-        parts.append(epoch_order(seed, epoch, n_rows, stretches)[position : position + count])
+        parts.append(order(seed, epoch, n_rows, stretches)[position : position + count])
         start, count = start + len(parts[-1]), count - len(parts[-1])
     return np.concatenate(parts)
 
@@ -69,7 +76,11 @@ class TrainSampler(Sampler[list[int]]):
     """Row numbers of each micro-batch of one rank, from step `first_step()` on.
 
     Micro-batch m of rank r takes rows [(m * world + r) * per_micro, + per_micro) of its step: the pooled rows of a step
-    are the same for any world size. The length counts from step 0, as Lightning does when it resumes.
+    are the same for any world size. The length counts from step 0, as Lightning does when it resumes, and as if every step
+    had the micro-batches of the last; data/datamodule.py sees to it that Lightning counts a ramp so too.
+
+    Args:
+        rows_of: the rows of a step; default: the next ones of one source.
     """
 
     def __init__(
@@ -81,9 +92,11 @@ class TrainSampler(Sampler[list[int]]):
         steps: int | None = None,
         first_step: Callable[[], int] = lambda: 0,
         stretches: Stretches | None = None,
+        rows_of: Callable[[int], np.ndarray] | None = None,
     ):
         self.n_rows, self.rows, self.rank, self.world = n_rows, rows, rank, world
         self.steps, self.first_step, self.stretches = steps, first_step, stretches
+        self.rows_of = rows_of or self._next
         self.micros = rows.accumulation(world)
 
     def __len__(self) -> int:
@@ -94,10 +107,13 @@ class TrainSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         step = self.first_step()
         while self.steps is None or step < self.steps:
-            order = row_order(self.rows.seed, step * self.rows.per_step, self.rows.per_step, self.n_rows, self.stretches)
-            for micro_WR in order.reshape(self.micros, self.world, self.rows.per_micro):
+            for micro_WR in self.rows_of(step).reshape(-1, self.world, self.rows.per_micro):
                 yield micro_WR[self.rank].tolist()
             step += 1
+
+    def _next(self, step: int) -> np.ndarray:
+        """The rows of a step, of one source without an `Order`."""
+        return row_order(self.rows.seed, self.rows.before(step), self.rows.at(step), self.n_rows, self.stretches)
 
 
 class HeldoutSampler(Sampler[list[int]]):
@@ -186,21 +202,37 @@ def train_loader(
     world: int = 1,
     steps: int | None = None,
     first_step: Callable[[], int] = lambda: 0,
+    rows_of: Callable[[int], np.ndarray] | None = None,
     cls: type[DataLoader] = DataLoader,
     **options,
 ) -> DataLoader:
     """Micro-batches of a run of `steps` optimizer steps (None: without end); `options` go to the DataLoader (`cls`).
 
+    Args:
+        rows_of: the rows of a step, such as `Order.rows`; default: the next ones of one source.
+
     Raises ConfigError when the training text is shorter than one row, or has not the domains that `domain_run` needs.
     """
+    stretches = None
+    if rows_of is None:
+        require_a_row(rows, config.length)
+        stretches = stretches_of(rows, config)
+    sampler = TrainSampler(len(rows), config, rank, world, steps, first_step, stretches, rows_of)
+    return cls(rows, batch_sampler=sampler, collate_fn=_as_it_is, **options)
+
+
+def require_a_row(rows: Rows, length: int, whose: str = "") -> None:
+    """ConfigError where the training text is shorter than a row; `whose`: of which source, if there are several."""
     require(
         len(rows) > 0,
-        f"rows.length={config.length} is longer than the training text ({len(rows.stream)} tokens):"
+        f"rows.length={length} is longer than the training text{whose and f' of {whose}'} ({len(rows.stream)} tokens):"
         f" set it to {max(len(rows.stream) - 1, 1)} or less, or add text",
     )
-    stretches = stretches_for(rows.stream.domains, rows.domains, len(rows), config.domain_run)
-    sampler = TrainSampler(len(rows), config, rank, world, steps, first_step, stretches)
-    return cls(rows, batch_sampler=sampler, collate_fn=_as_it_is, **options)
+
+
+def stretches_of(rows: Rows, config: RowsConfig) -> Stretches | None:
+    """How `domain_run` regroups the rows of one corpus."""
+    return stretches_for(rows.stream.domains, rows.domains, len(rows), config.domain_run)
 
 
 def heldout_loader(rows: Rows, config: RowsConfig, rank: int = 0, world: int = 1, **options) -> DataLoader:

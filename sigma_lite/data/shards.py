@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import warnings
 from collections.abc import Collection, Iterator
@@ -62,6 +63,11 @@ class Prepared:
         return tokenizer.token_bytes(self.tokenizer, self.vocab_size)
 
     @property
+    def sources(self) -> dict[str, Prepared]:
+        """What rows are read from; a mixture has several."""
+        return {"corpus": self}
+
+    @property
     def vocab_size(self) -> int:
         return self.manifest["corpus"]["vocab_size"]
 
@@ -92,6 +98,21 @@ class Prepared:
             with open(self.dir / shard["files"]["documents"]["file"], encoding="utf-8") as lines:
                 yield from map(json.loads, lines)
 
+    def documents_in(self, first: int, end: int, split: str = "train") -> list[str]:
+        """Names of the documents whose tokens lie among tokens first..end-1 of a split, in order."""
+        names, at = [], 0
+        for shard in self.manifest["shards"]:
+            size = shard[f"{split}_tokens"]
+            if at < end and first < at + size:
+                with open(self.dir / shard["files"]["documents"]["file"], encoding="utf-8") as lines:
+                    own = [facts for facts in map(json.loads, lines) if facts["split"] == split]
+                ends = list(itertools.accumulate((facts["tokens"] for facts in own), initial=at))
+                names += [
+                    f["name"] for f, start, stop in zip(own, ends, ends[1:], strict=False) if start < end and first < stop
+                ]
+            at += size
+        return names
+
     def left_out(self, but: Collection[str] = ()) -> str:
         """What `prepare` found and did not take, such as "1 not UTF-8 (a.txt)"; `but`: reasons not to name."""
         skipped = Skipped({reason: n for reason, n in self.manifest["skipped"].items() if reason not in but})
@@ -100,22 +121,24 @@ class Prepared:
 
     def facts(self) -> dict:
         """What a run's record says about its data."""
-        names = ("train_tokens", "heldout_tokens", "heldout_bytes", "interpreter")
-        facts = {**{name: self.manifest[name] for name in names}, **self.manifest["baselines"]}
+        facts = {**{name: self.manifest[name] for name in (*stages.COUNTED, "interpreter")}, **self.manifest["baselines"]}
         return {**facts, "recipe": self.manifest.get("recipe", 1)}
 
 
-def prepare(corpus: CorpusConfig, progress: bool = True, shard_tokens: int = SHARD_TOKENS) -> Prepared:
+def prepare(
+    corpus: CorpusConfig, progress: bool = True, shard_tokens: int = SHARD_TOKENS, tokenizer: bytes | None = None
+) -> Prepared:
     """Make `corpus.dir` ready and open it; what an earlier call finished is kept, and nothing is done twice.
 
-    `progress` shows bars on stderr for what takes longer than a second.
+    `progress` shows bars on stderr for what takes longer than a second. `tokenizer` is the content of the tokenizer.json
+    that all sources of a mixture share.
     A folder that an older recipe has finished is taken as it is, so that its runs go on, and that is said.
     Raises ConfigError when the folder holds other data, or an older recipe's unfinished ones, or the corpus cannot be read,
     and StorageError when a file was cut or altered or the disk is full; in each case what was there stays.
     """
     folder = Path(corpus.dir)
     if not _is_finished(folder, corpus):
-        prepare_parts(corpus, progress=progress, shard_tokens=shard_tokens)
+        prepare_parts(corpus, progress=progress, shard_tokens=shard_tokens, tokenizer=tokenizer)
         with alone(folder / "prepare.lock", waiting=_waiting(folder)):
             _finish(folder, corpus, progress)
     ready = load(folder)
@@ -126,7 +149,13 @@ def prepare(corpus: CorpusConfig, progress: bool = True, shard_tokens: int = SHA
 
 
 def prepare_parts(
-    corpus: CorpusConfig, rank: int = 0, ranks: int = 1, *, progress: bool = True, shard_tokens: int = SHARD_TOKENS
+    corpus: CorpusConfig,
+    rank: int = 0,
+    ranks: int = 1,
+    *,
+    progress: bool = True,
+    shard_tokens: int = SHARD_TOKENS,
+    tokenizer: bytes | None = None,
 ) -> list[int]:
     """Parts rank, rank + ranks, ... of the corpus; returns the parts that no process has finished so far.
 
@@ -141,7 +170,7 @@ def prepare_parts(
     )
     folder = Path(corpus.dir)
     with alone(folder / "tokenizer.lock", waiting=_waiting(folder)):
-        bpe = _begin(folder, corpus, progress)
+        bpe = _begin(folder, corpus, progress, tokenizer)
     for part in range(rank, corpus.parts, ranks):
         with alone(folder / f"part-{part:05}.lock", waiting=_waiting(folder)):
             stages.part_stage(folder, corpus, part, bpe, shard_tokens, progress)
@@ -191,14 +220,14 @@ def _open(folder: Path, manifest: dict) -> Prepared:
     return Prepared(folder, manifest, stream("train"), stream("heldout"))
 
 
-def _begin(folder: Path, corpus: CorpusConfig, progress: bool) -> Tokenizer:
+def _begin(folder: Path, corpus: CorpusConfig, progress: bool, given: bytes | None) -> Tokenizer:
     _check_owner(folder, corpus)
     if not _is_claimed(folder):
-        write_json(folder / "settings.json", {"format": FORMAT, "recipe": RECIPE, "corpus": _settings(corpus)})
+        write_json(folder / "settings.json", {"format": FORMAT, "recipe": RECIPE, "corpus": settings_of(corpus)})
     was = stages.read_json(folder / "settings.json").get("recipe", 1)
     mixed = f"{folder} was begun by an older sigma-lite (recipe {was}, this is {RECIPE}), which cut text into other tokens"
     require(was == RECIPE, f"{mixed}: delete it to prepare it anew, or let that version finish it")
-    return stages.tokenizer_stage(folder, corpus, progress)
+    return stages.tokenizer_stage(folder, corpus, progress, given)
 
 
 def _finish(folder: Path, corpus: CorpusConfig, progress: bool) -> None:
@@ -211,7 +240,7 @@ def _finish(folder: Path, corpus: CorpusConfig, progress: bool) -> None:
     manifest = {
         "format": FORMAT,
         "recipe": RECIPE,
-        "corpus": _settings(corpus),
+        "corpus": settings_of(corpus),
         "interpreter": corpora.interpreter(),
         "skipped": dict(skipped),
         "first_skipped": skipped.first,
@@ -267,15 +296,15 @@ def _check_owner(folder: Path, corpus: CorpusConfig) -> None:
     fixes = f"set data.corpus.dir to another folder, or delete {folder}"
     found = stages.read_json(folder / "settings.json", what="the folder")
     if found is None:
-        others = _contents(folder)
+        others = contents(folder)
         require(not others, f"{folder} holds files that `prepare` did not write ({', '.join(others[:3])}): {fixes}")
     if not _is_claimed(folder):
         return
     require(found["format"] == FORMAT, f"{folder} was prepared in format {found['format']}, this is {FORMAT}: {fixes}")
     was = found.get("recipe", 1)
     require(was <= RECIPE, f"{folder} was prepared by a newer sigma-lite (recipe {was}, this knows {RECIPE}): {fixes}")
-    unnamed = _settings(CorpusConfig())  # what a folder that is older than a setting was prepared with
-    for name, value in _settings(corpus).items():
+    unnamed = settings_of(CorpusConfig())  # what a folder that is older than a setting was prepared with
+    for name, value in settings_of(corpus).items():
         was = found["corpus"].get(name, unnamed[name])
         if name == "path" and was is not None:
             was = plain_path(was, name)  # ~ was written down as it stood
@@ -284,15 +313,16 @@ def _check_owner(folder: Path, corpus: CorpusConfig) -> None:
 
 def _is_claimed(folder: Path) -> bool:
     """Whether anything was made of the settings that the folder names: a start that was refused leaves no more than them."""
-    return (folder / "settings.json").exists() and _contents(folder) != ["settings.json"]
+    return (folder / "settings.json").exists() and contents(folder) != ["settings.json"]
 
 
-def _contents(folder: Path) -> list[str]:
+def contents(folder: Path) -> list[str]:
+    """Names in a folder, but for those that a running or killed command leaves."""
     names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     return [name for name in names if not name.endswith((".lock", ".partial"))]
 
 
-def _settings(corpus: CorpusConfig) -> dict:
+def settings_of(corpus: CorpusConfig) -> dict:
     """As settings.json holds them: lists where a config has tuples."""
     return json.loads(json.dumps({name: value for name, value in dataclasses.asdict(corpus).items() if name != "dir"}))
 

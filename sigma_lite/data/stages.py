@@ -9,7 +9,7 @@ import hashlib
 import heapq
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count, groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ from sigma_lite.storage import StorageError, atomic_write, write_json
 SAMPLE_CHARACTERS = 200_000_000  # BPE merges hardly change with more text than this; so much is held in memory
 BATCH_CHARACTERS = 1_000_000  # text encoded at a time: enough for all cores, little enough to hold
 SPLITS = ("train", "heldout")
+COUNTED = ("train_tokens", "heldout_tokens", "heldout_bytes")  # of a corpus, in its facts
 
 
 def read_json(path: Path, what: str = "it") -> dict | None:
@@ -45,41 +46,54 @@ def read_json(path: Path, what: str = "it") -> dict | None:
 # --------------------------------------------------------------------------------------------------------- tokenizer
 
 
-def tokenizer_stage(folder: Path, corpus: CorpusConfig, progress: bool) -> Tokenizer:
+def tokenizer_stage(folder: Path, corpus: CorpusConfig, progress: bool, given: bytes | None = None) -> Tokenizer:
     """tokenizer.json: the one that the settings name, or learned from the training documents of all parts; or it is there.
 
-    Of a stranger's tokenizer the file is kept byte for byte.
+    Args:
+        given: the content of the one that all sources of a mixture share.
     """
     path = folder / "tokenizer.json"
     if not path.exists():
-        content = existing(corpus.tokenizer) if corpus.tokenizer else _learned(corpus, progress)
-        made = tokenizer.from_bytes(content, corpus.tokenizer or path)
-        if corpus.tokenizer:
-            require_usable(made, corpus.tokenizer, corpus.vocab_size)
-        tokenizer.end_of_text(made, corpus.end_of_text)
+        content = given or made_tokenizer(corpus, progress, lambda: sample(training_documents(corpus, progress)), path)
         with atomic_write(path) as file:
             file.write(content)
+    other = "set data.corpus.dir (or this source's dir) to another folder, or delete it"
+    require(given in (None, path.read_bytes()), f"{folder} was prepared with another tokenizer than this mixture's: {other}")
     return tokenizer.load(path)
 
 
-def _learned(corpus: CorpusConfig, progress: bool) -> bytes:
-    options = {"special": corpus.special_tokens, "single_digits": corpus.single_digits}
-    bpe = tokenizer.train(_sample(_training_documents(corpus, progress)), corpus.vocab_size, progress, **options)
-    return bpe.to_str(pretty=True).encode()
+def made_tokenizer(corpus: CorpusConfig, progress: bool, texts: Callable[[], Iterator[str]], name: str | Path) -> bytes:
+    """The content of a tokenizer.json. Of a stranger's tokenizer the file is kept byte for byte.
+
+    Args:
+        texts: what one is learned from, where the settings name none.
+        name: what messages call it then.
+    """
+    if corpus.tokenizer:
+        content = existing(corpus.tokenizer)
+    else:
+        options = {"special": corpus.special_tokens, "single_digits": corpus.single_digits}
+        content = tokenizer.train(texts(), corpus.vocab_size, progress, **options).to_str(pretty=True).encode()
+    made = tokenizer.from_bytes(content, corpus.tokenizer or name)
+    if corpus.tokenizer:
+        require_usable(made, corpus.tokenizer, corpus.vocab_size)
+    tokenizer.end_of_text(made, corpus.end_of_text)
+    return content
 
 
-def _sample(documents: Iterator[Document]) -> Iterator[str]:
-    """All texts, or of a large corpus those with the lowest hashes, until they hold SAMPLE_CHARACTERS.
+def sample(documents: Iterator[Document], most: int | None = None) -> Iterator[str]:
+    """All texts, or of a large corpus those with the lowest hashes, until they hold `most` characters (SAMPLE_CHARACTERS).
 
     Every document has the same chance wherever it stands, and the same one again in the next run.
     """
+    most = most or SAMPLE_CHARACTERS
     kept: list[tuple[int, int, str]] = []  # a heap: the highest hash first
     size = number = 0
     for number, document in enumerate(documents, start=1):
         rank = int.from_bytes(hashlib.blake2b(document.key.encode(), digest_size=8, salt=b"tokenizer").digest(), "big")
         heapq.heappush(kept, (-rank, number, document.text))
         size += len(document.text)
-        while size - len(kept[0][2]) >= SAMPLE_CHARACTERS:
+        while size - len(kept[0][2]) >= most:
             size -= len(heapq.heappop(kept)[2])
     if len(kept) < number:
         which = f"{len(kept):,} of {number:,} training documents, drawn evenly: {size:,} characters"
@@ -87,7 +101,7 @@ def _sample(documents: Iterator[Document]) -> Iterator[str]:
     yield from (text for _, _, text in sorted(kept, key=lambda item: item[1]))
 
 
-def _training_documents(corpus: CorpusConfig, progress: bool) -> Iterator[Document]:
+def training_documents(corpus: CorpusConfig, progress: bool) -> Iterator[Document]:
     """Raises ConfigError at their end when `heldout` leaves one side without any."""
     number, lowest, highest, unbroken = 0, 1.0, 0.0, []
     total = corpora.expected(corpus) if progress else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -39,7 +40,7 @@ def forecast(
     described = load_cluster(cluster_name or _usual(run, nodes))
     cluster = place(run, described, nodes)
     given = layout_of(run, cluster, imbalance)
-    problem = obstacle(run.net, run.rows.per_step, given)
+    problem = obstacle(run.net, run.rows, given)
     if not problem and cluster.devices > 1 and not given.sharded:
         problem = whole_model_everywhere(run, cluster)
     best = suggestion(run, cluster, imbalance)
@@ -59,7 +60,7 @@ def forecast(
         "usable_bytes": usable(cluster),
         "fits": all(stage["fits"] for stage in stages.values()),
         **stages,
-        "run": _whole(run, cluster, stages),
+        "run": _whole(run, layout, cluster),
         "checkpoints": keeping.checkpoints(run, layout, cluster, stages["initial"]["step_seconds"][-1]),
         "data": keeping.data(run),
         "suggested": None if best is None else _laid_out(run, best) | _speed(run, best, cluster),
@@ -130,17 +131,23 @@ def _speed(run: RunConfig, layout: Layout, cluster: Cluster, k_per_layer: Sequen
     }
 
 
-def _whole(run: RunConfig, cluster: Cluster, stages: dict[str, Any]) -> dict[str, Any] | None:
-    """Time and price of trainer.max_steps; None where the config names no end."""
+def _whole(run: RunConfig, layout: Layout, cluster: Cluster) -> dict[str, Any] | None:
+    """Time and price of trainer.max_steps, each step with its experts per token and rows; None without an end."""
     total = run.trainer.get("max_steps")
     if not isinstance(total, int) or total < 1:
         return None
-    before = min(run.sparsity.switch_step, total)
-    pairs = zip(stages["initial"]["step_seconds"], stages["target"]["step_seconds"], strict=True)
-    hours = [(before * first + (total - before) * last) / 3600 for first, last in pairs]
+    k_first, k_last = k_before_and_after(run)
+    changes = {0, run.sparsity.switch_step, total, *(step for step, _ in run.rows.ramp)}
+    starts = sorted(step for step in changes if step <= total)
+    hours = [0.0 for _ in cost.CRAFT[cluster.kind]]
+    for first, end in itertools.pairwise(starts):
+        size = run.rows.at(first)
+        same = dataclasses.replace(run, rows=dataclasses.replace(run.rows, per_step=size, ramp=()))
+        speed = _speed(same, layout, cluster, k_first if first < run.sparsity.switch_step else k_last)
+        hours = [h + (end - first) * seconds / 3600 for h, seconds in zip(hours, speed["step_seconds"], strict=True)]
     return {
         "steps": total,
-        "tokens": total * run.rows.per_step * run.rows.length,
+        "tokens": run.rows.before(total) * run.rows.length,
         "hours": hours,
         "days": [h / 24 for h in hours],
         "cost": [h * cluster.devices * cluster.price_per_hour for h in hours],

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
 from typing import Any
 
-from sigma_lite.runfile import RunConfig
+from sigma_lite.runfile import RunConfig, source_corpora
 from sigma_lite.scale.cluster import Cluster
 from sigma_lite.scale.layout import Layout, precision_of
 
@@ -52,17 +53,48 @@ def checkpoint_bytes(run: RunConfig) -> int:
 
 
 def data(run: RunConfig) -> dict[str, Any]:
-    """Tokens that the run reads, and bytes of its text as tokens: what was prepared, or else one pass over what it reads."""
+    """Tokens that the run reads, and bytes of its text as tokens: what was prepared, or else one pass over what it reads.
+
+    Of a mixture also `sources`, the same of each, as soon as all of them are prepared.
+    """
     last, each = run.trainer.get("max_steps"), token_bytes(run.net.vocab_size)
-    read = last * run.rows.per_step * run.rows.length if isinstance(last, int) and last > 0 else None
+    read = run.rows.before(last) * run.rows.length if isinstance(last, int) and last > 0 else None
     facts = {"dir": run.corpus.dir, "tokens_read": read, "bytes_per_token": each, "prepared_tokens": None, "passes": None}
+    if run.mixture.sources:
+        return facts | _sources(run, last, read, each)
     manifest = _manifest(Path(run.corpus.dir))
     if manifest is None:
         return facts | {"disk_bytes": None if read is None else read * each}
     tokens = manifest["train_tokens"]
-    size = sum(file["bytes"] for shard in manifest["shards"] for file in shard["files"].values())
+    size = _disk_bytes(manifest)
     passes = None if read is None or not tokens else read / tokens
     return facts | {"prepared_tokens": tokens, "disk_bytes": size, "passes": passes}
+
+
+def _sources(run: RunConfig, last: int | None, read: int | None, each: int) -> dict[str, Any]:
+    folders = {name: source.dir for name, source in source_corpora(run.corpus, run.mixture).items()}
+    manifests = {name: _manifest(Path(folder)) for name, folder in folders.items()}
+    if None in manifests.values():
+        return {"disk_bytes": None if read is None else read * each}
+    tokens = {name: manifest["train_tokens"] for name, manifest in manifests.items()}
+    taken = dict.fromkeys(folders, 0.0)  # tokens of each source
+    stages = [*run.mixture.shares(tokens), (last, ())] if read else []
+    for (first, shares), (end, _) in itertools.pairwise(stages):
+        rows = max(0, run.rows.before(min(end, last)) - run.rows.before(min(first, last)))
+        for name, share in zip(folders, shares, strict=True):
+            taken[name] += share * rows * run.rows.length
+    found = {name: {"dir": folders[name], "prepared_tokens": tokens[name]} for name in folders}
+    for name in found if read else ():
+        found[name] |= {"tokens_read": round(taken[name]), "passes": taken[name] / max(tokens[name], 1)}
+    return {
+        "prepared_tokens": sum(tokens.values()),
+        "disk_bytes": sum(map(_disk_bytes, manifests.values())),
+        "sources": found,
+    }
+
+
+def _disk_bytes(manifest: dict[str, Any]) -> int:
+    return sum(file["bytes"] for shard in manifest["shards"] for file in shard["files"].values())
 
 
 def token_bytes(vocab_size: int) -> int:

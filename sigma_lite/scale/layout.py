@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sigma_lite.config import ConfigError, ModelConfig, nearest, require
+from sigma_lite.config import ConfigError, ModelConfig, RowsConfig, nearest, require
 from sigma_lite.lightning_keys import PRECISIONS as NAMES
 from sigma_lite.lightning_keys import require_precision
 from sigma_lite.runfile import RunConfig, from_mapping
@@ -141,9 +141,9 @@ class Layout:
         return min(self.imbalance, self.expert_parallel)
 
 
-def obstacle(net: ModelConfig, per_step: int, layout: Layout) -> str:
+def obstacle(net: ModelConfig, rows: RowsConfig, layout: Layout) -> str:
     """Why this layout cannot be run, with the nearest that can; "" where it can. The rules are scale/shard.py's."""
-    ranks, experts, rows = layout.devices, layout.expert_parallel, layout.per_micro
+    ranks, experts = layout.devices, layout.expert_parallel
     if ranks % experts:
         return f"expert_parallel={experts} does not divide {ranks} devices; choose from {_divisors(ranks)}"
     if net.n_experts % experts:
@@ -151,8 +151,10 @@ def obstacle(net: ModelConfig, per_step: int, layout: Layout) -> str:
     for name, size in (("d_model", net.d_model), ("2 d_expert", 2 * net.d_expert)):
         if layout.sharded and size % layout.data:
             return f"{name}={size} cannot be cut into {layout.data} pieces, one for each device that shares an expert"
-    if per_step % (ranks * rows):
-        return f"rows.per_step={per_step} does not divide into {ranks} devices x per_micro={rows}"
+    for size in rows.sizes:
+        if size % (ranks * layout.per_micro):
+            whose = f"rows.{rows.named(size)}" if size == rows.per_step else rows.named(size)
+            return f"{whose} does not divide into {ranks} devices x per_micro={layout.per_micro}"
     return ""
 
 
@@ -199,6 +201,6 @@ def choices(run: RunConfig, cluster: Cluster, imbalance: float = IMBALANCE) -> l
             for recompute in (False, True):
                 several = cluster.devices > 1 or recompute
                 layout = Layout(cluster.devices, expert, 2**power, recompute, several, imbalance)
-                if not obstacle(run.net, run.rows.per_step, layout):
+                if not obstacle(run.net, run.rows, layout):
                     found.append(layout)
     return found

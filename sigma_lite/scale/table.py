@@ -129,6 +129,9 @@ def _disk(facts: dict[str, Any]) -> list[str]:
     if text["prepared_tokens"] is not None:
         passes = f", {text['passes']:.2g} passes over it" if text["passes"] is not None else ""
         lines.append(_line("data on disk", f"{size_of(text['disk_bytes'])} in {text['dir']}{passes}"))
+        for name, source in text.get("sources", {}).items():
+            passes = f", {source['passes']:.2g} passes over it" if "passes" in source else ""
+            lines.append(_line(f"  {name}", f"{source['prepared_tokens'] / 1e6:,.3g} M tokens{passes}"))
     elif text["disk_bytes"] is not None:
         each = f"{text['bytes_per_token']} bytes for each of the {text['tokens_read'] / 1e6:,.0f} M tokens that are read"
         lines.append(_line("data on disk", f"{size_of(text['disk_bytes'])} at most, not prepared yet: {each}"))

@@ -1,8 +1,9 @@
-"""`sigma-lite generate|eval|export|import`: commands on a finished run. Each imports what it needs when it runs."""
+"""`sigma-lite generate|eval|rows|export|import`: commands on a finished run. Each imports what it needs when it runs."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +31,11 @@ def add_commands(command: Command, path: Callable[[str], Path]) -> None:
     sub.add_argument(
         "TASK", nargs="+", help="sigma_text, sigma_choice or a file of JSON lines (text; or query, choices, gold)"
     )
+
+    sub = command("rows", _rows, "Name the rows of one training step: source, epoch, number and documents.")
+    sub.add_argument("RUN", type=path, help="folder of the run, such as runs/toy")
+    sub.add_argument("STEP", type=int, help="as the run's record.jsonl counts: the first is 1")
+    sub.add_argument("--json", action="store_true", help="one JSON object a row")
 
     sub = on_run("export", _export, "Write a run as a Hugging Face folder (Qwen3-MoE, or Qwen3 for one expert).")
     sub.add_argument("OUT", type=path, help="a new folder for config, safetensors, tokenizer and model card")
@@ -63,6 +69,19 @@ def _eval(options: argparse.Namespace) -> None:
         found = evaluate(trained, task)
         scores = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if name != "rows")
         print(f"eval          {task}: {scores} ({found['rows']} rows)")
+
+
+def _rows(options: argparse.Namespace) -> None:
+    from sigma_lite.serve.rows import rows_of_step
+
+    rows = rows_of_step(options.RUN, options.STEP)
+    if options.json:
+        print("\n".join(map(json.dumps, rows)))
+        return
+    print(f"{'row':>4}  {'source':<12} {'epoch':>5} {'number':>9}  documents")
+    for place, row in enumerate(rows):
+        names = ", ".join(row["documents"][:4]) + (f" and {n} more" if (n := len(row["documents"]) - 4) > 0 else "")
+        print(f"{place:>4}  {row['source']:<12} {row['epoch']:>5} {row['row']:>9}  {names}")
 
 
 def _export(options: argparse.Namespace) -> None:

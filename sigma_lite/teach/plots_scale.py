@@ -148,7 +148,7 @@ def published_figure(rows: Sequence[Mapping]) -> go.Figure:
 def planner(run: RunConfig, cluster: Cluster, expert_parallel: int, per_micro: int, recompute: bool) -> go.Figure:
     """Memory of a device item by item before and after the switch, against what it has; the step's seconds as title."""
     layout = Layout(cluster.devices, expert_parallel, per_micro, recompute, sharded=True)
-    problem = obstacle(run.net, run.rows.per_step, layout)
+    problem = obstacle(run.net, run.rows, layout)
     limit = usable(cluster) / GIB
     figure = go.Figure()
     ks = k_before_and_after(run)

@@ -16,7 +16,7 @@ from sigma_lite.config import OptimConfig, SparsityConfig, require
 from sigma_lite.runfile import from_mapping
 from sigma_lite.storage import atomic_write
 from sigma_lite.train.optim import parameter_groups
-from sigma_lite.train.settings import flat
+from sigma_lite.train.settings import flat, is_place
 
 if TYPE_CHECKING:
     from sigma_lite.train.module import SigmaLit
@@ -26,7 +26,8 @@ class Branch:
     """How a checkpoint of step `step` is read by a run with other settings. The file stays as it is.
 
     Weights, moments, counters and loads are taken over; rates, decay and betas are those of this run. What balanced the
-    experts is begun anew where another kind does. Rows are those that this run's data gives to its step.
+    experts is begun anew where another kind does. Rows are those that this run's data gives to its step; with a mixture each
+    source goes on behind what the parent had read of the same text.
 
     Args:
         saved: settings of the run that wrote it, completed.
@@ -36,8 +37,8 @@ class Branch:
     def __init__(self, step: int, saved: Mapping[str, Any], now: Mapping[str, Any]):
         self.step, self.optim = step, from_mapping(OptimConfig, saved["optim"], "optim")
         self.changed = {name: [was, new] for name, (was, new) in _pairs(flat(saved), flat(now)).items() if was != new}
-        rows = {name for name in self.changed if name.startswith(("corpus.", "rows."))}
-        self.other_rows = bool(rows - {"corpus.dir", "rows.per_micro"})
+        rows = {name for name in self.changed if name.startswith(("corpus.", "rows.", "mixture."))}
+        self.other_rows = any(not (name == "rows.per_micro" or is_place(name)) for name in rows)
         self.other_balance = bool({"balance.loss", "balance.bias"} & self.changed.keys())
         self.other_balance |= saved.get("custom_balance") != now.get("custom_balance")
 

@@ -22,6 +22,7 @@ from sigma_lite.runfile import FLAGS, STARTS, checked, overrides, read_files, sp
 from sigma_lite.scale.layout import strategy_config
 from sigma_lite.scale.shard import refuse_custom
 from sigma_lite.train.callbacks.begin import Begin
+from sigma_lite.train.callbacks.data_stages import DataStages
 from sigma_lite.train.callbacks.diary import Diary
 from sigma_lite.train.callbacks.load_recorder import LoadRecorder
 from sigma_lite.train.callbacks.progress import StepProgress
@@ -98,6 +99,7 @@ class BuiltCLI(LightningCLI):
                         StepProgress(),
                         StopWhenAsked(),
                         VerifyData(),
+                        DataStages(),
                     ]
                 },
                 seed_everything_default=0,

@@ -69,6 +69,7 @@ class SigmaLit(pl.LightningModule):
         self._norm: Tensor | None = None
         self.heldout_bits = BitsPerByte()
         self.heldout_load = ExpertLoad(net.n_layers, net.n_experts)
+        self.heldout_of: dict[str, BitsPerByte] = {}  # by source, where rows are a mixture of several
 
     def balance_with(self, own: Callable | None) -> None:
         """Use this Balancer or BalanceLoss instead of what the settings name; None: what they name."""
@@ -171,6 +172,9 @@ class SigmaLit(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         nats_BS, routings = self.nats(batch)
         self.heldout_bits.update(nats_BS, batch.targets_BS, batch.bytes_BS)
+        for source, bits in enumerate(self.heldout_of.values()):
+            own_B = batch.domains_B == source
+            bits.update(nats_BS, batch.targets_BS.where(own_B[:, None], IGNORED), batch.bytes_BS)
         scored_T = (batch.targets_BS != IGNORED).flatten()  # the rest fills up rows, and batches of other ranks
         self.heldout_load.update([Routing(*(t[scored_T] for t in r)) for r in routings])
 
@@ -184,10 +188,15 @@ class SigmaLit(pl.LightningModule):
         bits, nats, logger = values["bits_per_byte"], values["nats_per_token"], self.told_by_lightning
         self.log("heldout_bits_per_byte", bits, prog_bar=True, sync_dist=True, logger=logger)  # the same on all ranks
         self.log("heldout_nats_per_token", nats, sync_dist=True, logger=logger)
+        for name, of_source in self.heldout_of.items():
+            its = widest(of_source.compute()["bits_per_byte"], self.device)
+            self.log(f"heldout_bits_per_byte/{name}", its, sync_dist=True, logger=logger)
 
     def on_validation_epoch_start(self) -> None:
         self.heldout_bits.reset()
         self.heldout_load.reset()
+        mixture = getattr(self.trainer.datamodule, "mixture", None)
+        self.heldout_of = {name: BitsPerByte().to(self.device) for name in (mixture.sources if mixture else ())}
 
     test_step = validation_step
     on_test_epoch_start = on_validation_epoch_start

@@ -168,7 +168,8 @@ class RunCLI(BuiltCLI):
 
     def settings(self) -> dict[str, Any]:
         """Everything the weights depend on, and where the data was."""
-        data = {name: dataclasses.asdict(getattr(self.datamodule, name)) for name in ("corpus", "rows")}
+        named = ("corpus", "rows", *(["mixture"] if self.datamodule.mixture.sources else []))
+        data = {name: dataclasses.asdict(getattr(self.datamodule, name)) for name in named}
         trainer = {
             "max_steps": self.trainer.max_steps,
             "gradient_clip_val": self.trainer.gradient_clip_val or None,  # 0 means the same

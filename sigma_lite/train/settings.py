@@ -28,6 +28,11 @@ def without_effect(run: RunConfig) -> list[str]:
             )
         if run.optim.warmup_steps >= steps:
             sentences.append(f"optim.warmup_steps={run.optim.warmup_steps} of max_steps={steps}: the rate only rises")
+    for stage in run.mixture.stages if type(steps) is int else ():
+        if stage["at_step"] >= steps > 0:
+            sentences.append(f"data.mixture.stages: at_step={stage['at_step']} is not before max_steps={steps}")
+    if type(steps) is int and run.rows.ramp and 0 < steps <= run.rows.ramp[-1][0]:
+        sentences.append(f"rows.ramp: step {run.rows.ramp[-1][0]} is not before max_steps={steps}, so it does not end")
     if (epochs := run.trainer.get("max_epochs")) not in (None, -1):
         sentences.append(f"trainer.max_epochs={epochs} has no effect: to Lightning the whole run is one epoch")
     needs = {"temperature": run.balance.loss == "top1"}
@@ -84,10 +89,15 @@ def require_same_settings(checkpoint: Path, settings: dict[str, Any], but: Colle
     if MICROS in now and MICROS not in saved:  # older checkpoints: counted on as many ranks as now
         saved[MICROS] = now[MICROS] * now[PER_MICRO] / saved[PER_MICRO]
     matter = _cuts_that_matter(settings)
-    for name in sorted((saved.keys() | now.keys()) - {"corpus.dir", ROUNDING, PER_MICRO, MICROS, *but}):
-        require(saved.get(name) == now.get(name), _differs(checkpoint, name, saved, now))
+    for name in sorted((saved.keys() | now.keys()) - {ROUNDING, PER_MICRO, MICROS, *but}):
+        require(is_place(name) or saved.get(name) == now.get(name), _differs(checkpoint, name, saved, now))
     for name, why in matter.items():
         require(saved.get(name) == now.get(name), f"{_differs(checkpoint, name, saved, now)} ({why})")
+
+
+def is_place(name: str) -> bool:
+    """Whether a setting only says in which folder tokens lie."""
+    return name == "corpus.dir" or (name.startswith("mixture.sources.") and name.endswith(".dir"))
 
 
 def _differs(checkpoint: Path, name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from sigma_lite.data import tokenizer
 from sigma_lite.data.kinds import SPECIAL
 from sigma_lite.data.rows import Rows
 from sigma_lite.data.shards import load, prepare
-from sigma_lite.data.stages import _sample, _training_documents
+from sigma_lite.data.stages import sample, training_documents
 
 from .conftest import corpus_of, prepare_quietly, write_texts
 
@@ -223,7 +223,7 @@ def test_the_sample_for_bpe_is_fair_and_does_not_depend_on_the_order(tmp_path, m
         corpus = CorpusConfig(source="files", path=str(tmp_path / "text.jsonl"), heldout=0.1)
         monkeypatch.setattr("sigma_lite.data.stages.SAMPLE_CHARACTERS", 60_000)
         with pytest.warns(UserWarning, match="drawn evenly: 60,"):
-            sizes[name] = sorted(_sample(_training_documents(corpus, False)))
+            sizes[name] = sorted(sample(training_documents(corpus, False)))
     assert sizes["as it is"] == sizes["backwards"]
     early = sum("early" in text for text in sizes["as it is"])
     assert abs(early / len(sizes["as it is"]) - 0.5) < 0.075  # 490 draws: three standard deviations

@@ -89,6 +89,7 @@ class Diary(pl.Callback):
                 **{f"{kind}_seconds": round(spent, 3) for kind, spent in speed.waited.items()},
                 **{name: value for name, value in more.items() if value is not None},
             },
+            **_read_in(trainer),
         }
 
     def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
@@ -98,10 +99,24 @@ class Diary(pl.Callback):
 
 
 def heldout_facts(module: Any) -> dict[str, Any]:
-    """bits_per_byte, nats_per_token, f and P [L][E] and lbl [L] of the validation that has just ended."""
+    """bits_per_byte, nats_per_token, f and P [L][E] and lbl [L] of the validation that has just ended.
+
+    Of a mixture also `sources`: bits_per_byte and nats_per_token of each one's held-out text.
+    """
     values = {name: float(value) for name, value in module.heldout_bits.compute().items()}
     load = module.heldout_load.load()
-    return {**values, **{name: rounded(load[name]) for name in ("f", "P", "lbl")}}
+    each = {name: {what: float(v) for what, v in bits.compute().items()} for name, bits in module.heldout_of.items()}
+    return {
+        **values,
+        **({"sources": each} if each else {}),
+        **{name: rounded(load[name]) for name in ("f", "P", "lbl")},
+    }
+
+
+def _read_in(trainer: pl.Trainer) -> dict[str, Any]:
+    """Rows and passes of each source in the step that has just ended."""
+    reads = getattr(trainer.datamodule, "read_in", None)
+    return reads(trainer.global_step - 1) if reads else {}
 
 
 def completes_step(trainer: pl.Trainer, batch_idx: int) -> bool:

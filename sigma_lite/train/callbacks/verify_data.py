@@ -24,12 +24,14 @@ class VerifyData(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         prepared = getattr(trainer.datamodule, "prepared", None)
-        files = unverified(prepared) if trainer.is_global_zero and prepared else []
+        sources = prepared.sources.values() if trainer.is_global_zero and prepared else ()
+        unread = [(source.dir, files) for source in sources if (files := unverified(source))]
         self._stop.clear()
-        if files:
-            size = sum(entry["bytes"] for entry in files) / 1e9
-            print(f"data          comparing the checksums of {len(files)} large files ({size:.1f} GB) beside the training")
-            self._reader(lambda: verify(prepared.dir, files, self._stop.is_set))
+        if unread:
+            sizes = [entry["bytes"] for _, files in unread for entry in files]
+            size = f"{len(sizes)} large files ({sum(sizes) / 1e9:.1f} GB)"
+            print(f"data          comparing the checksums of {size} beside the training")
+            self._reader(lambda: [verify(folder, files, self._stop.is_set) for folder, files in unread])
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if completes_step(trainer, batch_idx) and self._reader.failed:
