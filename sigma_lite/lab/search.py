@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from sigma_lite import record
 from sigma_lite.config import ConfigError, require
-from sigma_lite.identity import changed_files, differences, identify_named, package_code
+from sigma_lite.identity import changed_files, identify_named, package_code
 from sigma_lite.lab.evolve import behaviour, crossed, flaw, mutated
 from sigma_lite.lab.experiment import Scale
 from sigma_lite.lab.expressions import Node, read
@@ -285,10 +285,11 @@ def _begin(search: Search, scale: Scale, log: Path, command: str, reuse: bool) -
     own = {name: identify_named(f"sigma_lite.lab.{name}") for name in ("expressions.Candidate", "evolve.behaviour")}
     now = {"settings": _plain(asdict(search)), "scale": _plain(scale.settings)}
     code = {**package_code(), **own}
-    starts = record.read(log, "search")
+    starts, wanted = record.read(log, "search"), {**now["settings"], "scale": now["scale"]}
     for start in starts[-1:]:
-        differs = differences(start["settings"], now["settings"]) or ("scale" if start["scale"] != now["scale"] else "")
-        require(not differs, f"{log} is of a search with another {differs}: give --out another folder")
+        then = {**start["settings"], "scale": start["scale"]}
+        others = [f"{key}={then.get(key)!r}" for key, value in wanted.items() if then.get(key) != value]
+        require(not others, f"{log} is of a search with {', '.join(others)[:200]}: give --out another folder")
         changed = changed_files(start["code"], code)
         said = f"{log} was made by other code; changed since: {', '.join(changed[:6])}"
         require(reuse or not changed, f"{said}. Give --out another folder, or --reuse to go on all the same")
