@@ -1,4 +1,4 @@
-"""`sigma-lite lab list | run | show | rank`: the laboratory on the command line."""
+"""`sigma-lite lab list | run | show | rank | search | retrain`: the laboratory on the command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sigma_lite.lab.scales import SCALES, scale
 
 def add_parser(sub: argparse.ArgumentParser) -> None:
     """The options of `sigma-lite lab`."""
-    actions = sub.add_subparsers(required=True, metavar="list|run|show|rank")
+    actions = sub.add_subparsers(required=True, metavar="list|run|show|rank|search|retrain")
 
     def action(name: str, does: Callable, text: str) -> argparse.ArgumentParser:
         made = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
@@ -40,7 +40,38 @@ def add_parser(sub: argparse.ArgumentParser) -> None:
     ranked.add_argument("--results", type=Path, default=RESULTS, help="folder of results (default: %(default)s)")
     for each in (run, ranked):
         _add_training(each)
+    _add_search(action)
     show.add_argument("--svg", type=Path, metavar="DIR", help="also write each figure as an SVG file; needs a Chrome")
+
+
+def _add_search(action: Callable) -> None:
+    """Options of what searches, and of what looks at it again. Their defaults are those of lab/search.py."""
+    search = action("search", _search, "Search for balance losses by evolution; after a cut the same command goes on.")
+    whole = {
+        "generations": (40, "until so many are in the log"),
+        "islands": (4, "populations, which trade their best"),
+        "children": (4, "new expressions an island has in a generation"),
+        "steps": (160, "optimizer steps of one training"),
+        "seed": (0, "of the proposals"),
+        "repeats": (8, "trainings of the founder, from which the noise is known"),
+        "migrate": (5, "generations between two trades"),
+    }
+    for name, (default, text) in whole.items():
+        search.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: %(default)s)")
+    search.add_argument("--weight", type=float, default=0.1, help="of the loads' deviation in the fitness (%(default)s)")
+    search.add_argument(
+        "--propose", metavar="FILE.py:NAME", help="a function ([(expression, fitness)], random) -> expression"
+    )
+    search.add_argument("--reuse", action="store_true", help="go on with a log that other code has begun")
+    retrained = action("retrain", _retrain, "Train the best of a search anew, with other seeds and other text.")
+    retrained.add_argument("--best", type=int, default=5, help="so many (default: %(default)s)")
+    retrained.add_argument("--corpora", nargs="+", default=["stdlib", "domains"], help="(default: %(default)s)")
+    retrained.add_argument("--again", dest="if_changed", action="store_const", const="again", help="train kept runs anew")
+    fresh = list(range(100, 106))
+    retrained.add_argument("--seeds", type=int, nargs="+", default=fresh, help="that the search has not seen (%(default)s)")
+    for each in (search, retrained):
+        each.add_argument("--out", type=Path, default=Path("runs/search"), help="folder of the log (default: %(default)s)")
+        each.add_argument("--workers", type=int, default=1, help="trainings at a time (default: %(default)s)")
 
 
 def _add_training(command: argparse.ArgumentParser) -> None:
@@ -114,6 +145,51 @@ def _rank(options: argparse.Namespace) -> None:
     from sigma_lite.lab.show import write_page
 
     print(f"page          {write_page([made], rows=standing.all_rows)}")
+
+
+def _search(options: argparse.Namespace) -> None:
+    import importlib
+
+    from sigma_lite.lab.rank import importable
+    from sigma_lite.lab.search import Search, run_search
+    from sigma_lite.lab.trials import search_scale
+
+    names = ("islands", "children", "steps", "weight", "seed", "repeats", "migrate")
+    search, hook = Search(**{name: getattr(options, name) for name in names}), None
+    if options.propose:
+        with importable(options.propose) as path:
+            module, _, name = path.rpartition(".")
+            hook = getattr(importlib.import_module(module), name)
+    islands, noise = run_search(
+        search,
+        search_scale(search.steps),
+        options.out,
+        generations=options.generations,
+        workers=options.workers,
+        command=shlex.join(["sigma-lite", "lab", "search", *(f"--{n}={getattr(options, n)}" for n in names)]),
+        hook=hook,
+        reuse=options.reuse,
+    )
+    print(
+        f"\n{len(islands.individuals)} expressions; better than the founder by more than {noise.floor:.4f}, which is noise:"
+    )
+    better = [one for one in islands.best() if noise.gain(one) > noise.floor]
+    print("\n".join(f"{one.number:5}  {noise.gain(one):.4f}  {one.text}" for one in better[:10]) or "none")
+
+
+def _retrain(options: argparse.Namespace) -> None:
+    from sigma_lite.lab.retrain import in_words, retrain
+
+    each = retrain(
+        options.out,
+        best=options.best,
+        seeds=options.seeds,
+        corpora=options.corpora,
+        workers=options.workers,
+        if_changed=options.if_changed,
+        command=f"sigma-lite lab retrain --best {options.best}",
+    )
+    print(in_words(options.out, each))
 
 
 def _draw(paths: Sequence[Path], out: Path | None) -> None:

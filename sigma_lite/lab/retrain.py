@@ -1,0 +1,128 @@
+"""`sigma-lite lab retrain`: the best of a search with seeds and text that it has not seen, before anything is claimed.
+
+The best of hundreds is the best partly by luck: its fitness was looked at to choose it. So the search's own number says
+nothing, and what counts is a paired difference from the founder with fresh seeds, on each corpus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sigma_lite.config import require
+from sigma_lite.lab.experiment import Arm, Experiment
+from sigma_lite.lab.results import Results, read_results
+from sigma_lite.lab.run import run_experiment
+from sigma_lite.lab.search import FOUNDER, Individual, Islands, read_log
+from sigma_lite.lab.seeds import Difference, bits_per_byte, interval
+from sigma_lite.lab.trials import arm_of_text, busiest, deviation, search_scale
+
+BASE = "LBL (founder)"
+BESIDE = (
+    Arm("no loss", "nothing balances", {"model": {"balance": {"loss": "none"}}}),
+    Arm("Top-1 LBL", "the report's loss", {"model": {"balance": {"loss": "top1"}}}),
+)
+
+
+def retrain(
+    out: str | Path,
+    *,
+    best: int = 5,
+    seeds: Sequence[int] = (100, 101, 102, 103, 104, 105),
+    corpora: Sequence[str] = ("stdlib", "domains"),
+    runs: str | Path = "runs/search",
+    workers: int | None = None,
+    if_changed: str | None = None,
+    command: str = "",
+) -> list[Results]:
+    """Train the best of OUT/search.jsonl, the founder, no loss and Top-1 LBL; one results file for each corpus, in OUT.
+
+    Raises: ConfigError for seeds with which the search was made, or fewer than two, which give no interval.
+    """
+    islands, _ = read_log(out)
+    search = islands.search
+    require(len(seeds) > 1, "seeds: give at least two, an interval needs them")
+    seen = sorted(set(seeds) & {*search.seeds, *range(search.repeats)})
+    require(not seen, f"seeds {seen} are the search's own, which chose the best: give others")
+    arms = (arm_of_text(FOUNDER, BASE), *BESIDE, *(arm_of_text(one.text, named(one)) for one in chosen(islands, best)))
+    question = "Does what the search found hold with other seeds and other text?"
+    made = []
+    for corpus in corpora:
+        path = run_experiment(
+            Experiment("retrained", question, arms),
+            search_scale(search.steps, corpus, seeds),
+            command=command,
+            runs=runs,
+            results=out,
+            workers=workers,
+            if_changed=if_changed,
+        )
+        made.append(read_results(path))
+    return made
+
+
+def chosen(islands: Islands, best: int) -> list[Individual]:
+    """The best that are not the founder."""
+    require(best >= 1, f"best={best}: at least 1")
+    return [one for one in islands.best() if one.number > 0][:best]
+
+
+def named(one: Individual) -> str:
+    return f"#{one.number}"
+
+
+def fitness(run: Mapping, weight: float) -> float:
+    """As in the search."""
+    return bits_per_byte(run) + weight * deviation(run["heldout"]["f"])
+
+
+def against_founder(results: Mapping, arm: str, weight: float) -> dict[str, Difference]:
+    """Paired over seeds: bits per byte, deviation, fitness and busiest expert of an arm less the founder's; absolute."""
+    measures = {
+        "bits": bits_per_byte,
+        "deviation": lambda run: deviation(run["heldout"]["f"]),
+        "fitness": lambda run: fitness(run, weight),
+        "busiest": lambda run: busiest(run["heldout"]["f"]),
+    }
+    of = {name: {run["seed"]: run for run in results["runs"] if run["arm"] == name} for name in (arm, BASE)}
+    seeds = sorted(of[arm].keys() & of[BASE].keys())
+    found = {}
+    for name, measure in measures.items():
+        middle, reach = interval([measure(of[arm][seed]) - measure(of[BASE][seed]) for seed in seeds])
+        found[name] = Difference(middle, middle - reach, middle + reach, len(seeds))
+    return found
+
+
+def holds(each: Sequence[Results], arm: str, weight: float) -> bool:
+    """Whether its fitness is clearly below the founder's on every corpus: the least that a claim needs."""
+    return all(against_founder(results, arm, weight)["fitness"].high < 0 for results in each)
+
+
+def in_words(out: str | Path, each: Sequence[Results]) -> str:
+    """A table, then what may be said."""
+    islands, noise = read_log(out)
+    weight, texts = islands.search.weight, {named(one): one.text for one in islands.individuals}
+    arms = [arm for arm in each[0]["arms"] if arm != BASE]
+    head = ("arm", "corpus", "bits per byte", "deviation of loads", "fitness")
+    table = [head]
+    for arm in arms:
+        for results in each:
+            found = against_founder(results, arm, weight)
+            cells = [_cell(found[name]) for name in ("bits", "deviation", "fitness")]
+            table.append((arm, results["scale"].removeprefix("search-"), *cells))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    good = [arm for arm in arms if arm in texts and holds(each, arm, weight)]
+    return "\n".join(
+        [
+            f"difference from {BASE}, paired over seeds, with its 95 % interval; less is better in each column",
+            *lines,
+            *(f"{arm}: {texts[arm]}" for arm in arms if arm in texts),
+            f"in the search, less than {noise.floor:.4f} was noise" if noise else "the search's noise was not measured",
+            f"clearly better than the founder on every corpus: {', '.join(good) or 'none'}",
+        ]
+    )
+
+
+def _cell(found: Difference) -> str:
+    return f"{found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f})".replace("-", "\u2212")
