@@ -6,6 +6,7 @@
     sigma-lite plan     -c FILE [--cluster NAME] [--json]   weight, speed and price of a config, before anything runs
     sigma-lite report   RUN                one self-contained HTML page
     sigma-lite generate RUN --prompt TEXT
+    sigma-lite chat     RUN                talk with a model whose training knew conversations
     sigma-lite eval     RUN TASK           bits per byte and choices, as lm-evaluation-harness counts them
     sigma-lite export   RUN OUT            for transformers, lm-evaluation-harness and vLLM; `import FOLDER OUT` reads such
     sigma-lite lab      list | run NAME | show NAME   experiments on balance, side by side
@@ -31,7 +32,10 @@ from sigma_lite.serve.command import PROMPT
 from sigma_lite.serve.command import add_commands as add_serve_commands
 from sigma_lite.storage import StorageError
 
-COMMANDS = ("prepare", "fit", "validate", "test", "predict", "plan", "report", "generate", "eval", "export", "import", "lab")
+COMMANDS = (
+    *("prepare", "fit", "validate", "test", "predict", "plan", "report"),
+    *("generate", "chat", "eval", "export", "import", "lab"),
+)
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")  # LightningCLI parses these; the rest need no Lightning
 
 
@@ -196,6 +200,7 @@ def _finish(cli) -> None:
     """After training: measure on held-out text, sample, report. Each is done once; the same command again only prints."""
     from sigma_lite import record
     from sigma_lite.report import write_report
+    from sigma_lite.serve.generate import why_it_cannot_write
     from sigma_lite.serve.trained import Trained
 
     if not cli.finished:
@@ -213,13 +218,17 @@ def _finish(cli) -> None:
         return
     if not at_end("sample"):
         trained = Trained(run, parts=cli.model.parts)
-        text = "".join(trained.continue_text(PROMPT, 200, temperature=0.7, seed=0))
-        record.append(diary, "sample", step, prompt=PROMPT, text=text)
-    starts, sample = record.read(diary, "run"), at_end("sample")[-1]
+        if why := why_it_cannot_write(trained.model):
+            print(f"sigma-lite: no sample: {why}", file=sys.stderr)
+        else:
+            text = "".join(trained.continue_text(PROMPT, 200, temperature=0.7, seed=0))
+            record.append(diary, "sample", step, prompt=PROMPT, text=text)
+    starts = record.read(diary, "run")
     if not starts:
         cli.datamodule.setup()
     facts = starts[-1]["data"] if starts else cli.datamodule.prepared.facts()
-    print(f"\n{sample['prompt']}{sample['text']}\n")
+    for sample in at_end("sample")[-1:]:
+        print(f"\n{sample['prompt']}{sample['text']}\n")
     print(f"held-out      {at_end('validation')[-1]['bits_per_byte']:.4f} bits per byte   ({_baselines(facts)})")
     if not starts:
         print(f"report        not drawn: {diary}, from which it would be, was deleted after the run had ended")
