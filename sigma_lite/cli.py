@@ -7,6 +7,7 @@
     sigma-lite report   RUN                one self-contained HTML page
     sigma-lite generate RUN --prompt TEXT
     sigma-lite chat     RUN                talk with a model whose training knew conversations
+    sigma-lite explore  RUN --text TEXT    a page: each token coloured by its expert, each expert's favourite tokens
     sigma-lite eval     RUN TASK           bits per byte and choices, as lm-evaluation-harness counts them
     sigma-lite export   RUN OUT            for transformers, lm-evaluation-harness and vLLM; `import FOLDER OUT` reads such
     sigma-lite lab      list | run NAME | show NAME   experiments on balance, side by side
@@ -28,13 +29,13 @@ from typing import NoReturn
 from sigma_lite.config import ConfigError, nearest, plain_path, require
 from sigma_lite.lab.command import add_parser as add_lab_parser
 from sigma_lite.runfile import load_run, overrides
-from sigma_lite.serve.command import PROMPT
+from sigma_lite.serve.command import PROMPT, add_run, opened
 from sigma_lite.serve.command import add_commands as add_serve_commands
 from sigma_lite.storage import StorageError
 
 COMMANDS = (
     *("prepare", "fit", "validate", "test", "predict", "plan", "report"),
-    *("generate", "chat", "eval", "export", "import", "lab"),
+    *("generate", "chat", "explore", "eval", "export", "import", "lab"),
 )
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")  # LightningCLI parses these; the rest need no Lightning
 
@@ -134,6 +135,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=_path, help="where to write (default: RUN/report.html)")
 
     add_serve_commands(command, _path)
+    sub = command("explore", _explore, "Write a page that shows which expert of each layer reads each token of a text.")
+    add_run(sub, _path)
+    sub.add_argument("--text", help=f"to look at (default: {PROMPT!r} and what the model writes behind it)")
+    sub.add_argument("--file", type=_path, help="a file with the text")
+    sub.add_argument("--tokens", type=int, default=30_000, help="of held-out text, by which experts are known (%(default)s)")
+    sub.add_argument("--out", type=_path, help="where to write (default: RUN/routing.html)")
     add_lab_parser(
         command("lab", None, "Experiments on balance: list them, run their arms side by side, show what they found.")
     )
@@ -186,6 +193,18 @@ def _report(options: argparse.Namespace) -> None:
     instead = "give --out with a file outside of it to look at it meanwhile"
     with run_alone(options.RUN, instead) if inside else contextlib.nullcontext():
         print(f"report        {write_report(options.RUN, options.out)}")
+
+
+def _explore(options: argparse.Namespace) -> None:
+    from sigma_lite.report.explore import write_explorer
+    from sigma_lite.serve.explore import explored, text_to_read
+
+    require(options.text is None or options.file is None, "give --text or --file, not both")
+    require(options.tokens >= 1, f"tokens={options.tokens}: must be at least 1")
+    trained, out = opened(options), options.out or options.RUN / "routing.html"
+    text = text_to_read(trained, options.text, options.file, PROMPT)
+    facts = explored(trained, text, options.data, options.tokens, options.file and options.file.name)
+    print(f"explore       {write_explorer(facts, options.RUN.resolve().name, out)}")
 
 
 def _train(args: list[str]) -> None:
