@@ -6,6 +6,8 @@
     sigma-lite plan     -c FILE [--cluster NAME] [--json]   weight, speed and price of a config, before anything runs
     sigma-lite report   RUN                one self-contained HTML page
     sigma-lite generate RUN --prompt TEXT
+    sigma-lite chat     RUN                talk with a model whose training knew conversations
+    sigma-lite explore  RUN --text TEXT    a page: each token coloured by its expert, each expert's favourite tokens
     sigma-lite eval     RUN TASK           bits per byte and choices, as lm-evaluation-harness counts them
     sigma-lite rows     RUN STEP           source, epoch and documents of each row that a training step read
     sigma-lite export   RUN OUT            for transformers, lm-evaluation-harness and vLLM; `import FOLDER OUT` reads such
@@ -28,12 +30,15 @@ from typing import NoReturn
 from sigma_lite.config import ConfigError, nearest, plain_path, require
 from sigma_lite.lab.command import add_parser as add_lab_parser
 from sigma_lite.runfile import load_run, overrides
-from sigma_lite.serve.command import PROMPT
+from sigma_lite.serve.command import PROMPT, add_run, opened
 from sigma_lite.serve.command import add_commands as add_serve_commands
 from sigma_lite.storage import StorageError
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")  # LightningCLI parses these; the rest need no Lightning
-COMMANDS = (*TRAINER_COMMANDS, "prepare", "plan", "report", "generate", "eval", "rows", "export", "import", "lab")
+COMMANDS = (
+    *TRAINER_COMMANDS,
+    *("prepare", "plan", "report", "generate", "chat", "explore", "eval", "rows", "export", "import", "lab"),
+)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -131,6 +136,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=_path, help="where to write (default: RUN/report.html)")
 
     add_serve_commands(command, _path)
+    sub = command("explore", _explore, "Write a page that shows which expert of each layer reads each token of a text.")
+    add_run(sub, _path)
+    sub.add_argument("--text", help=f"to look at (default: {PROMPT!r} and what the model writes behind it)")
+    sub.add_argument("--file", type=_path, help="a file with the text")
+    sub.add_argument("--tokens", type=int, default=30_000, help="of held-out text, by which experts are known (%(default)s)")
+    sub.add_argument("--out", type=_path, help="where to write (default: RUN/routing.html)")
     add_lab_parser(
         command("lab", None, "Experiments on balance: list them, run their arms side by side, show what they found.")
     )
@@ -201,6 +212,18 @@ def _report(options: argparse.Namespace) -> None:
         print(f"report        {write_report(options.RUN, options.out)}")
 
 
+def _explore(options: argparse.Namespace) -> None:
+    from sigma_lite.report.explore import write_explorer
+    from sigma_lite.serve.explore import explored, text_to_read
+
+    require(options.text is None or options.file is None, "give --text or --file, not both")
+    require(options.tokens >= 1, f"tokens={options.tokens}: must be at least 1")
+    trained, out = opened(options), options.out or options.RUN / "routing.html"
+    text = text_to_read(trained, options.text, options.file, PROMPT)
+    facts = explored(trained, text, options.data, options.tokens, options.file and options.file.name)
+    print(f"explore       {write_explorer(facts, options.RUN.resolve().name, out)}")
+
+
 def _train(args: list[str]) -> None:
     from sigma_lite.train.run import RunCLI
 
@@ -213,6 +236,7 @@ def _finish(cli) -> None:
     """After training: measure on held-out text, sample, report. Each is done once; the same command again only prints."""
     from sigma_lite import record
     from sigma_lite.report import write_report
+    from sigma_lite.serve.generate import why_it_cannot_write
     from sigma_lite.serve.trained import Trained
 
     if not cli.finished:
@@ -230,13 +254,17 @@ def _finish(cli) -> None:
         return
     if not at_end("sample"):
         trained = Trained(run, parts=cli.model.parts)
-        text = "".join(trained.continue_text(PROMPT, 200, temperature=0.7, seed=0))
-        record.append(diary, "sample", step, prompt=PROMPT, text=text)
-    starts, sample = record.read(diary, "run"), at_end("sample")[-1]
+        if why := why_it_cannot_write(trained.model):
+            print(f"sigma-lite: no sample: {why}", file=sys.stderr)
+        else:
+            text = "".join(trained.continue_text(PROMPT, 200, temperature=0.7, seed=0))
+            record.append(diary, "sample", step, prompt=PROMPT, text=text)
+    starts = record.read(diary, "run")
     if not starts:
         cli.datamodule.setup()
     facts = starts[-1]["data"] if starts else cli.datamodule.prepared.facts()
-    print(f"\n{sample['prompt']}{sample['text']}\n")
+    for sample in at_end("sample")[-1:]:
+        print(f"\n{sample['prompt']}{sample['text']}\n")
     print(f"held-out      {at_end('validation')[-1]['bits_per_byte']:.4f} bits per byte   ({_baselines(facts)})")
     if not starts:
         print(f"report        not drawn: {diary}, from which it would be, was deleted after the run had ended")

@@ -20,6 +20,7 @@ from sigma_lite.data.shards import load
 from sigma_lite.identity import code_digest, identify_named, package_code
 from sigma_lite.model.parts import as_parts
 from sigma_lite.runfile import load_run
+from sigma_lite.serve.generate import joined
 from sigma_lite.serve.trained import Trained
 from sigma_lite.storage import atomic_write
 from sigma_lite.train.callbacks.diary import rounded
@@ -131,7 +132,7 @@ def _routed(run: Path) -> tuple[Trained, Routed]:
     rows = Rows(prepared.heldout, prepared.token_bytes, settings["rows"]["length"], copies=copies)
     parts = [_batch(trained, rows, first) for first in range(0, len(rows), ROWS)]
     columns = [torch.cat(column) for column in list(zip(*parts, strict=True))[:-1]]
-    experts = [_joined(layer) for layer in zip(*(part.experts for part in parts), strict=True)]
+    experts = [joined(layer) for layer in zip(*(part.experts for part in parts), strict=True)]
     return trained, Routed(*columns, experts)
 
 
@@ -139,12 +140,6 @@ def _trained(run: Path) -> Trained:
     """With the parts that the run's yaml names; those of a notebook are in no yaml, and cannot be measured."""
     parts = load_run([run / "run.yaml"]).parts
     return Trained(run, parts=as_parts(parts) if parts else None)
-
-
-def _joined(layers: tuple[Tensor, ...]) -> Tensor:
-    """[T, K] of several batches, whose K may differ where slots may be empty."""
-    K = max(ids_TK.shape[1] for ids_TK in layers)
-    return torch.cat([torch.nn.functional.pad(ids_TK, (0, K - ids_TK.shape[1]), value=-1) for ids_TK in layers])
 
 
 def _batch(trained: Trained, rows: Rows, first: int) -> Routed:

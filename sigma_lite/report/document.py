@@ -32,13 +32,13 @@ class Section:
 
 def document(*, kind: str, title: str, lead: str, head: str, sections: Sequence[Section], footer: str) -> str:
     """The page as text. `head` and `footer` are HTML; kind, title and lead are plain. The scripts are allowed by hash."""
-    boot, plotly = _part("page.js"), plotly_js()
-    return Template(_part("page.html")).substitute(
+    boot, plotly = page_part("page.js"), plotly_js()
+    return Template(page_part("page.html")).substitute(
         hashes=f"{markup.script_hash(plotly)} {markup.script_hash(boot)}",
         version=markup.escape(__version__),
         kind=markup.escape(kind),
         title=markup.escape(title),
-        css=_part("page.css"),
+        css=page_part("page.css"),
         lead=markup.escape(lead),
         head=head,
         nav=" ".join(f'<a href="#{section.name}">{markup.escape(section.title)}</a>' for section in sections),
@@ -75,7 +75,8 @@ def plotly_js() -> str:
     return plotly.offline.get_plotlyjs().replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _part(name: str) -> str:
+def page_part(name: str) -> str:
+    """A file of this folder that goes into a page."""
     return resources.files("sigma_lite.report").joinpath(name).read_text("utf-8")
 
 

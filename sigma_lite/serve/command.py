@@ -1,4 +1,4 @@
-"""`sigma-lite generate|eval|rows|export|import`: commands on a finished run. Each imports what it needs when it runs."""
+"""`sigma-lite generate|chat|eval|rows|export|import`: commands on a finished run. Each imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ def add_commands(command: Command, path: Callable[[str], Path]) -> None:
 
     def on_run(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
         sub = command(name, run, text)
-        sub.add_argument("RUN", type=path, help="folder of the run, such as runs/toy")
-        sub.add_argument("--data", type=path, help="folder with another tokenizer.json (default: the run's own)")
+        add_run(sub, path)
         return sub
 
-    sub = on_run("generate", _generate, "Let a trained model continue a text.")
-    sub.add_argument("--prompt", default=PROMPT, help="text to continue (default: %(default)r)")
-    sub.add_argument("--max-new-tokens", type=int, default=200, help="default: %(default)s")
-    sub.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)")
-    sub.add_argument("--top-p", type=float, default=0.95, help="default: %(default)s")
-    sub.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    sub = on_run("generate", _generate, "Let a trained model continue one text or several.")
+    sub.add_argument(
+        "--prompt", action="append", help=f"text to continue; several are written together (default: {PROMPT!r})"
+    )
+    sub.add_argument("--samples", type=int, default=1, metavar="N", help="of each prompt, with seeds of their own")
+    sub.add_argument("--experts", action="store_true", help="show the experts of each token, layer by layer")
+    _add_sampling(sub, temperature=0.8)
+
+    sub = on_run("chat", _chat, "Talk with a model, line by line; an empty line or the end of the input ends it.")
+    _add_sampling(sub, temperature=0.7)
 
     sub = on_run("eval", _eval, "Score a run on rows of a file, as lm-evaluation-harness scores its export.")
     sub.add_argument(
@@ -47,24 +50,51 @@ def add_commands(command: Command, path: Callable[[str], Path]) -> None:
     sub.add_argument("OUT", type=path, help="folder of the new run")
 
 
-def _generate(options: argparse.Namespace) -> None:
-    from sigma_lite.serve.trained import Trained, plain_prompt
-
-    trained, prompt = Trained(options.RUN, options.data), plain_prompt(options.prompt)
-    pieces = trained.continue_text(
-        prompt, options.max_new_tokens, temperature=options.temperature, top_p=options.top_p, seed=options.seed
+def add_run(sub: argparse.ArgumentParser, path: Callable[[str], Path]) -> None:
+    """RUN and what else `opened` takes."""
+    sub.add_argument("RUN", type=path, help="folder of the run, such as runs/toy, or of Hugging Face weights")
+    sub.add_argument("--data", type=path, help="folder with another tokenizer.json (default: the run's own)")
+    sub.add_argument(
+        "--own-parts",
+        action="store_true",
+        help="also run code that is not of this package, where the run names such as its model.parts",
     )
-    print(prompt, end="", flush=True)
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
+
+
+def opened(options: argparse.Namespace):
+    """The model that a command works with."""
+    from sigma_lite.serve.trained import Trained
+
+    return Trained(options.RUN, options.data, own_code=options.own_parts)
+
+
+def _add_sampling(sub: argparse.ArgumentParser, temperature: float) -> None:
+    default = "(default: %(default)s)"
+    sub.add_argument("--max-new-tokens", type=int, default=200, help=f"of one text {default}")
+    sub.add_argument("--temperature", type=float, default=temperature, help=f"0 is greedy {default}")
+    sub.add_argument("--top-k", type=int, default=0, help=f"draw among the k most probable tokens; 0: all {default}")
+    sub.add_argument("--top-p", type=float, default=0.95, help=f"among those that hold this probability together {default}")
+    sub.add_argument("--min-p", type=float, default=0.0, help=f"with at least this share of the largest one {default}")
+    sub.add_argument("--seed", type=int, default=0, help=default.strip("()"))
+    sub.add_argument("--stop", action="append", default=[], help="another token that ends a text, such as '<|end|>'")
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from sigma_lite.serve.write import write
+
+    write(opened(options), options.prompt or [PROMPT], options)
+
+
+def _chat(options: argparse.Namespace) -> None:
+    from sigma_lite.serve.write import chat
+
+    chat(opened(options), options)
 
 
 def _eval(options: argparse.Namespace) -> None:
     from sigma_lite.serve.evaluate import evaluate
-    from sigma_lite.serve.trained import Trained
 
-    trained = Trained(options.RUN, options.data)
+    trained = opened(options)
     for task in options.TASK:
         found = evaluate(trained, task)
         scores = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if name != "rows")

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -28,25 +29,32 @@ def import_model(folder: str | Path, out: str | Path) -> ModelConfig:
     Raises: ConfigError naming the key or tensor that this model has no place for; StorageError for files that are missing or
         damaged, or where OUT holds something.
     """
+    net, checkpoint = as_checkpoint(folder)
+    with new_folder(out) as partial:
+        if (Path(folder) / tokenizer.FILE).is_file():
+            tokenizer.keep_tokenizer(partial, folder)
+        write_checkpoint(checkpoint_path(partial, 0), checkpoint)
+    return net
+
+
+def as_checkpoint(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """The model in FOLDER, and what a checkpoint of step 0 holds. Raises as `import_model`."""
     folder = Path(folder)
     config = read_json(folder / "config.json")
     code = config.get("auto_map")
     require(not code, f"auto_map={code!r}: the folder brings code of its own, which is never run here")
     net = layout.net_of(config)
     state = _weights(folder, net)
-    words = tokenizer.load(folder / tokenizer.FILE) if (folder / tokenizer.FILE).is_file() else None
     rows = RowsConfig(length=config.get("max_position_embeddings") or RowsConfig.length)
     run = RunConfig(net=net, rows=rows)
     settings = {name: dataclasses.asdict(getattr(run, name)) for name in ("net", "sparsity", "balance", "optim", "rows")}
     settings["imported"] = {"eos": _end(folder, config)}
-    with new_folder(out) as partial:
-        checkpoint = {"state_dict": {f"model.{name}": tensor for name, tensor in state.items()}, "global_step": 0}
-        checkpoint["settings"] = json.dumps(settings)
-        if words:
-            tokenizer.keep_tokenizer(partial, folder)
-            checkpoint["TokenDataModule"] = {"tokenizer sha256": sha256_of(partial / tokenizer.FILE)}
-        write_checkpoint(checkpoint_path(partial, 0), checkpoint)
-    return net
+    checkpoint: dict[str, Any] = {"state_dict": {f"model.{name}": tensor for name, tensor in state.items()}}
+    checkpoint |= {"global_step": 0, "settings": json.dumps(settings)}
+    if (words := folder / tokenizer.FILE).is_file():
+        tokenizer.load(words)
+        checkpoint["TokenDataModule"] = {"tokenizer sha256": sha256_of(words)}
+    return net, checkpoint
 
 
 def _weights(folder: Path, net: ModelConfig) -> dict[str, Tensor]:

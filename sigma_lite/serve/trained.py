@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch
 from tokenizers import Tokenizer
 
 from sigma_lite.balance.schedule import k_per_layer
-from sigma_lite.checkpoint import newest_whole, read_checkpoint, read_settings, step_of
+from sigma_lite.checkpoint import newest_whole, read_checkpoint
 from sigma_lite.config import ConfigError, ModelConfig, RowsConfig, SparsityConfig, require
 from sigma_lite.data import tokenizer
 from sigma_lite.data.tokenizer import token_strings
-from sigma_lite.identity import in_words
+from sigma_lite.identity import difference, identify, in_words
 from sigma_lite.model import Parts, Transformer
+from sigma_lite.model.parts import as_parts
 from sigma_lite.runfile import from_mapping
 from sigma_lite.serve.generate import sample
 from sigma_lite.storage import StorageError
@@ -50,30 +52,27 @@ def end_of_text(words: Tokenizer, name: str | None = None, otherwise: int | None
 
 
 class Trained:
-    """Model and tokenizer of a run's newest checkpoint that is whole.
+    """Model and tokenizer of a run's newest checkpoint that is whole, or of a folder in Hugging Face's format.
 
     Args:
-        run: folder of the run.
+        run: folder of the run, or of Qwen3-MoE or Qwen3 weights. The text that it was trained on is not needed.
         data: a folder with another tokenizer.json, such as that of the prepared data; default: the run's own.
-        parts: those of the run, where it has its own: a checkpoint holds their names and weights, not their code.
+        parts: those of the run, where it has its own: a checkpoint holds their names and weights, not their code. Those of
+            this package are found by their names.
+        own_code: find all others by their names too, and run their code. Only for a run of your own.
 
     Raises: StorageError when there is no checkpoint, or no tokenizer that fits it.
     """
 
-    def __init__(self, run: str | Path, data: str | Path | None = None, parts: Parts | None = None):
-        path = newest_whole(run)
-        if path is None:
-            raise StorageError(f"{run} holds no checkpoint: give the folder of a run that was trained, such as runs/toy")
-        settings = read_settings(path)
+    def __init__(self, run: str | Path, data: str | Path | None = None, parts: Parts | None = None, own_code: bool = False):
+        checkpoint = _checkpoint(run)
+        settings = json.loads(checkpoint["settings"])
         net = from_mapping(ModelConfig, settings["net"], "net")
         sparsity = from_mapping(SparsityConfig, settings["sparsity"], "sparsity")
-        self.step = step_of(path)
-        own = sorted(name for name in settings if name.startswith("parts."))
-        wanted = ", ".join(f"{name}={in_words(settings[name])}" for name in own)
-        require(parts is not None or not own, f"{run} has {wanted}: give it, Trained(run, parts=Parts(...))")
+        self.step: int = checkpoint["global_step"]
+        self.settings = settings
         self.length: int = settings.get("rows", {}).get("length", RowsConfig.length)  # positions of a training row
-        self.model = Transformer(net, parts or Parts()).eval()
-        checkpoint = read_checkpoint(path)
+        self.model = Transformer(net, parts or _known_parts(settings, run, own_code)).eval()
         self.model.load_state_dict(model_weights(checkpoint))
         self.model.set_k(
             k_per_layer(
@@ -86,24 +85,59 @@ class Trained:
         self.tokenizer = tokenizer.of_run([data] if data else [run, *beside], net.vocab_size, trained_with)
         self.end_of_text = end_of_text(self.tokenizer, corpus.get("end_of_text"), imported.get("eos"))
 
-    def continue_text(
-        self, prompt: str, max_new_tokens: int, *, temperature: float = 0.8, top_p: float = 0.95, seed: int = 0
-    ) -> Iterator[str]:
-        """The continuation piece by piece; a character whose bytes span tokens comes out whole.
+    def ids(self, text: str) -> list[int]:
+        """Tokens of a text; one that spells out a mark stays text."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Tokens of a document that begins like this. Raises ConfigError for what is not UTF-8."""
+        return [self.end_of_text, *self.ids(plain_prompt(prompt))]
+
+    def continue_text(self, prompt: str, max_new_tokens: int, *, seed: int = 0, **options: Any) -> Iterator[str]:
+        """The continuation piece by piece, up to the end of the document; options are those of `generate.sample`.
 
         Raises: ConfigError for a prompt or an option that cannot work, and for a model whose numbers are not finite.
         """
-        ids = [self.end_of_text, *self.tokenizer.encode(plain_prompt(prompt), add_special_tokens=False).ids]
-        require(-(2**63) <= seed < 2**64, f"seed={seed}: must fit in 64 bits")
-        generator = torch.Generator().manual_seed(seed)
-        options = {"temperature": temperature, "top_p": top_p, "stop_id": self.end_of_text, "generator": generator}
-        return self._text(sample(self.model, torch.tensor(ids), max_new_tokens=max_new_tokens, **options))
+        ids, options = torch.tensor(self.prompt_ids(prompt)), {"stop_id": self.end_of_text, **options}
+        return self.texts(sample(self.model, ids, max_new_tokens=max_new_tokens, generator=seeded(seed), **options))
 
-    def _text(self, tokens: Iterator[int]) -> Iterator[str]:
+    def texts(self, tokens: Iterable[int]) -> Iterator[str]:
+        """Their text piece by piece; a character whose bytes span tokens comes out whole."""
         bytes_of, decoder = token_strings(self.tokenizer), codecs.getincrementaldecoder("utf-8")("replace")
         for token in tokens:
-            yield decoder.decode(bytes_of[token])
+            yield decoder.decode(bytes_of[token] if token < len(bytes_of) else b"")
         yield decoder.decode(b"", final=True)
+
+
+def seeded(seed: int) -> torch.Generator:
+    """Raises ConfigError for a seed that torch cannot take."""
+    require(-(2**63) <= seed < 2**64, f"seed={seed}: must fit in 64 bits")
+    return torch.Generator().manual_seed(seed)
+
+
+def _checkpoint(run: str | Path) -> dict[str, Any]:
+    path = newest_whole(run)
+    if path is not None:
+        return read_checkpoint(path)
+    if Path(run, "config.json").is_file():
+        from sigma_lite.serve.imports import as_checkpoint  # which knows exports, which are made of this
+
+        return as_checkpoint(run)[1]
+    raise StorageError(f"{run} holds no checkpoint: give the folder of a run that was trained, such as runs/toy")
+
+
+def _known_parts(settings: Mapping[str, Any], run: str | Path, own_code: bool) -> Parts:
+    """Those that the settings name, if they are this package's: other code is not run because a file names it."""
+    own = {name.removeprefix("parts."): value for name, value in settings.items() if name.startswith("parts.")}
+    wanted = ", ".join(f"parts.{name}={in_words(value)}" for name, value in sorted(own.items()))
+    ours = all(isinstance(value, dict) and value["class"].startswith("sigma_lite.") for value in own.values())
+    fix = "give it, Trained(run, parts=Parts(...)), or --own-parts"
+    require(ours or own_code, f"{run} has {wanted}: {fix}")
+    parts = as_parts({name: {"class_path": value["class"], "init_args": value["settings"]} for name, value in own.items()})
+    for name, value in own.items():
+        other = difference(value, identify(getattr(parts, name)), f"parts.{name}")
+        require(not other, f"{run} was trained with other code: {other}; {fix}")
+    return parts
 
 
 def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -7,7 +7,20 @@ teach.setup(chapter=1, version="0.1")
 from sigma_lite.teach import check, plots
 from sigma_lite.teach.explore import Explore
 from sigma_lite.teach.predict import predict
+from sigma_lite.teach.routing import RoutingExplorer
 from sigma_lite.teach.session import fast, folder, recorded, setup
 from sigma_lite.teach.source import reveal, show
 
-__all__ = ["Explore", "check", "fast", "folder", "plots", "predict", "recorded", "reveal", "setup", "show"]
+__all__ = [
+    "Explore",
+    "RoutingExplorer",
+    "check",
+    "fast",
+    "folder",
+    "plots",
+    "predict",
+    "recorded",
+    "reveal",
+    "setup",
+    "show",
+]

@@ -47,7 +47,7 @@ def token_strip(pieces: Sequence[str], title: str, kinds: Sequence[str] | None =
 
     Neighbours alternate between four colours, or, with `kinds` (one word per piece), each kind has its own colour.
     """
-    rows, starts = _places(pieces, columns)
+    rows, starts = places(pieces, columns)
     groups = [str(number % 4) for number in range(len(pieces))] if kinds is None else list(kinds)
     colours = dict(zip(dict.fromkeys(groups), MANY, strict=False))
     figure = go.Figure()
@@ -75,7 +75,7 @@ def token_strip(pieces: Sequence[str], title: str, kinds: Sequence[str] | None =
     return figure.update_layout(title=title, barmode="overlay", height=height, showlegend=kinds is not None)
 
 
-def _places(pieces: Sequence[str], columns: int) -> tuple[list[int], list[int]]:
+def places(pieces: Sequence[str], columns: int) -> tuple[list[int], list[int]]:
     """Row and first column of each piece; a row ends after a line break, or where it is full."""
     rows, starts, row, column = [], [], 0, 0
     for piece in pieces:
