@@ -8,6 +8,7 @@
     sigma-lite generate RUN --prompt TEXT
     sigma-lite eval     RUN TASK           bits per byte and choices, as lm-evaluation-harness counts them
     sigma-lite export   RUN OUT            for transformers, lm-evaluation-harness and vLLM; `import FOLDER OUT` reads such
+    sigma-lite convert  RUN OUT --with papers.dense2moe.TaylorSplit    a trained model made into another
     sigma-lite lab      list | run NAME | show NAME   experiments on balance, side by side
 
 Several -c lay files over each other; any key can be given as --section.key value. `sigma-lite COMMAND --help` says more.
@@ -25,13 +26,17 @@ from pathlib import Path
 from typing import NoReturn
 
 from sigma_lite.config import ConfigError, nearest, plain_path, require
+from sigma_lite.convert import command as surgery
 from sigma_lite.lab.command import add_parser as add_lab_parser
 from sigma_lite.runfile import load_run, overrides
 from sigma_lite.serve.command import PROMPT
 from sigma_lite.serve.command import add_commands as add_serve_commands
 from sigma_lite.storage import StorageError
 
-COMMANDS = ("prepare", "fit", "validate", "test", "predict", "plan", "report", "generate", "eval", "export", "import", "lab")
+COMMANDS = (
+    *("prepare", "fit", "validate", "test", "predict", "plan", "report", "generate", "eval", "export", "import", "convert"),
+    "lab",
+)
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")  # LightningCLI parses these; the rest need no Lightning
 
 
@@ -130,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=_path, help="where to write (default: RUN/report.html)")
 
     add_serve_commands(command, _path)
+    surgery.add_parser(command("convert", _convert, surgery.SAYS), _path)
     add_lab_parser(
         command("lab", None, "Experiments on balance: list them, run their arms side by side, show what they found.")
     )
@@ -182,6 +188,21 @@ def _report(options: argparse.Namespace) -> None:
     instead = "give --out with a file outside of it to look at it meanwhile"
     with run_alone(options.RUN, instead) if inside else contextlib.nullcontext():
         print(f"report        {write_report(options.RUN, options.out)}")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    import platform
+    from datetime import datetime, timezone
+
+    import torch
+
+    from sigma_lite import __version__
+    from sigma_lite.identity import package_code
+    from sigma_lite.train.provenance import device_name, git_commit
+
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "sigma_lite": __version__}
+    facts = {"time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": versions, "code": package_code()}
+    surgery.run(options, facts | {"device": device_name(torch.device("cpu")), "commit": git_commit()})
 
 
 def _train(args: list[str]) -> None:

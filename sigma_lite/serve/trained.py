@@ -15,8 +15,9 @@ from sigma_lite.checkpoint import newest_whole, read_checkpoint, read_settings, 
 from sigma_lite.config import ConfigError, ModelConfig, RowsConfig, SparsityConfig, require
 from sigma_lite.data import tokenizer
 from sigma_lite.data.tokenizer import token_strings
-from sigma_lite.identity import in_words
+from sigma_lite.identity import differences, identify, in_words
 from sigma_lite.model import Parts, Transformer
+from sigma_lite.model.parts import as_parts
 from sigma_lite.runfile import from_mapping
 from sigma_lite.serve.generate import sample
 from sigma_lite.storage import StorageError
@@ -55,7 +56,8 @@ class Trained:
     Args:
         run: folder of the run.
         data: a folder with another tokenizer.json, such as that of the prepared data; default: the run's own.
-        parts: those of the run, where it has its own: a checkpoint holds their names and weights, not their code.
+        parts: those of the run, where it has its own: a checkpoint holds their names and weights, not their code. Those of
+            this package are known without.
 
     Raises: StorageError when there is no checkpoint, or no tokenizer that fits it.
     """
@@ -68,8 +70,9 @@ class Trained:
         net = from_mapping(ModelConfig, settings["net"], "net")
         sparsity = from_mapping(SparsityConfig, settings["sparsity"], "sparsity")
         self.step = step_of(path)
-        own = sorted(name for name in settings if name.startswith("parts."))
-        wanted = ", ".join(f"{name}={in_words(settings[name])}" for name in own)
+        own = {name: settings[name] for name in sorted(settings) if name.startswith("parts.")}
+        parts = parts or parts_of_package(own)
+        wanted = ", ".join(f"{name}={in_words(part)}" for name, part in own.items())
         require(parts is not None or not own, f"{run} has {wanted}: give it, Trained(run, parts=Parts(...))")
         self.length: int = settings.get("rows", {}).get("length", RowsConfig.length)  # positions of a training row
         self.model = Transformer(net, parts or Parts()).eval()
@@ -104,6 +107,19 @@ class Trained:
         for token in tokens:
             yield decoder.decode(bytes_of[token])
         yield decoder.decode(b"", final=True)
+
+
+def parts_of_package(own: Mapping[str, Any]) -> Parts | None:
+    """Parts by what a run recorded of them, if all are classes of this package, and as they were; None otherwise."""
+    if not own or not all(str(part.get("class", "")).startswith("sigma_lite.") for part in own.values()):
+        return None
+    named = {
+        name.removeprefix("parts."): {"class_path": part["class"], "init_args": part["settings"]}
+        for name, part in own.items()
+    }
+    parts = as_parts(named)
+    now = {f"parts.{name}": identify(part) for name, part in parts.custom.items()}
+    return None if differences(own, now) else parts
 
 
 def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
