@@ -1,4 +1,4 @@
-"""A trained dense model, split into a shared expert and routed ones: which ranking of units, how many experts, what training.
+"""A trained dense model, split into a shared expert and routed ones: rankings of units, experts per token, training.
 
 RUN is a finished run with n_experts=1, such as `make dense`'s. Held-out bits per byte right after the split (the shared
 expert alone, and with routed ones behind a router that knows nothing yet) and after distillation; the curve over experts
@@ -116,7 +116,7 @@ def sweep(model: Transformer, measure, ks: Sequence[int]) -> dict[str, float]:
 
 
 def copies(model: Transformer, rows: Sequence[Batch], measure, fresh: float, seed: int, steps: int) -> dict[str, Any]:
-    """8 copies of the whole layer, 2 for each token: after so many steps of the same distillation, and how unlike they are."""
+    """8 copies of the whole layer, 2 for each token: after the same distillation, and how unlike they are."""
     many = Upcycle(fresh=fresh, seed=seed)(model, rows)
     entry: dict[str, Any] = {"fresh": fresh, "seed": seed, "after copying": measure(many)}
     learns = [w for b in many.blocks for w in (*b.moe.experts.parameters(), *b.moe.router.parameters())]

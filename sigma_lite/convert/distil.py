@@ -87,7 +87,7 @@ def distil(
             nn.utils.clip_grad_norm_(learns, 1.0)
             optimizer.step()
             schedule.step()
-            found.append(float(kl))
+            found.append(kl.item())
     return found
 
 

@@ -38,7 +38,7 @@ def convert(
     seed: int = 0,
     data: str | Path | None = None,
     parts: Parts | None = None,
-    facts: Mapping[str, Any] = {},  # noqa: B006  only read
+    facts: Mapping[str, Any] = {},
 ) -> dict[str, Any]:
     """Operate on RUN's newest checkpoint and write the result as the run OUT, which appears whole or not at all.
 

@@ -123,7 +123,7 @@ def set_k(model: Transformer, k: int) -> None:
 
 @dataclass(frozen=True)
 class Dense2MoE(TaylorSplit):
-    """Split, then distil from the dense model: the shared experts alone, then routed experts and routers with a balance loss.
+    """Split, then distil from the dense model: first the shared experts alone, then routed experts and routers.
 
     Every step takes a batch of the rows that the surgery is given, in turn.
     """
