@@ -1,9 +1,12 @@
-"""A model of another shape or of other parts, which keeps the weights that fit."""
+"""What surgeries share: a model of another shape or of other parts, which keeps the weights that fit; hidden units."""
 
 from __future__ import annotations
 
 import functools
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from sigma_lite.config import ModelConfig, require
 from sigma_lite.model import Parts, Transformer
@@ -15,6 +18,11 @@ def rebuilt(model: Transformer, config: ModelConfig | None = None, parts: Parts 
     state, own = model.state_dict(), other.state_dict()
     other.load_state_dict({n: t for n, t in state.items() if n in own and own[n].shape == t.shape}, strict=False)
     return other.eval()
+
+
+def units(w13_XD: Tensor, w2_DF: Tensor) -> Tensor:
+    """The weights of each hidden unit, [F, 3 D]: gate row, up row, down column. Any order of units is the same network."""
+    return torch.cat([*w13_XD.chunk(2), w2_DF.T], 1)
 
 
 def named_parts(parts: Parts) -> dict[str, Any]:

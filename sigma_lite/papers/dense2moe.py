@@ -21,18 +21,12 @@ from torch import Tensor, nn
 
 from sigma_lite.config import nearest, require
 from sigma_lite.convert.distil import distil
-from sigma_lite.convert.rebuild import rebuilt
+from sigma_lite.convert.rebuild import rebuilt, units
 from sigma_lite.data.rows import Batch
 from sigma_lite.model import Parts, Transformer
 from sigma_lite.papers.shared import WithShared
 
 ORDERS = ("taylor", "magnitude", "random")
-
-
-def units(w13_XD: Tensor, w2_DF: Tensor) -> Tensor:
-    """The weights of each hidden unit of a SwiGLU network, [F, 3 D]: gate row, up row, down column."""
-    gate_FD, up_FD = w13_XD.chunk(2)
-    return torch.cat([gate_FD, up_FD, w2_DF.T], 1)
 
 
 def taylor_importance(model: Transformer, rows: Sequence[Batch]) -> Tensor:
