@@ -5,7 +5,7 @@ expert alone, and with routed ones behind a router that knows nothing yet) and a
 per token; upcycled copies beside it. Seeds draw the random ranking, the router and the calibration rows; the dense model
 is one. Writes results/bench/dense2moe-NAME.json.
 
-    python benchmarks/dense2moe.py RUN [--seeds 3] [--steps 60] [--rows 160] [--heldout 128] [--data DIR] [--out FILE]
+    python benchmarks/dense2moe.py RUN [--seeds 3] [--steps 60] [--rows 160] [--heldout 128] [--copies 1] [--data DIR] [--out FILE]
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="of distillation: a third of them of the shared experts alone")
     parser.add_argument("--rows", type=int, default=160)
     parser.add_argument("--heldout", type=int, default=128, help="rows, spread over the held-out text")
+    parser.add_argument("--copies", type=int, default=1, help="seeds for which upcycled copies are trained too")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -53,7 +54,7 @@ def main() -> None:
     facts: dict[str, Any] = {
         "what": __doc__.split("\n")[0],
         "command": f"python benchmarks/dense2moe.py {options.RUN} --seeds {options.seeds} --steps {options.steps}"
-        f" --rows {options.rows} --heldout {options.heldout}",
+        f" --rows {options.rows} --heldout {options.heldout} --copies {options.copies}",
         "device": device_name(torch.device("cpu")),
         "commit": git_commit(),
         "unit": f"bits per byte of {options.heldout} held-out rows",
@@ -67,7 +68,7 @@ def main() -> None:
         for by in ORDERS:
             facts["splits"].append(one_split(model, rows, measure, by, seed, options.steps))
             print(facts["splits"][-1], flush=True)
-        for fresh in (0.0, 0.5):
+        for fresh in (0.0, 0.5) if seed < options.copies else ():
             facts["copies"].append(copies(model, rows, measure, fresh, seed, options.steps))
             print(facts["copies"][-1], flush=True)
     facts["seconds"] = round(time.perf_counter() - begun)
