@@ -5,7 +5,7 @@ expert alone, and with routed ones behind a router that knows nothing yet) and a
 per token; upcycled copies beside it. Seeds draw the random ranking, the router and the calibration rows; the dense model
 is one. Writes results/bench/dense2moe-NAME.json.
 
-    python benchmarks/dense2moe.py RUN [--seeds 3] [--steps 60] [--rows 160] [--heldout 128] [--copies 1] [--data DIR] [--out FILE]
+    python benchmarks/dense2moe.py RUN [--seeds 3] [--steps 60] [--rows 160] [--heldout 128] [--copies 1]
 """
 
 from __future__ import annotations
