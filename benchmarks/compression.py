@@ -79,10 +79,8 @@ def main() -> None:
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     begun = time.perf_counter()
     model, rows_of, measure = opened(options.RUN, options.data, options.rows, options.heldout)
-    rows, found = (
-        rows_of(0),
-        [{"kind": "whole", "name": "as trained", **cost(model, rows_of(0)), "bits_per_byte": measure(model)}],
-    )
+    rows = rows_of(0)
+    found = [{"kind": "whole", "name": "as trained", **cost(model, rows), "bits_per_byte": measure(model)}]
     print(found[-1], flush=True)
     for kind, name, surgeries in ways(model, options.steps):
         try:
@@ -128,13 +126,8 @@ def cost(model: Transformer, rows: Sequence[Batch]) -> dict[str, Any]:
 def draw(facts: dict[str, Any], splits: dict[str, Any] | None) -> str:
     """One page: loss against bytes kept and read, the table, and the dense split where it was measured."""
     plots = [(f"kept-{cost}", loss_against_bytes(facts, cost)) for cost in ("bytes", "read")]
-    table = markup.table(
-        ("kind", "what", "bits per byte", "MB kept", "kB read per token", "experts per token"),
-        [
-            (r["kind"], r["name"], f"{r['bits_per_byte']:.4f}", f"{r['bytes'] / 1e6:.2f}", f"{r['read'] / 1e3:.1f}", r["experts"])
-            for r in sorted(facts["rows"], key=lambda row: row["bits_per_byte"])
-        ],
-    )  # fmt: skip
+    head = ("kind", "what", "bits per byte", "MB kept", "kB read per token", "experts per token")
+    table = markup.table(head, [_row(row) for row in sorted(facts["rows"], key=lambda row: row["bits_per_byte"])])
     sections = [Section("compression", "Experts in fewer bytes", "", (*map(_plot, plots), table, _how(facts)))]
     if splits:
         plots = [("split-order", split_order(splits)), ("experts-per-token", experts_per_token(splits))]
@@ -145,6 +138,11 @@ def draw(facts: dict[str, Any], splits: dict[str, Any] | None) -> str:
         kind="surgery", title="Loss against bytes", lead=lead, head="", sections=sections,
         footer=markup.paragraph("Every number is measured on a trained model. This file loads nothing from anywhere."),
     )  # fmt: skip
+
+
+def _row(row: dict[str, Any]) -> tuple:
+    size = f"{row['bytes'] / 1e6:.2f}", f"{row['read'] / 1e3:.1f}", row["experts"]
+    return row["kind"], row["name"], f"{row['bits_per_byte']:.4f}", *size
 
 
 def _plot(named: tuple[str, Any]) -> Plot:
