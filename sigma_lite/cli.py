@@ -11,6 +11,7 @@
     sigma-lite eval     RUN TASK           bits per byte and choices, as lm-evaluation-harness counts them
     sigma-lite rows     RUN STEP           source, epoch and documents of each row that a training step read
     sigma-lite export   RUN OUT            for transformers, lm-evaluation-harness and vLLM; `import FOLDER OUT` reads such
+    sigma-lite convert  RUN OUT --with papers.dense2moe.TaylorSplit    a trained model made into another
     sigma-lite lab      list | run NAME | show NAME   experiments on balance, side by side
 
 Several -c lay files over each other; any key can be given as --section.key value. `sigma-lite COMMAND --help` says more.
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sigma_lite.config import ConfigError, nearest, plain_path, require
+from sigma_lite.convert import command as surgery
 from sigma_lite.lab.command import add_parser as add_lab_parser
 from sigma_lite.runfile import load_run, overrides
 from sigma_lite.serve.command import PROMPT, add_run, opened
@@ -37,7 +39,7 @@ from sigma_lite.storage import StorageError
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")  # LightningCLI parses these; the rest need no Lightning
 COMMANDS = (
     *TRAINER_COMMANDS,
-    *("prepare", "plan", "report", "generate", "chat", "explore", "eval", "rows", "export", "import", "lab"),
+    *("prepare", "plan", "report", "generate", "chat", "explore", "eval", "rows", "export", "import", "convert", "lab"),
 )
 
 
@@ -142,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--file", type=_path, help="a file with the text")
     sub.add_argument("--tokens", type=int, default=30_000, help="of held-out text, by which experts are known (%(default)s)")
     sub.add_argument("--out", type=_path, help="where to write (default: RUN/routing.html)")
+    surgery.add_parser(command("convert", _convert, surgery.SAYS), _path)
     add_lab_parser(
         command("lab", None, "Experiments on balance: list them, run their arms side by side, show what they found.")
     )
@@ -222,6 +225,21 @@ def _explore(options: argparse.Namespace) -> None:
     text = text_to_read(trained, options.text, options.file, PROMPT)
     facts = explored(trained, text, options.data, options.tokens, options.file and options.file.name)
     print(f"explore       {write_explorer(facts, options.RUN.resolve().name, out)}")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    import platform
+    from datetime import datetime, timezone
+
+    import torch
+
+    from sigma_lite import __version__
+    from sigma_lite.identity import package_code
+    from sigma_lite.train.provenance import device_name, git_commit
+
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "sigma_lite": __version__}
+    facts = {"time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": versions, "code": package_code()}
+    surgery.run(options, facts | {"device": device_name(torch.device("cpu")), "commit": git_commit()})
 
 
 def _train(args: list[str]) -> None:

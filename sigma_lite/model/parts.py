@@ -11,8 +11,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -26,7 +28,10 @@ from sigma_lite.model.experts import Experts
 from sigma_lite.model.router import Router
 
 Part = Callable[[ModelConfig], nn.Module]
-"""A class, or a function such as a `functools.partial` of one with its settings; called once for each layer."""
+"""A class, or a function such as a `functools.partial` of one with its settings; called once for each layer.
+
+One that takes `layer` is told the layer's number, from 0: so layers may have parts of different sizes.
+"""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,12 @@ class Parts:
         """Those that are not the model's own, by name."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not f.default}
 
+    def of_layer(self, layer: int) -> Parts:
+        """These, with the number of the layer given to those that take it."""
+        modules = {name: part for name, part in self.custom.items() if name != "dispatch"}
+        told = {name: functools.partial(part, layer=layer) for name, part in modules.items() if _takes_layer(part)}
+        return dataclasses.replace(self, **told) if told else self
+
 
 NAMES = tuple(f.name for f in fields(Parts))
 
@@ -69,6 +80,13 @@ def as_parts(given: Parts | Mapping[str, Any] | None) -> Parts:
     for name in given or {}:
         require(name in NAMES, f"unknown part {name!r}; {nearest(name, NAMES)}")
     return Parts(**{name: _part(name, value) for name, value in (given or {}).items() if value is not None})
+
+
+def _takes_layer(part: Part) -> bool:
+    try:
+        return "layer" in inspect.signature(part).parameters
+    except (TypeError, ValueError):  # of what is not written in Python
+        return False
 
 
 def _part(name: str, given: Any) -> Any:

@@ -38,7 +38,7 @@ class Transformer(nn.Module):
         self.config, self.parts = config, parts
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(
-            Block(config, layer >= config.attention_from_layer, parts) for layer in range(config.n_layers)
+            Block(config, layer >= config.attention_from_layer, parts.of_layer(layer)) for layer in range(config.n_layers)
         )
         for layer, block in enumerate(self.blocks):
             block.moe.router.layer = layer

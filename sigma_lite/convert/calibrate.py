@@ -1,0 +1,83 @@
+"""What a surgery may look at: rows of the training text, what reaches each layer's experts, and the held-out score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sigma_lite.balance.losses import expert_counts, load_share
+from sigma_lite.config import RowsConfig, require
+from sigma_lite.data.rows import IGNORED, Batch, Rows, row_order
+from sigma_lite.data.shards import Prepared
+from sigma_lite.model import Routing, Transformer
+
+
+def training_rows(data: Prepared, config: RowsConfig, count: int, per_batch: int = 8) -> list[Batch]:
+    """The first `count` rows of the run's endless sequence, in batches. Raises ConfigError where the text has none."""
+    rows = Rows(data.train, data.token_bytes, config.length, copies=data.copies(config.split_above))
+    require(len(rows) > 0, f"{data.dir} has no row of {config.length} tokens to calibrate on")
+    order = row_order(config.seed, 0, count, len(rows)).tolist()
+    return [rows.__getitems__(order[first : first + per_batch]) for first in range(0, count, per_batch)]
+
+
+def heldout_rows(data: Prepared, config: RowsConfig, per_batch: int = 16) -> list[Batch]:
+    """All held-out rows, in order."""
+    rows = Rows(data.heldout, data.token_bytes, config.length, padded=True, copies=data.copies(config.split_above))
+    n = len(rows)
+    return [rows.__getitems__(list(range(first, min(first + per_batch, n)))) for first in range(0, n, per_batch)]
+
+
+@torch.no_grad()
+def expert_inputs(model: Transformer, rows: Sequence[Batch]) -> Iterator[list[tuple[Tensor, Routing]]]:
+    """Of each batch, one entry a layer: what its mixture of experts reads, [T, D], and how its router decided."""
+    seen: list[tuple[Tensor, Routing]] = []
+
+    def keep(module: nn.Module, given: tuple, found: tuple[Tensor, Routing]) -> None:
+        seen.append((given[0].flatten(0, 1), found[1]))
+
+    hooks = [block.moe.register_forward_hook(keep) for block in model.blocks]
+    try:
+        for batch in rows:
+            seen.clear()
+            model.backbone(batch.ids_BS, documents_BS=batch.documents_BS)
+            yield list(seen)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def heldout(model: Transformer, rows: Sequence[Batch]) -> dict[str, Any]:
+    """bits_per_byte and nats_per_token of these rows, and each layer's f, P [L, E] and lbl [L]: a `validation` entry."""
+    nats, tokens, size, counts, probs = 0.0, 0, 0, None, None
+    for batch in rows:
+        nats_BS, routings = model.nats(batch.ids_BS, batch.targets_BS, documents_BS=batch.documents_BS)
+        scored_BS = batch.targets_BS != IGNORED
+        nats += float(nats_BS.double()[scored_BS].sum())
+        tokens, size = tokens + int(scored_BS.sum()), size + int(batch.bytes_BS.sum())
+        kept = scored_BS.flatten()
+        counted = torch.stack([expert_counts(r.ids[kept], r.probs.shape[1]) for r in routings])
+        summed = torch.stack([r.probs[kept].double().sum(0) for r in routings])
+        counts, probs = (counted, summed) if counts is None else (counts + counted, probs + summed)
+    require(tokens > 0, "there is no held-out text to measure on")
+    f_LE, P_LE = load_share(counts), (probs / tokens).float()
+    lbl = (f_LE.shape[1] * (f_LE * P_LE).sum(1)).tolist()
+    score = {"bits_per_byte": nats / math.log(2) / size, "nats_per_token": nats / tokens}
+    return {**score, "f": _plain(f_LE), "P": _plain(P_LE), "lbl": lbl}
+
+
+def _plain(values_LE: Tensor) -> list[list[float]]:
+    return [[float(f"{value:.5g}") for value in row] for row in values_LE.tolist()]
+
+
+def expert_bytes(model: Transformer) -> int:
+    """Bytes that all experts take as they are stored, with scales, tables and factors; routers and the rest left out."""
+    return sum(_bytes(block.moe.experts) for block in model.blocks)
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))

@@ -1,0 +1,105 @@
+"""Distillation: a student learns a teacher's logits, and the stream behind each of its blocks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sigma_lite.balance.losses import load_balancing_loss
+from sigma_lite.config import require
+from sigma_lite.data.rows import Batch
+from sigma_lite.model import Routing, Transformer
+
+
+def streams(model: Transformer, batch: Batch) -> tuple[Tensor, list[Tensor], list[Routing]]:
+    """Logits [T, V], the stream behind each block [T, D], and the routings."""
+    seen: list[Tensor] = []
+    hooks = [b.register_forward_hook(lambda module, given, found: seen.append(found[0].flatten(0, 1))) for b in model.blocks]
+    try:
+        logits, routings = model(batch.ids_BS, documents_BS=batch.documents_BS)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return logits.flatten(0, 1), seen, routings
+
+
+def divergence(student_TV: Tensor, teacher_TV: Tensor) -> Tensor:
+    """KL(teacher || student) in nats, mean over tokens: 0 where both say the same."""
+    both = (logits.float().log_softmax(-1) for logits in (student_TV, teacher_TV))
+    return F.kl_div(*both, log_target=True, reduction="batchmean")
+
+
+def feature_losses(student: Sequence[Tensor], teacher: Sequence[Tensor], main: Tensor) -> Tensor:
+    """Sum of each block's mean squared error, weighted so that no block and no kind of loss rules (2510.09094).
+
+    w_l = (main / mse_l) * (sum of the norms of all teacher streams) / (L * the norm of stream l); w carries no gradient, so
+    at each step the blocks' losses weigh as much as the main one: large streams are held down, small ones lifted.
+    """
+    mse_L = torch.stack([F.mse_loss(s, t) for s, t in zip(student, teacher, strict=True)])
+    norm_L = torch.stack([t.norm() for t in teacher])
+    with torch.no_grad():
+        weight_L = main / mse_L.clamp(min=1e-12) * norm_L.sum() / (len(norm_L) * norm_L)
+    return (weight_L * mse_L).mean()
+
+
+def distil(
+    student: Transformer,
+    teacher: Transformer,
+    rows: Sequence[Batch],
+    steps: int,
+    *,
+    learns: Iterable[nn.Parameter],
+    lr: float = 1e-3,
+    balance: float = 0.0,
+    features: bool = True,
+) -> list[float]:
+    """Train `learns`, parameters of the student, for so many batches, and say the divergence of each step in nats.
+
+    AdamW; the rate falls linearly to 0. Batches are taken in turn, again from the first when they are used up.
+
+    Args:
+        balance: weight of the layers' mean LBL.
+        features: whether streams are learned too; both models then have as many blocks of one width.
+    """
+    learns, found = list(learns), []
+    require(bool(rows) or steps == 0, "distillation needs rows: raise --rows")
+    if steps == 0:
+        return found
+    optimizer = torch.optim.AdamW(learns, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    with only(student, learns):
+        for step in range(steps):
+            batch = rows[step % len(rows)]
+            with torch.no_grad():
+                target_TV, targets, _ = streams(teacher, batch)
+            logits_TV, own, routings = streams(student, batch)
+            loss = kl = divergence(logits_TV, target_TV)
+            if features:
+                loss = loss + feature_losses(own, targets, kl.detach())
+            if balance:
+                loss = loss + balance * torch.stack([load_balancing_loss(r.probs, r.ids) for r in routings]).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(learns, 1.0)
+            optimizer.step()
+            schedule.step()
+            found.append(kl.item())
+    return found
+
+
+@contextlib.contextmanager
+def only(model: nn.Module, learns: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Inside the block only these parameters have gradients."""
+    chosen, before = {id(p) for p in learns}, {p: p.requires_grad for p in model.parameters()}
+    try:
+        for parameter in before:
+            parameter.requires_grad_(id(parameter) in chosen)
+        yield
+    finally:
+        for parameter, was in before.items():
+            parameter.requires_grad_(was)
+            parameter.grad = None
