@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 
 from sigma_lite.balance.schedule import k_per_layer
-from sigma_lite.checkpoint import newest_whole, read_checkpoint, read_settings, step_of
+from sigma_lite.checkpoint import newest_whole, read_checkpoint, read_plain, read_settings, step_of
 from sigma_lite.config import ConfigError, ModelConfig, RowsConfig, SparsityConfig, require
 from sigma_lite.data import tokenizer
 from sigma_lite.data.tokenizer import token_strings
@@ -19,6 +20,7 @@ from sigma_lite.identity import in_words
 from sigma_lite.model import Parts, Transformer
 from sigma_lite.runfile import from_mapping
 from sigma_lite.serve.generate import sample
+from sigma_lite.serve.weights import offload
 from sigma_lite.storage import StorageError
 
 
@@ -56,11 +58,19 @@ class Trained:
         run: folder of the run.
         data: a folder with another tokenizer.json, such as that of the prepared data; default: the run's own.
         parts: those of the run, where it has its own: a checkpoint holds their names and weights, not their code.
+        resident: experts of each layer that are in memory; the others stay in the checkpoint, which is mapped, and are read
+            when a token needs them (serve/weights.py; `offloaded` says what it cost). None: all of them are in memory.
 
     Raises: StorageError when there is no checkpoint, or no tokenizer that fits it.
     """
 
-    def __init__(self, run: str | Path, data: str | Path | None = None, parts: Parts | None = None):
+    def __init__(
+        self,
+        run: str | Path,
+        data: str | Path | None = None,
+        parts: Parts | None = None,
+        resident: int | None = None,
+    ):
         path = newest_whole(run)
         if path is None:
             raise StorageError(f"{run} holds no checkpoint: give the folder of a run that was trained, such as runs/toy")
@@ -72,9 +82,13 @@ class Trained:
         wanted = ", ".join(f"{name}={in_words(settings[name])}" for name in own)
         require(parts is not None or not own, f"{run} has {wanted}: give it, Trained(run, parts=Parts(...))")
         self.length: int = settings.get("rows", {}).get("length", RowsConfig.length)  # positions of a training row
-        self.model = Transformer(net, parts or Parts()).eval()
-        checkpoint = read_checkpoint(path)
-        self.model.load_state_dict(model_weights(checkpoint))
+        with contextlib.nullcontext() if resident is None else torch.device("meta"):
+            self.model = Transformer(net, parts or Parts()).eval()
+        if resident is None:
+            checkpoint, self.offloaded = read_checkpoint(path), None
+            self.model.load_state_dict(model_weights(checkpoint))
+        else:
+            checkpoint, self.offloaded = read_plain(path), offload(self.model, path, resident=resident)
         self.model.set_k(
             k_per_layer(
                 self.step, switch_step=sparsity.switch_step, n_layers=net.n_layers, head=sparsity.head, target=net.top_k
