@@ -32,7 +32,7 @@ class Mapped:
     def __init__(self, checkpoint: str | Path, bytes_per_second: float | None = None):
         rate = bytes_per_second
         require(rate is None or rate > 0, f"bytes_per_second={rate}: must be greater than 0, or None")
-        self.path, self.bytes_per_second, self._due = Path(checkpoint), bytes_per_second, 0.0
+        self.path, self.bytes_per_second, self._overslept = Path(checkpoint), bytes_per_second, 0.0
         self.pieces: dict[str, list[tuple[Box, Tensor]]] = {}
         if not self.path.is_dir():
             for name, tensor in _mapped(self.path).items():
@@ -52,8 +52,9 @@ class Mapped:
                 into[place].copy_(piece[expert - first[0]])
         size = into.numel() * into.element_size()
         if self.bytes_per_second:
-            self._due = max(self._due, begun) + size / self.bytes_per_second  # a sleep that was too long is made up for
-            time.sleep(max(0.0, self._due - time.perf_counter()))
+            due = begun - self._overslept + size / self.bytes_per_second
+            time.sleep(max(0.0, due - time.perf_counter()))
+            self._overslept = time.perf_counter() - due  # the next read makes up for it
         return size
 
     def shape(self, name: str) -> tuple[int, ...] | None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -83,36 +84,35 @@ class Offloaded(nn.Module):
 
     def forward(self, x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor) -> Tensor:
         (T, K), ids_N, gates_N1 = ids_TK.shape, ids_TK.flatten(), gates_TK.reshape(-1, 1)
-        experts, rows = _by_expert(ids_N)
-        parts: list[Tensor] = []
-        order: list[Tensor] = []
-        for which, slot in self._visit(experts):
-            row_M = rows[which]
-            slot_M1 = ids_N.new_full((len(row_M), 1), slot)
-            parts.append(self.slots(x_TD[row_M // K], slot_M1, gates_N1[row_M]))
-            order.append(row_M)
+        rows_of = _by_expert(ids_N)
+        rows, parts = [], []
+        for expert, slot in self._visit(list(rows_of)):
+            row_M = rows_of[expert]
+            rows.append(row_M)
+            parts.append(self.slots(x_TD[row_M // K], ids_N.new_full((len(row_M), 1), slot), gates_N1[row_M]))
         if not parts:
             return torch.zeros_like(x_TD)
-        y_ND = torch.empty_like(torch.cat(parts)).index_copy_(0, torch.cat(order), torch.cat(parts))
+        y_ND = (
+            parts[0] if T * K == 1 else torch.empty_like(torch.cat(parts)).index_copy_(0, torch.cat(rows), torch.cat(parts))
+        )
         return y_ND if K == 1 else y_ND.view(T, K, -1).sum(1)
 
     def _visit(self, experts: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """(place in `experts`, slot): those that are there first, so that the others are read meanwhile."""
+        """(expert, its slot): those that are there first, so that the others are read meanwhile."""
         if self.trace is not None:
             self.trace.append(list(experts))
         self._forget_guesses(set(experts))
         self._count(experts)
-        order = sorted(range(len(experts)), key=lambda n: experts[n] not in self.slot_of)
-        asked = 0
-        for n, place in enumerate(order):
-            while asked < len(order) and self._begin(experts[order[asked]], {experts[m] for m in order[n:asked]}):
-                self.policy.used(experts[order[asked]])
+        order, asked = sorted(experts, key=lambda expert: expert not in self.slot_of), 0
+        for n, expert in enumerate(order):
+            while asked < len(order) and self._begin(order[asked], set(order[n:asked])):
+                self.policy.used(order[asked])
                 asked += 1
             if self.guess_next:
                 guess, self.guess_next = self.guess_next, None
                 guess()  # after what this layer needs: one thread reads in the order of asking
-            self._wait(experts[place])
-            yield place, self.slot_of[experts[place]]
+            self._wait(expert)
+            yield expert, self.slot_of[expert]
 
     def guess(self, experts: Sequence[int]) -> None:
         """Begin to read what will probably be asked for, as many as there are slots."""
@@ -172,11 +172,13 @@ class Offloaded(nn.Module):
         self.counts.waited_s += time.perf_counter() - begun
 
 
-def _by_expert(ids_N: Tensor) -> tuple[list[int], Sequence[Tensor]]:
-    """The distinct experts, and the rows of each."""
+def _by_expert(ids_N: Tensor) -> dict[int, Tensor]:
+    """The rows of each distinct expert."""
+    if len(ids_N) == 1:
+        return {int(ids_N): torch.zeros_like(ids_N)}
     order_N = ids_N.argsort(stable=True)
     found, counts = ids_N[order_N].unique_consecutive(return_counts=True)
-    return found.tolist(), order_N.split(counts.tolist())
+    return dict(zip(found.tolist(), order_N.split(counts.tolist()), strict=True))
 
 
 # ------------------------------------------------------------------------------------------------------- whole model
@@ -204,10 +206,13 @@ class Offload:
 
     def in_words(self) -> str:
         c, held, whole = self.counts, self.held_bytes / 1e6, self.expert_bytes / 1e6
-        return (
-            f"{held:.1f} of {whole:.1f} MB of experts held ({held / whole:.1%}), {c.hit_rate:.0%} of {c.asked:,} experts there"
-            f" when asked for ({c.guessed:,} by a right guess), {c.moved_bytes / 1e6:,.1f} MB read, {c.waited_s:.2f} s waited"
+        words = (
+            f"{held:.1f} of {whole:.1f} MB of experts held ({held / whole:.1%})",
+            f"{c.hit_rate:.0%} of {c.asked:,} experts there when asked for ({c.guessed:,} by a right guess)",
+            f"{c.moved_bytes / 1e6:,.1f} MB read",
+            f"{c.waited_s:.2f} s waited",
         )
+        return ", ".join(words)
 
     def close(self) -> None:
         """End the thread that reads. The model cannot be used any more."""
@@ -314,5 +319,4 @@ def _let_routers_guess(model: Transformer, layers: dict[str, Offloaded]) -> None
 def _chosen(block: nn.Module, stream_BSD: Tensor) -> list[int]:
     """Experts that a block would choose for a stream, the most wanted first."""
     ids = block.moe.router(block.moe_norm.forward(stream_BSD).flatten(0, 1)).ids  # forward: no hooks, nobody else guesses
-    counts_E = torch.bincount(ids[ids >= 0])
-    return [expert for expert in counts_E.argsort(descending=True, stable=True).tolist() if counts_E[expert]]
+    return [expert for expert, _ in Counter(ids.flatten().tolist()).most_common() if expert >= 0]
