@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -87,8 +86,3 @@ def _mapped(file: Path) -> dict[str, Tensor]:
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  a file, not a dict
     except (SafetensorError, OSError) as error:
         raise DamagedCheckpoint(f"checkpoint {file} is cut or altered ({error}): take the one before") from error
-
-
-def is_meta(module: torch.nn.Module) -> bool:
-    """Whether some weight of a module has no storage yet."""
-    return any(weight.is_meta for weight in module.parameters())

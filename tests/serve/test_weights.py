@@ -25,8 +25,9 @@ from sigma_lite.papers.latent import Latent
 from sigma_lite.papers.shared import WithShared
 from sigma_lite.serve.expert_cache import LFU, LRU, Clairvoyant, hit_rate
 from sigma_lite.serve.mapped import Mapped
+from sigma_lite.serve.offloaded import Offloaded
 from sigma_lite.serve.trained import Trained
-from sigma_lite.serve.weights import Offloaded, offload
+from sigma_lite.serve.weights import offload
 from sigma_lite.storage import StorageError
 
 NET = ModelConfig(
