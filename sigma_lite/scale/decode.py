@@ -18,7 +18,7 @@ from sigma_lite.config import ModelConfig, require
 
 
 def distinct_experts(E: int, K: int, tokens: float) -> float:
-    """N(t), 0..E: experts of one layer that `tokens` tokens touch. Neighbours in a text choose alike, so it is an upper end."""
+    """N(t), 0..E: experts of one layer that `tokens` tokens touch; neighbours in a text choose alike, and touch fewer."""
     require(1 <= K <= E, f"K={K} of E={E} experts: K must lie in 1..E")
     return E * (1 - (1 - K / E) ** tokens)
 
