@@ -47,9 +47,19 @@ class Mapped:
         begun = time.perf_counter()
         for (first, extent), piece in self.pieces[OWNER + name]:
             if first[0] <= expert < first[0] + extent[0]:
-                place = tuple(slice(i, i + n) for i, n in zip(first[1:], extent[1:], strict=True))
-                into[place].copy_(piece[expert - first[0]])
-        size = into.numel() * into.element_size()
+                into[_box(first[1:], extent[1:])].copy_(piece[expert - first[0]])
+        return self._throttled(begun, into)
+
+    def copy_all(self, name: str, into: Tensor) -> int:
+        """A whole weight, as `copy` one expert of it."""
+        begun = time.perf_counter()
+        for box, piece in self.pieces[OWNER + name]:
+            into[_box(*box)].copy_(piece)
+        return self._throttled(begun, into)
+
+    def _throttled(self, begun: float, read: Tensor) -> int:
+        """Bytes of what was read, not before they would have come."""
+        size = read.numel() * read.element_size()
         if self.bytes_per_second:
             due = begun - self._overslept + size / self.bytes_per_second
             time.sleep(max(0.0, due - time.perf_counter()))
@@ -73,6 +83,10 @@ class Mapped:
 
         state = read_pieces(self.path, wanted)["state_dict"]
         return {name.removeprefix("model."): value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _box(first: tuple[int, ...], extent: tuple[int, ...]) -> tuple[slice, ...]:
+    return tuple(slice(i, i + n) for i, n in zip(first, extent, strict=True))
 
 
 def _mapped(file: Path) -> dict[str, Tensor]:
