@@ -42,6 +42,7 @@ class Mapped:
             for name, box in places.items():
                 self.pieces.setdefault(name, []).append((box, tensors[name]))
 
+    @torch.inference_mode()  # or slots that were made in such a block could not be written
     def copy(self, name: str, expert: int, into: Tensor) -> int:
         """Expert `expert` of the stacked weight `name`, such as "blocks.0.moe.experts.w13", into a tensor; its bytes."""
         begun = time.perf_counter()
@@ -50,6 +51,7 @@ class Mapped:
                 into[_box(first[1:], extent[1:])].copy_(piece[expert - first[0]])
         return self._throttled(begun, into)
 
+    @torch.inference_mode()
     def copy_all(self, name: str, into: Tensor) -> int:
         """A whole weight, as `copy` one expert of it."""
         begun = time.perf_counter()

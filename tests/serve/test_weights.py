@@ -78,6 +78,13 @@ def test_the_same_tokens_and_the_same_logits(file, resident, policy, prefetch):
     source.close()
 
 
+def test_made_where_nothing_is_recorded(file):
+    with torch.inference_mode():
+        found = made()
+        offload(found, file)
+    assert torch.equal(greedy(found)[1], greedy(made())[1])
+
+
 @pytest.mark.parametrize("backend", ["loop", "grouped"])
 def test_every_backend(file, monkeypatch, backend):
     monkeypatch.setenv("SIGMA_LITE_BACKEND", backend)
