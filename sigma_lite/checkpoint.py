@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -203,11 +204,34 @@ def check_whole(path: Path) -> None:
         raise _damaged(path)
     read_settings(path)
     if not path.is_dir():
-        read_checkpoint(path)
+        _check_digest(path)
         return
     for file in read_checkpoint(path / REST)["files"]:
         if not (path / file).is_file() or (path / file).stat().st_size != _expected_size(path / file):
             raise _damaged(path)
+
+
+def _check_digest(path: Path) -> None:
+    """As `read_checkpoint` does, but of the mapped file: a model may be larger than the memory."""
+    if not can_be_mapped(path):
+        read_checkpoint(path)
+        return
+    header = _header(path)
+    try:
+        with safe_open(path, "pt") as file:
+            digest = _digest({name: file.get_tensor(name) for name in file.keys()}, header["tree"])  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path) from error
+    if digest != header["sha256"]:
+        raise _damaged(path)
+
+
+def can_be_mapped(path: Path) -> bool:
+    """Whether safetensors can open a file by this name: it takes UTF-8 only."""
+    try:
+        return bool(str(path).encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _expected_size(path: Path) -> int:

@@ -55,7 +55,12 @@ def balanced(loads_E: np.ndarray, spots: int, ranks: int, groups: int = 1, nodes
     Args:
         groups: of neighbouring experts, which stay in one node if `nodes` divides them; otherwise all is global.
         nodes: of ranks.
+
+    Raises: ConfigError for ranks that do not divide into nodes, or experts into groups.
     """
+    require(ranks % nodes == 0, f"{ranks} ranks do not divide into {nodes} nodes")
+    require(len(loads_E) % groups == 0, f"{len(loads_E)} experts do not divide into {groups} groups")
+    require(spots % ranks == 0, f"{spots} spots do not divide into {ranks} ranks")
     if groups % nodes:
         groups = nodes = 1
     size, per_node = len(loads_E) // groups, groups // nodes

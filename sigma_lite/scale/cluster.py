@@ -30,6 +30,8 @@ class Cluster:
     intra_node_gbps: float = 0.0  # GB/s one way between devices of a node, for each device; 0: there is one device
     inter_node_gbps: float = 0.0  # GB/s one way between nodes, for each device; 0: there is one node
     disk_gbps: float = 1.0  # GB/s that all devices together write to the disk of the run
+    host_gib: float = 0.0  # memory of a node besides its devices'; 0: not described
+    local_disk_gib: float = 0.0  # of a node, fast enough to keep weights on; 0: not described
     price_per_hour: float = 0.0  # of one device
     currency: str = ""  # of the price
     sources: dict = field(default_factory=dict)  # {figure: where it comes from}
@@ -43,6 +45,8 @@ class Cluster:
             rate = getattr(self, name)
             require(rate >= 0, f"cluster {name}={rate}: must be 0 or more GB/s")
             require(rate > 0 or not many, f"cluster {name} is missing: {self.size()} need it, in GB/s for each device")
+        for name in ("host_gib", "local_disk_gib"):
+            require(getattr(self, name) >= 0, f"cluster {name}={getattr(self, name)}: must be 0 (not described) or more")
         require(self.price_per_hour >= 0, f"cluster price_per_hour={self.price_per_hour}: must be 0 or more")
         priced = f"cluster currency is missing: price_per_hour={self.price_per_hour} is in which? Write currency: USD"
         require(not self.price_per_hour or bool(self.currency), priced)

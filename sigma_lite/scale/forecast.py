@@ -15,6 +15,7 @@ from sigma_lite.scale.cluster import Cluster, load_cluster
 from sigma_lite.scale.layout import IMBALANCE, Layout, choices, layout_of, obstacle, place, precision_of
 from sigma_lite.scale.memory import dispatch_per_layer, fits, kept_per_layer, memory, peak, usable
 from sigma_lite.scale.notes import notes, whole_model_everywhere
+from sigma_lite.scale.offloading import elsewhere
 from sigma_lite.scale.plan import k_before_and_after, plan
 from sigma_lite.scale.traffic import wire
 
@@ -63,6 +64,7 @@ def forecast(
         "run": _whole(run, layout, cluster),
         "checkpoints": keeping.checkpoints(run, layout, cluster, stages["initial"]["step_seconds"][-1]),
         "data": keeping.data(run),
+        "experts_elsewhere": elsewhere(run, layout, cluster),
         "suggested": None if best is None else _laid_out(run, best) | _speed(run, best, cluster),
         "fits_from_nodes": None if best else _enough_nodes(run, cluster, imbalance),
     }

@@ -31,7 +31,8 @@ COUNTS = (  # rows that every plan has, in the order of reading
 
 def as_table(facts: dict[str, Any]) -> str:
     """Model, machine, memory, traffic, time, disk; a line each, and the assumptions at the end."""
-    parts = [_counts(facts), _machine(facts), _memory(facts), _traffic(facts), _time(facts), _disk(facts), _advice(facts)]
+    parts = [_counts(facts), _machine(facts), _memory(facts), _traffic(facts), _time(facts), _disk(facts), _elsewhere(facts)]
+    parts.append(_advice(facts))
     return "\n\n".join("\n".join(lines) for lines in parts)
 
 
@@ -136,6 +137,16 @@ def _disk(facts: dict[str, Any]) -> list[str]:
         each = f"{text['bytes_per_token']} bytes for each of the {text['tokens_read'] / 1e6:,.0f} M tokens that are read"
         lines.append(_line("data on disk", f"{size_of(text['disk_bytes'])} at most, not prepared yet: {each}"))
     return lines
+
+
+def _elsewhere(facts: dict[str, Any]) -> list[str]:
+    found = facts["experts_elsewhere"]
+    verdicts = {True: ", they fit", False: ", THEY DO NOT FIT", None: ""}
+    needs = [
+        f"{name} {size_of(found[f'{name}_bytes'])}{verdicts[found['fits'][name]]}" for name in ("devices", "hosts", "disks")
+    ]
+    share = f"a micro-batch touches {found['active_share']:.0%} of the experts; not what this package does in training"
+    return [_line("if experts were kept elsewhere", "; ".join(needs)), _line("  (SE-MoE's bounds, all together)", share)]
 
 
 def duration(hours: Sequence[float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 
 from sigma_lite.balance.schedule import k_per_layer
-from sigma_lite.checkpoint import newest_whole, read_checkpoint
+from sigma_lite.checkpoint import newest_whole, read_checkpoint, read_plain
 from sigma_lite.config import ConfigError, ModelConfig, RowsConfig, SparsityConfig, require
 from sigma_lite.data import tokenizer
 from sigma_lite.data.tokenizer import token_strings
@@ -21,6 +22,7 @@ from sigma_lite.model import Parts, Transformer
 from sigma_lite.model.parts import as_parts
 from sigma_lite.runfile import from_mapping
 from sigma_lite.serve.generate import sample
+from sigma_lite.serve.weights import offload
 from sigma_lite.storage import StorageError
 
 
@@ -60,20 +62,35 @@ class Trained:
         parts: those of the run, where it has its own: a checkpoint holds their names and weights, not their code. Those of
             this package are found by their names.
         own_code: find all others by their names too, and run their code. Only for a run of your own.
+        resident: experts of each layer that are in memory; the others stay in the checkpoint, which is mapped, and are read
+            when a token needs them (serve/weights.py; `offloaded` says what it cost). None: all of them are in memory.
 
     Raises: StorageError when there is no checkpoint, or no tokenizer that fits it.
     """
 
-    def __init__(self, run: str | Path, data: str | Path | None = None, parts: Parts | None = None, own_code: bool = False):
-        checkpoint = _checkpoint(run)
+    def __init__(
+        self,
+        run: str | Path,
+        data: str | Path | None = None,
+        parts: Parts | None = None,
+        own_code: bool = False,
+        resident: int | None = None,
+    ):
+        path = newest_whole(run)
+        without = f"{run} holds no checkpoint in which experts could stay: `sigma-lite import` makes one of other weights"
+        require(resident is None or path is not None, without)
+        checkpoint = _checkpoint(run, path) if resident is None else read_plain(path)
         settings = json.loads(checkpoint["settings"])
         net = from_mapping(ModelConfig, settings["net"], "net")
         sparsity = from_mapping(SparsityConfig, settings["sparsity"], "sparsity")
         self.step: int = checkpoint["global_step"]
         self.settings = settings
         self.length: int = settings.get("rows", {}).get("length", RowsConfig.length)  # positions of a training row
-        self.model = Transformer(net, parts or _known_parts(settings, run, own_code)).eval()
-        self.model.load_state_dict(model_weights(checkpoint))
+        with contextlib.nullcontext() if resident is None else torch.device("meta"):
+            self.model = Transformer(net, parts or _known_parts(settings, run, own_code)).eval()
+        self.offloaded = None if resident is None else offload(self.model, path, resident=resident)
+        if resident is None:
+            self.model.load_state_dict(model_weights(checkpoint))
         self.model.set_k(
             k_per_layer(
                 self.step, switch_step=sparsity.switch_step, n_layers=net.n_layers, head=sparsity.head, target=net.top_k
@@ -115,8 +132,7 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _checkpoint(run: str | Path) -> dict[str, Any]:
-    path = newest_whole(run)
+def _checkpoint(run: str | Path, path: Path | None) -> dict[str, Any]:
     if path is not None:
         return read_checkpoint(path)
     if Path(run, "config.json").is_file():

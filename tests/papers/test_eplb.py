@@ -108,6 +108,20 @@ def test_placements_that_lose_something_are_refused(placed, words):
         check(placed, 1, 4, 2, 4)
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"ranks": 3, "spots": 12, "groups": 4, "nodes": 2}, "3 ranks do not divide into 2 nodes"),
+        ({"ranks": 4, "spots": 16, "groups": 5, "nodes": 1}, "12 experts do not divide into 5 groups"),
+        ({"ranks": 4, "spots": 18}, "18 spots do not divide into 4 ranks"),
+        ({"ranks": 4, "spots": 8}, "8 spots for 12 experts"),
+    ],
+)
+def test_what_cannot_be_packed(given, words):
+    with pytest.raises(ConfigError, match=words):
+        eplb.balanced(ROWS[0], **given)
+
+
 def test_a_planner_has_a_path():
     assert planner_named("sigma_lite.papers.eplb.plan") is eplb.plan
     with pytest.raises(ConfigError, match="did you mean .*snake"):
