@@ -1,4 +1,4 @@
-"""`sigma-lite generate|chat|eval|rows|export|import`: commands on a finished run. Each imports what it needs when it runs."""
+"""`sigma-lite generate|chat|eval|rows|export|import`: on a finished run. Each imports what it needs when it runs."""
 
 from __future__ import annotations
 

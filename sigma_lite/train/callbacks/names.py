@@ -10,6 +10,8 @@ over everything since it came before. The last step always comes.
     train/lr                            learning rate of this step
     train/grad_norm                     L2 norm of the whole gradient before clipping
     train/tokens                        tokens trained on so far, over all ranks
+    data/{source}/rows                  rows of this step from each source; one that is no mixture is named corpus
+    data/{source}/passes                how often the source has been read by the end of this step
     perf/tokens_per_second              of training steps alone, over all ranks
     perf/tokens_per_second_overall      with all that steps wait for: the next four
     perf/step_seconds                   of a training step alone; the next four are means over steps too
@@ -35,6 +37,8 @@ over everything since it came before. The last step always comes.
     moe/fullest_rank                    of the fullest rank of each layer, relative to an even share; 1: even
     val/bits_per_byte                   held-out text
     val/nats_per_token
+    val/{source}/bits_per_byte          held-out text of each source of a mixture
+    val/{source}/nats_per_token
 """
 
 from __future__ import annotations
@@ -69,7 +73,8 @@ def of_step(entry: Mapping[str, Any], perf: Mapping[str, float]) -> Metrics:
     train = {f"train/{name}": value for name, value in {**entry["terms"], **plain}.items()}
     peak = entry["perf"].get("peak_memory")
     memory = {} if peak is None else {"perf/peak_memory_gib": peak / 2**30}
-    return {**train, **{f"perf/{name}": value for name, value in perf.items()}, **memory, **_layers(k=entry["k"])}
+    data = {f"data/{source}/{what}": n for what in ("rows", "passes") for source, n in entry.get(what, {}).items()}
+    return {**train, **data, **{f"perf/{name}": value for name, value in perf.items()}, **memory, **_layers(k=entry["k"])}
 
 
 def of_load(entry: Mapping[str, Any]) -> Metrics:
@@ -99,7 +104,8 @@ def of_experts(entry: Mapping[str, Any]) -> Metrics:
 
 def of_validation(entry: Mapping[str, Any]) -> Metrics:
     """Of a `validation` entry."""
-    return {f"val/{name}": entry[name] for name in ("bits_per_byte", "nats_per_token")}
+    held_out = {"val": entry} | {f"val/{source}": found for source, found in entry.get("sources", {}).items()}
+    return {f"{of}/{name}": found[name] for of, found in held_out.items() for name in ("bits_per_byte", "nats_per_token")}
 
 
 OF: dict[str, Callable[[Mapping[str, Any]], Metrics]] = {
