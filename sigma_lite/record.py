@@ -11,6 +11,10 @@ Each entry has a `kind` and the optimizer `step` at which it was true:
     validation  nats_per_token, bits_per_byte, f and P [L][E], lbl [L]
     sample      prompt, text
     event       what (a skipped step, a switch of sparsity, ...), and why
+
+RUN/evals.jsonl has the same form, and is written by `sigma-lite eval`; a training that goes on does not touch it:
+
+    eval        task, and what serve/evaluate.py found
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ from pathlib import Path
 from typing import IO
 
 from sigma_lite.storage import StorageError, atomic_write, cannot_write
+
+EVALS = "evals.jsonl"
 
 
 class Record:
