@@ -8,7 +8,7 @@
     sigma-lite generate RUN --prompt TEXT
     sigma-lite chat     RUN                talk with a model whose training knew conversations
     sigma-lite explore  RUN --text TEXT    a page: each token coloured by its expert, each expert's favourite tokens
-    sigma-lite eval     RUN TASK           bits per byte and choices, as lm-evaluation-harness counts them
+    sigma-lite eval     RUN TASKS          likelihood, generated tasks, code, what its experts know; into its report
     sigma-lite rows     RUN STEP           source, epoch and documents of each row that a training step read
     sigma-lite export   RUN OUT            for transformers, lm-evaluation-harness and vLLM; `import FOLDER OUT` reads such
     sigma-lite convert  RUN OUT --with papers.dense2moe.TaylorSplit    a trained model made into another

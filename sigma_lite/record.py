@@ -16,6 +16,10 @@ Each entry has a `kind` and the optimizer `step` at which it was true:
                 nats_per_token}}
     sample      prompt, text
     event       what (a skipped step, a switch of sparsity, another mixture or batch size, ...), and why
+
+RUN/evals.jsonl has the same form, and is written by `sigma-lite eval`; a training that goes on does not touch it:
+
+    eval        task, and what serve/evaluate.py found
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ from pathlib import Path
 from typing import IO
 
 from sigma_lite.storage import StorageError, atomic_write, cannot_write
+
+EVALS = "evals.jsonl"
 
 
 class Record:

@@ -105,11 +105,6 @@ class KeyValueCache:
         self.keys, self.values = keys_BGSC, values_BGSC
         return keys_BGSC, values_BGSC
 
-    def keep(self, rows_N: Tensor) -> None:
-        """Forget all rows of the batch but these, int64 [N]: the others have ended."""
-        if self.keys is not None and self.values is not None:
-            self.keys, self.values = self.keys[rows_N], self.values[rows_N]
-
 
 def attention_mask(queries: int, keys: int, documents_BS: Tensor | None, device: torch.device) -> Tensor | None:
     """Who may look at whom, [B or 1, queries, keys]; None where plain causal attention says it all.

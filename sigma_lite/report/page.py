@@ -19,14 +19,14 @@ MARKS = {True: ("yes", "holds"), False: ("no", "fails"), None: ("fact", "fact")}
 def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     """Write the page of a run's folder (default: RUN/report.html) and return its path.
 
-    The page is one file that opens without a network; the same record gives the same bytes. Size: 5 MB of plotly.js and
-    the data, which is packed in 32 bits and thinned for long runs (the page says where). Raises StorageError when the
-    folder holds no record or the page cannot be written.
+    The page is one file that opens without a network; the same record (and evals.jsonl, if there is one) gives the same
+    bytes. Size: 5 MB of plotly.js and the data, which is packed in 32 bits and thinned for long runs (the page says where).
+    Raises StorageError when the folder holds no record or the page cannot be written.
     """
     path = record.run_files(run)
     name = Path(run).resolve().name
     out = Path(out) if out else Path(run) / "report.html"
-    page = render(record.read(path), name)
+    page = render(record.read(path) + record.read(path.with_name(record.EVALS)), name)
     with atomic_write(out) as file:
         file.write(readable(page).encode())  # the name of the folder and the command may hold any bytes
     return out

@@ -8,6 +8,7 @@ from sigma_lite.figures.series import Entries
 from sigma_lite.report import markup
 from sigma_lite.report.document import Plot, Section
 from sigma_lite.report.headlines import n_experts
+from sigma_lite.report.known import known_section
 from sigma_lite.report.planned import comparison
 from sigma_lite.report.provenance import commands, configuration, diary, sizes
 
@@ -21,6 +22,7 @@ def sections_of(entries: Entries) -> list[Section]:
         _sparsity(entries),
         _machine(entries),
         Section("planned", "Planned and measured", "", (comparison(entries),)),
+        *known_section(entries),
         Section("samples", "Samples", "", (_samples(entries),)),
         Section("provenance", "How to repeat this run", "", tuple(make(entries) for make in PROVENANCE)),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,10 +31,17 @@ def add_commands(command: Command, path: Callable[[str], Path]) -> None:
     sub = on_run("chat", _chat, "Talk with a model, line by line; an empty line or the end of the input ends it.")
     _add_sampling(sub, temperature=0.7)
 
-    sub = on_run("eval", _eval, "Score a run on rows of a file, as lm-evaluation-harness scores its export.")
+    sub = on_run("eval", _eval, "Score a run: likelihood, generated tasks, code, and what its experts know.")
     sub.add_argument(
-        "TASK", nargs="+", help="sigma_text, sigma_choice or a file of JSON lines (text; or query, choices, gold)"
+        "TASK",
+        nargs="+",
+        help="heldout | specialisation | ablation (of held-out text); add2, sort5, reverse6, two_step5 (with any number of"
+        " digits); sigma_text, sigma_choice, sigma_code; a file of JSON lines (text; query, choices, gold; prompt, check)",
     )
+    sub.add_argument("--tokens", type=int, help="of held-out text (default: all; specialisation 30000, ablation 4096)")
+    sub.add_argument("--problems", type=int, default=200, help="of a generated task (default: %(default)s)")
+    sub.add_argument("--seed", type=int, default=0, help="of these problems (default: %(default)s)")
+    sub.add_argument("--no-execute", action="store_true", help="only parse code that the model writes, do not run it")
 
     sub = command("rows", _rows, "Name the rows of one training step: source, epoch, number and documents.")
     sub.add_argument("RUN", type=path, help="folder of the run, such as runs/toy")
@@ -92,13 +100,18 @@ def _chat(options: argparse.Namespace) -> None:
 
 
 def _eval(options: argparse.Namespace) -> None:
-    from sigma_lite.serve.evaluate import evaluate
+    from sigma_lite.serve.evaluate import Options, evaluate, keep, summary
 
-    trained = opened(options)
+    data = options.data if options.data and (options.data / "manifest.json").is_file() else None
+    chosen = Options(data, options.tokens, options.problems, options.seed, not options.no_execute)
+    trained, kept = opened(options), None
     for task in options.TASK:
-        found = evaluate(trained, task)
-        scores = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if name != "rows")
-        print(f"eval          {task}: {scores} ({found['rows']} rows)")
+        found = evaluate(trained, task, chosen)
+        for line in summary(task, found):
+            print(line)
+        kept = keep(options.RUN, trained, task, found)
+    if kept:
+        print(f"sigma-lite: kept in {kept}; `sigma-lite report {options.RUN}` draws it", file=sys.stderr)
 
 
 def _rows(options: argparse.Namespace) -> None:

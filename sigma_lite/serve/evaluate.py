@@ -1,107 +1,100 @@
-"""What a trained model is worth on rows of a file, by the definitions of lm-evaluation-harness, so that both print the same.
+"""What a trained model is worth, by named measures: `sigma-lite eval RUN TASKS`.
 
-A file of JSON lines is a task. Rows with `text` are scored as whole documents (its `loglikelihood_rolling`), rows with
-`query`, `choices` and `gold` as multiple choice. TASKS holds two small ones, with the yaml that lm_eval takes:
+A file of JSON lines is a task. Rows with `text` are scored as whole documents (the `loglikelihood_rolling` of
+lm-evaluation-harness), rows with `query`, `choices` and `gold` as multiple choice. Rows with `prompt`, and perhaps
+`check`, are code. TASKS holds small ones, the first two with the yaml that lm_eval takes:
 
     cd FOLDER_OF_TASKS; lm_eval --model hf --model_args pretrained=EXPORT,dtype=float32 --include_path . --tasks sigma_text
+
+`heldout`, `specialisation` and `ablation` look at the held-out text of the run; `add2`, `sort5` and so on are generated.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from sigma_lite import record
 from sigma_lite.config import nearest, require
+from sigma_lite.data import tasks
+from sigma_lite.serve.answers import code, exact_match
+from sigma_lite.serve.inside import INSIDE
+from sigma_lite.serve.likelihood import choices, texts
 from sigma_lite.serve.trained import Trained
 from sigma_lite.storage import StorageError
 
 TASKS = Path(__file__).parent / "tasks"
 
 
-def evaluate(trained: Trained, task: str | Path) -> dict[str, float]:
-    """Scores of a task: a file of JSON lines, or the name of one in TASKS.
+@dataclass(frozen=True)
+class Options:
+    """What `eval` takes besides tasks."""
+
+    data: str | Path | None = None  # folder of the prepared corpus; None: where the run had it
+    tokens: int | None = None  # of held-out text; None: all for heldout, 30,000 for specialisation, 4,096 for ablation
+    problems: int = 200  # of a generated task
+    seed: int = 0  # of these problems
+    execute: bool = True  # run the code that a model writes, in a process with limits
+
+    def __post_init__(self) -> None:
+        require(self.tokens is None or self.tokens >= 1, f"tokens={self.tokens}: must be at least 1")
+
+
+def evaluate(trained: Trained, task: str | Path, options: Options = Options()) -> dict[str, Any]:
+    """Scores of a task: a file of JSON lines, or the name of one in TASKS, of a measure in INSIDE, or of a generated task.
 
     Returns: of texts bits_per_byte, byte_perplexity and word_perplexity; of choices acc, and acc_norm (log-likelihood by
-        the answer's characters); and `rows`.
+        the answer's characters); of others what their functions say; and `rows`.
 
     Raises: ConfigError for a row that is neither, or an unknown name; StorageError for a file that cannot be read.
     """
+    if str(task) in INSIDE:
+        return INSIDE[str(task)](trained, options.data, options.tokens)
+    if tasks.NAME.fullmatch(str(task)):
+        return exact_match(trained, str(task), options.problems, options.seed)
     rows = _read(task)
-    kinds = {"text" in row for row in rows}
-    require(len(kinds) == 1, f"{task}: all rows need `text`, or all `query`, `choices` and `gold`")
-    if kinds == {True}:
-        return {"rows": len(rows), **_texts(trained, [row["text"] for row in rows])}
+    kinds = {next((key for key in ("text", "prompt") if key in row), "query") for row in rows}
+    require(len(kinds) == 1, f"{task}: all rows need `text`, or all `query`, `choices` and `gold`, or all `prompt`")
+    if kinds == {"text"}:
+        return {"rows": len(rows), **texts(trained, rows)}
+    if kinds == {"prompt"}:
+        return code(trained, rows, options.execute)
     for row in rows:
         fine = {"query", "choices", "gold"} <= row.keys() and row["gold"] in range(len(row["choices"]))
         require(fine, f"{task}: {row} is no choice: it needs query, choices, and gold, the place of the right one from 0")
-    return {"rows": len(rows), **_choices(trained, rows)}
+    return {"rows": len(rows), **choices(trained, rows)}
 
 
-def _texts(trained: Trained, texts: Sequence[str]) -> dict[str, float]:
-    """Every document from its first token, after the end of text; longer ones window by window."""
-    nats = -sum(_rolling(trained, text) for text in texts)
-    size = sum(len(text.encode()) for text in texts)
-    words = sum(len(re.split(r"\s+", text)) for text in texts)
-    return {
-        "bits_per_byte": nats / size / math.log(2),
-        "byte_perplexity": math.exp(nats / size),
-        "word_perplexity": math.exp(nats / words),
-    }
+def summary(task: str, found: dict[str, Any]) -> list[str]:
+    """A result as lines: its scores, or those of each layer; then what each kind and domain costs."""
+    scores = [f"{name} {value:.4f}" for name, value in found.items() if isinstance(value, float)]
+    for name, value in found.items():
+        if isinstance(value, list) and all(own is None or isinstance(own, float) for own in value):
+            scores.append(f"{name} by layer " + " ".join("–" if own is None else f"{own:.3f}" for own in value))
+    lines = [f"eval          {task}: {', '.join(scores)} ({found['rows']} rows)"]
+    for mark, costs in found.get("by", {}).items():
+        for name, own in costs.items():
+            bits = f"{own['bits_per_byte']:.4f} bits per byte" if "bits_per_byte" in own else ""
+            nats = f"{own['nats_per_token']:8.4f} nats a token, {own['tokens']:,} tokens"
+            lines.append(f"  {mark:<8} {name:<12} {bits:>21}  {nats}")
+    return lines
 
 
-def _rolling(trained: Trained, text: str) -> float:
-    """log p of a document, each token given the ones before it in its window of the trained length."""
-    ids = [trained.end_of_text, *_ids(trained, text)]
-    S, total, first = trained.length, 0.0, 1
-    while first < len(ids):
-        last = min(first + S, len(ids))
-        start = 0 if first == 1 else last - S - 1  # a later window is filled up with what stands before it
-        total += log_likelihood(trained, ids[start:first], ids[first:last])
-        first = last
-    return total
-
-
-def _choices(trained: Trained, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    right, right_norm = 0, 0
-    for row in rows:
-        query, choices = row["query"], row["choices"]
-        found = [log_likelihood(trained, *_pair(trained, query, choice)) for choice in choices]
-        normed = [score / len(choice) for score, choice in zip(found, choices, strict=True)]
-        right += found.index(max(found)) == row["gold"]
-        right_norm += normed.index(max(normed)) == row["gold"]
-    return {"acc": right / len(rows), "acc_norm": right_norm / len(rows)}
-
-
-def _pair(trained: Trained, query: str, choice: str) -> tuple[list[int], list[int]]:
-    """Tokens of the query and of the answer, split where both are read as one text; spaces at its end go to the answer."""
-    cut = len(query.rstrip())
-    context = _ids(trained, query[:cut])
-    whole = _ids(trained, query + choice)
-    return (context, whole[len(context) :]) if context else ([trained.end_of_text], whole)
-
-
-@torch.inference_mode()
-def log_likelihood(trained: Trained, context: Sequence[int], answer: Sequence[int]) -> float:
-    """log p(answer | context) in nats, 0 or less; of a context that is too long, the last tokens."""
-    ids = [*context, *answer][-(trained.length + 1) :]
-    logits_SV = trained.model(torch.tensor([ids[:-1]])).logits[0, -len(answer) :].float()
-    return float(logits_SV.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).sum())
-
-
-def _ids(trained: Trained, text: str) -> list[int]:
-    return trained.tokenizer.encode(text, add_special_tokens=False).ids
+def keep(run: str | Path, trained: Trained, task: str, found: dict[str, Any]) -> Path | None:
+    """Add a result to RUN/evals.jsonl, which the report reads; None for a folder that is no run's."""
+    if not Path(run, "record.jsonl").is_file():
+        return None
+    record.append(path := Path(run, record.EVALS), "eval", trained.step, task=task, **found)
+    return path
 
 
 def _read(task: str | Path) -> list[dict[str, Any]]:
     path, names = Path(task), [p.stem for p in TASKS.glob("*.jsonl")]
     if not path.suffix:
-        require(str(task) in names, f"task {str(task)!r}; {nearest(str(task), names)}, or give a file of JSON lines")
+        every = [*names, *INSIDE, *(f"{name}2" for name in tasks.MAKERS)]
+        require(str(task) in names, f"task {str(task)!r}; {nearest(str(task), every)}, or give a file of JSON lines")
         path = TASKS / f"{task}.jsonl"
     try:
         rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]

@@ -135,8 +135,9 @@ def _steps(
             return
         if len(left) < len(rows):
             rows, generators = ([given[i] for i in left.tolist()] for given in (rows, generators))
-            for layer in cache:
-                layer.keep(left.to(device))
+            for layer in cache:  # one without attention has none
+                if layer.keys is not None and layer.values is not None:
+                    layer.keys, layer.values = layer.keys[left.to(device)], layer.values[left.to(device)]
         ids_BS = tokens_B[left, None]
 
 
