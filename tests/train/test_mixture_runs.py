@@ -212,3 +212,13 @@ def test_the_command_names_rows(trained, monkeypatch, capsys):
     for step, words in (("99", "run has the steps 1 to 12"), ("0", "run has the steps 1 to 12")):
         assert tiny.refused(cli.main, "rows", "run", step) == 2
         assert words in capsys.readouterr().err
+
+
+def test_the_end_of_a_run_and_its_report_show_each_source(here, capsys):
+    cli.main([*config("short", trainer__max_steps=2)])
+    said = capsys.readouterr().out
+    each = record.read("short/record.jsonl", "validation")[-1]["sources"]
+    page = Path("short/report.html").read_text("utf-8")
+    for name in SOURCES:
+        assert f"  {name:<12}{each[name]['bits_per_byte']:.4f}" in said
+        assert f"{name} {each[name]['bits_per_byte']:.3f}" in page and f"{name}: {each[name]['bits_per_byte']:.3f}" in page
