@@ -113,6 +113,7 @@ def test_shares_by_temperature(mixed):
     assert at(1.0) == [(0, pytest.approx(sizes / sizes.sum()))]
     assert at(2.0) == [(0, pytest.approx(sizes**0.5 / (sizes**0.5).sum()))]
     assert at(1e6) == [(0, pytest.approx([0.5, 0.5], abs=1e-5))]
+    assert at(1e-3) == [(0, pytest.approx([1.0, 0.0]))] and sizes[0] > sizes[1]
     annealed = MixtureConfig(sources=dict.fromkeys(tokens, {}), stages=({"at_step": 9, "temperature": 1e6},))
     assert annealed.shares(tokens)[1] == (9, pytest.approx([0.5, 0.5], abs=1e-5))
 
