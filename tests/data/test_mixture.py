@@ -87,6 +87,16 @@ def test_an_interrupted_prepare_goes_on_and_one_that_has_ended_does_nothing(fold
     assert {path: path.stat().st_mtime_ns for path in files} == files
 
 
+def test_two_processes_prepare_the_same_tokens(folder, tmp_path):
+    corpus, mixture = settings(folder)
+    one, corpus = (CorpusConfig(**vars(corpus) | {"dir": str(tmp_path / name), "parts": 2}) for name in ("one", "mix"))
+    assert prepare_mixture(corpus, mixture, progress=False, rank=0, ranks=2) is None
+    made = prepare_mixture(corpus, mixture, progress=False, rank=1, ranks=2)
+    assert made.manifest["fingerprint"] == prepare_mixture(one, mixture, progress=False).manifest["fingerprint"]
+    with pytest.raises(ConfigError, match="there are parts=2"):
+        prepare_mixture(corpus, mixture, progress=False, rank=2, ranks=3)
+
+
 @pytest.mark.parametrize(("changes", "code"), [({}, 0.5), ({"stages": ()}, 0.75), ({"weights": {}, "stages": ()}, None)])
 def test_the_tokenizer_reads_each_source_with_its_share(folder, changes, code):
     """The mean of the stages' shares; 0.5 of 0.75 and 0.25. By temperature 1 all text comes once."""
