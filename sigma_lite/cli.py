@@ -283,7 +283,10 @@ def _finish(cli) -> None:
     facts = starts[-1]["data"] if starts else cli.datamodule.prepared.facts()
     for sample in at_end("sample")[-1:]:
         print(f"\n{sample['prompt']}{sample['text']}\n")
-    print(f"held-out      {at_end('validation')[-1]['bits_per_byte']:.4f} bits per byte   ({_baselines(facts)})")
+    measured = at_end("validation")[-1]
+    print(f"held-out      {measured['bits_per_byte']:.4f} bits per byte   ({_baselines(facts)})")
+    for name, bits in measured.get("sources", {}).items():
+        print(f"  {name:<12}{bits['bits_per_byte']:.4f}                 ({_baselines(facts['sources'][name])})")
     if not starts:
         print(f"report        not drawn: {diary}, from which it would be, was deleted after the run had ended")
         return

@@ -539,10 +539,12 @@ class MixtureConfig:
         Args:
             tokens: training tokens of each source, which the temperature looks at.
         """
-        found = []
+        found, largest = [], max(tokens.values(), default=1)
         for stage in ({"at_step": 0, "weights": self.weights, "temperature": self.temperature}, *self.stages):
             power = 1 / stage.get("temperature", 1.0)
-            weights = stage.get("weights") or {name: tokens[name] ** power for name in self.sources}
+            # twelve digits, which are the same on every machine: rows and a resume depend on them
+            by_size = {name: float(f"{(tokens[name] / largest) ** power:.12g}") for name in self.sources}
+            weights = stage.get("weights") or by_size
             total = sum(weights.values())
             found.append((stage["at_step"], tuple(weights[name] / total for name in self.sources)))
         return found

@@ -15,5 +15,7 @@ shards.py      `prepare` runs the stages, `load` opens what they made
 stream.py      token files as one long memory-mapped array
 domains.py     which domain a row belongs to, and an order in which neighbours share one
 rows.py        batches in an order that is a function of (seed, rows consumed); plain torch
+order.py       which rows a step takes where there are several weighted sources, stages and a ramp
+mixture.py     several corpora under one tokenizer, prepared side by side and read as one
 datamodule.py  the same for a Lightning Trainer
 """

@@ -93,7 +93,7 @@ class TokenDataModule(pl.LightningDataModule):
         )
         saved, self._saved_micros = self._saved_micros, None
         self._count_in(saved or micros, micros)
-        self.order = self.training_order()
+        self.order = self.training_order([*parts.values()])
         steps, first_step = trainer.max_steps, lambda: trainer.global_step
         options = {"rows_of": self.order.rows, "cls": _Resumable, **self._options()}
         loader = train_loader(rows, self.rows, rank, world, steps, first_step, **options)
@@ -116,9 +116,9 @@ class TokenDataModule(pl.LightningDataModule):
     def _together(self, parts: list[Rows]) -> Rows | RowsOfSources:
         return RowsOfSources(parts) if self.mixture.sources else parts[0]
 
-    def training_order(self) -> Order:
-        """The rows of every step, once the data is set up."""
-        parts = [self._rows(source, "train") for source in self.prepared.sources.values()]
+    def training_order(self, parts: list[Rows] | None = None) -> Order:
+        """The rows of every step, once the data is set up; `parts` are the training rows of each source."""
+        parts = parts or [self._rows(source, "train") for source in self.prepared.sources.values()]
         if self.mixture.sources:
             stages = self.mixture.shares(self.prepared.tokens)
             return Order([len(part) for part in parts], self.rows, stages, begun=self.begun)
@@ -177,7 +177,9 @@ class TokenDataModule(pl.LightningDataModule):
                 " settings, or start a new run",
             )
         self._saved_micros = state_dict["micro_batches"]
-        begun = self._behind(state_dict) if branched and self.mixture.sources else saved.get("begun")
+        begun = saved.get("begun")
+        if branched:
+            begun = self._behind(state_dict) if self.mixture.sources else None
         self.begun = Begun(begun[0], tuple(begun[1])) if begun else None
 
     def _behind(self, saved: dict) -> tuple[int, list[int]]:

@@ -85,7 +85,7 @@ def weighted_losses(entries: Entries, halflife: float | None = None) -> go.Figur
 def bits_per_byte(entries: Entries) -> go.Figure:
     """Held-out bits per byte of text over training tokens, against BASELINES on the same bytes, as the run entry has them.
 
-    Range: 0..8, lower is better.
+    Range: 0..8, lower is better. Of a mixture each source has a dotted line.
     """
     records = of_kind(entries, "validation")
     if not records:
@@ -105,6 +105,9 @@ def bits_per_byte(entries: Entries) -> go.Figure:
         customdata=column(records, "step"),
         hovertemplate="%{y:.4f} bits per byte<br>%{x:.4s} tokens, step %{customdata:,.0f}<extra></extra>",
     )
+    for source in records[-1].get("sources") or {}:
+        each = np.array([(entry.get("sources") or {}).get(source, {}).get("bits_per_byte", np.nan) for entry in records])
+        fig.add_scatter(x=tokens, y=each, name=f"{source}: {each[-1]:.3f}", mode="lines", line={"width": 1, "dash": "dot"})
     fig.update_xaxes(title_text="training tokens", tickformat="~s", rangemode="tozero")
     fig.update_yaxes(title_text="held-out bits per byte")
     return style.dress(fig, "Held-out bits per byte", "lower is better; all on the same held-out bytes", hovermode="closest")

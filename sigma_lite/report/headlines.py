@@ -35,6 +35,8 @@ def _held_out(entries: Entries) -> Headline | None:
     if not known(bits):
         return None
     others = [f"{name} {data[key]:.3f}" for key, name in BASELINES.items() if known(data.get(key))]
+    sources = last(entries, "validation").get("sources") or {}
+    others = [f"{name} {each['bits_per_byte']:.3f}" for name, each in sources.items()] + others
     return Headline("held-out bits per byte", f"{bits:.3f}", " · ".join(others))
 
 

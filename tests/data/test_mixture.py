@@ -87,6 +87,16 @@ def test_an_interrupted_prepare_goes_on_and_one_that_has_ended_does_nothing(fold
     assert {path: path.stat().st_mtime_ns for path in files} == files
 
 
+def test_two_processes_prepare_the_same_tokens(folder, tmp_path):
+    corpus, mixture = settings(folder)
+    one, corpus = (CorpusConfig(**vars(corpus) | {"dir": str(tmp_path / name), "parts": 2}) for name in ("one", "mix"))
+    assert prepare_mixture(corpus, mixture, progress=False, rank=0, ranks=2) is None
+    made = prepare_mixture(corpus, mixture, progress=False, rank=1, ranks=2)
+    assert made.manifest["fingerprint"] == prepare_mixture(one, mixture, progress=False).manifest["fingerprint"]
+    with pytest.raises(ConfigError, match="there are parts=2"):
+        prepare_mixture(corpus, mixture, progress=False, rank=2, ranks=3)
+
+
 @pytest.mark.parametrize(("changes", "code"), [({}, 0.5), ({"stages": ()}, 0.75), ({"weights": {}, "stages": ()}, None)])
 def test_the_tokenizer_reads_each_source_with_its_share(folder, changes, code):
     """The mean of the stages' shares; 0.5 of 0.75 and 0.25. By temperature 1 all text comes once."""
@@ -113,6 +123,7 @@ def test_shares_by_temperature(mixed):
     assert at(1.0) == [(0, pytest.approx(sizes / sizes.sum()))]
     assert at(2.0) == [(0, pytest.approx(sizes**0.5 / (sizes**0.5).sum()))]
     assert at(1e6) == [(0, pytest.approx([0.5, 0.5], abs=1e-5))]
+    assert at(1e-3) == [(0, pytest.approx([1.0, 0.0]))] and sizes[0] > sizes[1]
     annealed = MixtureConfig(sources=dict.fromkeys(tokens, {}), stages=({"at_step": 9, "temperature": 1e6},))
     assert annealed.shares(tokens)[1] == (9, pytest.approx([0.5, 0.5], abs=1e-5))
 
