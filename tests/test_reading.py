@@ -127,6 +127,7 @@ def test_files_of_a_command_line_in_every_spelling():
 
 
 @pytest.mark.parametrize("path", [*TAKERS.values(), "lightning.pytorch.loggers.CSVLogger", "sigma_lite.papers.shinka.Shinka",
+                                  "lightning.pytorch.loggers.TensorBoardLogger",
                                   "lightning.pytorch.callbacks.EarlyStopping", "sigma_lite.balance.balancer.MicroLBL",
                                   "sigma_lite.scale.strategy.ExpertParallel"])  # fmt: skip
 def test_what_the_source_says_is_what_the_class_takes(path):

@@ -17,11 +17,12 @@ import torch
 from sigma_lite import cli, record
 from sigma_lite.checkpoint import newest_checkpoint, read_checkpoint
 from sigma_lite.config import ConfigError, ModelConfig
-from sigma_lite.model import Transformer
+from sigma_lite.model import Routing, Transformer
 from sigma_lite.runfile import from_mapping, load_run
 from sigma_lite.train import loggers
 from sigma_lite.train.callbacks import names, throughput
 from sigma_lite.train.callbacks.diary import Diary
+from sigma_lite.train.callbacks.load_recorder import largest_logits
 from sigma_lite.train.callbacks.telemetry import Telemetry, expert_gradient_norms, rows_of_ranks
 
 ROOT = Path(__file__).parents[2]
@@ -188,6 +189,11 @@ def test_norms_of_experts_are_those_of_their_slices_and_add_up():
             assert norms_LE[layer, e] == pytest.approx(alone.item(), rel=1e-5)
     whole = torch.nn.utils.get_total_norm([p.grad for b in model.blocks for p in b.moe.experts.parameters()])
     assert norms_LE.square().sum().sqrt().item() == pytest.approx(whole.item(), rel=1e-5)
+
+
+def test_the_largest_logit_is_absolute():
+    made = [Routing(None, None, None, torch.tensor([[1.0, -3.0], [2.0, 0.5]])), Routing(None, None, None, torch.ones(2, 4))]
+    assert largest_logits(made).tolist() == [3.0, 1.0]
 
 
 def test_rows_of_ranks_are_those_of_their_experts():
