@@ -8,7 +8,7 @@
     sigma-lite generate RUN --prompt TEXT
     sigma-lite eval     RUN TASK           bits per byte and choices, as lm-evaluation-harness counts them
     sigma-lite export   RUN OUT            for transformers, lm-evaluation-harness and vLLM; `import FOLDER OUT` reads such
-    sigma-lite lab      list | run NAME | show NAME   experiments on balance, side by side
+    sigma-lite lab      list | run NAME | show | rank | search   experiments on balance, side by side
 
 Several -c lay files over each other; any key can be given as --section.key value. `sigma-lite COMMAND --help` says more.
 """
