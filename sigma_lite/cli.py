@@ -12,7 +12,7 @@
     sigma-lite rows     RUN STEP           source, epoch and documents of each row that a training step read
     sigma-lite export   RUN OUT            for transformers, lm-evaluation-harness and vLLM; `import FOLDER OUT` reads such
     sigma-lite convert  RUN OUT --with papers.dense2moe.TaylorSplit    a trained model made into another
-    sigma-lite lab      list | run NAME | show NAME   experiments on balance, side by side
+    sigma-lite lab      list | run NAME | show | rank | search   experiments on balance, side by side
 
 Several -c lay files over each other; any key can be given as --section.key value. `sigma-lite COMMAND --help` says more.
 """

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
-from sigma_lite.balance.dual import choose
+from sigma_lite.balance.dual import ascend, choose
 from sigma_lite.config import ConfigError
 from sigma_lite.model import Routing
-from sigma_lite.papers.alf import QuantileBalancing, histogram, quantile, wanted_bias
+from sigma_lite.papers.alf import QuantileBalancing, histogram, online, quantile, wanted_bias
 
 
 def scores(T: int, E: int = 96, kind: str = "sigmoid") -> Tensor:
@@ -43,6 +45,21 @@ def test_one_step_on_frozen_scores_balances_most(kind, first, fifth):
         bias = balancer.next_bias(bias, balancer.statistics([as_routing(s, bias[0], 1, kind)]), step)
     assert found[0] == 1799 and bias.mean().abs() < 1e-6
     assert [found[1], found[5]] == pytest.approx([first, fifth], abs=5)
+
+
+@pytest.mark.parametrize(("kind", "golden"), [("sigmoid", {0: 1799, 1: 102, 20: 20}), ("softmax", {0: 1799, 1: 139})])
+def test_exact_quantiles_on_frozen_scores(kind, golden):
+    """The rule without a histogram: largest |load - 100| before, after one step, and in the end."""
+    s, bias, found = scores(9600, kind=kind), torch.zeros(96), []
+    for _ in range(max(golden) + 1):
+        found.append(off(s, bias))
+        bias = wanted_bias(s, bias, 1).kthvalue(101, dim=0).values  # 1 / 96 of 9600 lie below
+    assert {step: found[step] for step in golden} == pytest.approx(golden, abs=3)
+
+
+def test_the_sign_rule_on_the_same_scores_is_slow():
+    found = ascend(scores(9600), 1, 60, "sign", 1e-3).imbalance
+    assert [found[0].item(), found[60].item()] == pytest.approx([1799, 782], abs=3)
 
 
 def test_statistics_of_four_micro_batches_are_those_of_one_to_the_bin():
@@ -99,3 +116,62 @@ def test_scores_that_are_not_the_routers_are_refused():
         QuantileBalancing("softmax").statistics([as_routing(scores(96), torch.zeros(96), 1, "sigmoid")])
     with pytest.raises(ConfigError, match="every token takes all"):
         QuantileBalancing("softmax").statistics([as_routing(scores(96).softmax(-1), torch.zeros(96), 96, "softmax")])
+
+
+# -------------------------------------------------------------------------------------------------------------- online
+
+
+def regrets(step, N: int, T: int = 4, streams: int = 300, half: float = 1.0, middle: float = 0.5) -> Tensor:
+    """[N], expected regret so far, mean over streams of two experts whose scores differ by U(middle - half, middle + half).
+
+    With q = p_0 - p_1 and x = q + middle the expected cost lies x^2 / (4 half) above its least while |x| <= half, that is
+    mu = 1 / half along the price, which is q / sqrt 2 long; beyond, where all tokens choose alike, it is |x| / 2 - half / 4.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def batches():
+        for _ in range(N):
+            difference = middle + half * (2 * torch.rand(streams, T, generator=generator, dtype=torch.float64) - 1)
+            yield torch.stack([difference, torch.zeros_like(difference)], -1)
+
+    price = online(batches(), 1, step).price
+    x = (price[..., 0] - price[..., 1] + middle).abs()
+    return torch.where(x <= half, x.square() / (4 * half), x / 2 - half / 4).mean(1).cumsum(0)
+
+
+@pytest.mark.parametrize("T", [1, 4])
+def test_steps_of_one_over_mu_n_have_logarithmic_regret(T):
+    """Below the bound at each N, and about what can be worked out: q_n - q* is the mean of n - 1 errors, each of variance
+    half^2 / T, so the regret of step n is half / (4 T (n - 1)), and their sum half (log N + 0.577) / (4 T)."""
+    half, N = 0.8, 3000
+    found = regrets(lambda n: half / n, N, T, half=half, middle=0.0)
+    n = torch.arange(1, N + 1)
+    bound = 0.5 * (1 + n.log()) * half / 2
+    assert (found <= bound).all()
+    assert found[-1].item() == pytest.approx(half * (math.log(N) + 0.577) / (4 * T), rel=0.15)
+    decades = found[[29, 299, 2999]].diff() / math.log(10)
+    assert decades.tolist() == pytest.approx([half / (4 * T)] * 2, rel=0.25), "the same for each tenfold of steps"
+
+
+def test_other_steps_have_more_regret():
+    """Steps that fall as 1 / sqrt n: four times the regret for 16 times the steps, in the end. A mu ten times too large: it
+    hardly leaves where it began."""
+    right, slow, stuck = (
+        regrets(step, 3200)[[199, 3199]] for step in (lambda n: 1 / n, lambda n: 0.5 * n**-0.5, lambda n: 0.1 / n)
+    )
+    assert right[1] / right[0] < 1.8
+    assert 3 < slow[1] / slow[0] < 4.5 and slow[1] > 3 * right[1]
+    assert stuck[1] > 4 * slow[1]
+
+
+def test_online_is_the_rule_written_out():
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.rand(2, 12, 6, generator=generator, dtype=torch.float64) for _ in range(5)]
+    found = online(batches, 2, lambda n: 0.3 / n)
+    for stream in range(2):
+        price = torch.zeros(6, dtype=torch.float64)
+        for n, batch in enumerate(batches, start=1):
+            now = choose(batch[stream], price, 2)
+            torch.testing.assert_close(found.price[n - 1, stream], price)
+            assert found.cost[n - 1, stream].item() == pytest.approx(now.dual / 12)
+            price = price - 0.3 / n * (now.loads / 12 - 2 / 6)
