@@ -110,7 +110,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 
 @torch.no_grad()
 def cost(model: Transformer, rows: Sequence[Batch]) -> dict[str, Any]:
-    """bytes: of all experts as kept; read: of those a token uses, mean over tokens; experts: of a token, over layers."""
+    """bytes: of all experts as kept; read: of those that a token uses, over all layers; experts: of a token."""
     _, routings = model.backbone(rows[0].ids_BS, documents_BS=rows[0].documents_BS)
     used = [float((r.ids >= 0).sum()) / len(r.ids) for r in routings]
     each = []

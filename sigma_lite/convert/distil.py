@@ -1,9 +1,9 @@
-"""Distillation: a student learns a teacher's logits, and the stream behind each of its blocks."""
+"""A little training inside of a surgery; distillation: a student learns a teacher's logits and its streams."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -59,35 +59,60 @@ def distil(
 ) -> list[float]:
     """Train `learns`, parameters of the student, for so many batches, and say the divergence of each step in nats.
 
-    AdamW; the rate falls linearly to 0. Batches are taken in turn, again from the first when they are used up.
-
     Args:
         balance: weight of the layers' mean LBL.
         features: whether streams are learned too; both models then have as many blocks of one width.
     """
+
+    def loss_of(batch: Batch) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            target_TV, targets, _ = streams(teacher, batch)
+        logits_TV, own, routings = streams(student, batch)
+        loss = kl = divergence(logits_TV, target_TV)
+        if features:
+            loss = loss + feature_losses(own, targets, kl.detach())
+        if balance:
+            loss = loss + balance * mean_lbl(routings)
+        return loss, kl
+
+    return descend(student, rows, steps, loss_of, learns=learns, lr=lr)
+
+
+def mean_lbl(routings: Sequence[Routing]) -> Tensor:
+    """LBL of this batch, mean over layers: 1 is even."""
+    return torch.stack([load_balancing_loss(r.probs, r.ids) for r in routings]).mean()
+
+
+def descend(
+    model: nn.Module,
+    rows: Sequence[Batch],
+    steps: int,
+    loss_of: Callable[[Batch], tuple[Tensor, Tensor]],
+    *,
+    learns: Iterable[nn.Parameter],
+    lr: float,
+) -> list[float]:
+    """So many steps of AdamW, whose rate falls linearly to 0, with batches in turn, again from the first at the end.
+
+    Args:
+        loss_of: (what to minimise, what is returned for each step).
+        learns: the parameters that move; no other has a gradient meanwhile.
+    """
     learns, found = list(learns), []
-    require(bool(rows) or steps == 0, "distillation needs rows: raise --rows")
+    require(bool(rows) or steps == 0, "training needs rows: raise --rows")
     if steps == 0:
         return found
     optimizer = torch.optim.AdamW(learns, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    with only(student, learns):
+    with only(model, learns):
         for step in range(steps):
-            batch = rows[step % len(rows)]
-            with torch.no_grad():
-                target_TV, targets, _ = streams(teacher, batch)
-            logits_TV, own, routings = streams(student, batch)
-            loss = kl = divergence(logits_TV, target_TV)
-            if features:
-                loss = loss + feature_losses(own, targets, kl.detach())
-            if balance:
-                loss = loss + balance * torch.stack([load_balancing_loss(r.probs, r.ids) for r in routings]).mean()
+            loss, shown = loss_of(rows[step % len(rows)])
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(learns, 1.0)
             optimizer.step()
             schedule.step()
-            found.append(kl.item())
+            found.append(shown.item())
     return found
 
 

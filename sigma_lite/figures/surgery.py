@@ -51,7 +51,7 @@ def loss_against_bytes(facts: Mapping[str, Any], cost: str = "bytes") -> go.Figu
 
 
 def split_order(facts: Mapping[str, Any]) -> go.Figure:
-    """Bits per byte right after a split and after distillation, by the ranking of units: a point a seed, bars are means."""
+    """Bits per byte right after a split and after distillation, by the ranking of units: a point a seed."""
     title, fig = "What the ranking of units is worth, held-out text", go.Figure()
     stages = [(when, k) for when in ("after the split", "after distillation") for k in ("0", "2", "12")]
     ticks = [f"{when},<br>{'shared alone' if k == '0' else f'{k} of 12'}" for when, k in stages]

@@ -1,10 +1,16 @@
 """ModuleFormer (2306.04640): balance by mutual information, without counting; stick-breaking attention with head experts.
 
-The paper's: both, and load concentration before pruning. Ours: what the docstrings below call ours. Confidence: the code of
-the loss and of the attention was read.
+The paper's: both, new modules for new text while old ones stay as they are, and load concentration before pruning. Ours:
+what the docstrings below call ours. Confidence: the code of the loss and of the attention was read; of growing and pruning
+there is text only.
 """
 
 from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +20,15 @@ from sigma_lite.balance.balancer import Balancer
 from sigma_lite.balance.losses import mean_over_tokens
 from sigma_lite.balance.metrics import entropy
 from sigma_lite.config import ModelConfig, require
-from sigma_lite.model import KeyValueCache, Routing
+from sigma_lite.convert.distil import descend
+from sigma_lite.convert.rebuild import rebuilt
+from sigma_lite.data.rows import Batch
+from sigma_lite.model import KeyValueCache, Router, Routing, Transformer
 from sigma_lite.model.assumes import Assumes
+from sigma_lite.model.experts import Experts
 from sigma_lite.model.rotary import Rotation
 from sigma_lite.model.weights import Weight, into_stream, passing
+from sigma_lite.papers.compression import Prune
 
 
 def mutual_information_loss(probs_TE: Tensor) -> Tensor:
@@ -117,3 +128,96 @@ def load_concentration_loss(probs_TE: Tensor) -> Tensor:
     The paper's load concentration, before it prunes for a task. Its equation was not to be had: this form is ours.
     """
     return entropy(mean_over_tokens(probs_TE))
+
+
+# ------------------------------------------------------------------------------------------------ new and fewer modules
+
+
+class GrownExperts(Experts):
+    """The first `old` experts are constants; those behind them learn."""
+
+    assumes = Assumes(parameters="none for old experts")
+
+    def __init__(self, config: ModelConfig, old: int):
+        require(1 <= old < config.n_experts, f"old={old}: must lie in 1..{config.n_experts - 1}, so that some are new")
+        super().__init__(dataclasses.replace(config, n_experts=old, top_k=1, renormalise=False))
+        for name in ("w13", "w2"):
+            weight = getattr(self, name).requires_grad_(False)
+            self.register_parameter(f"new_{name}", nn.Parameter(weight.new_empty(config.n_experts - old, *weight.shape[1:])))
+            self.own_weights[f"new_{name}"] = self.own_weights[name]
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        return torch.cat([self.w13, self.new_w13]), torch.cat([self.w2, self.new_w2])
+
+
+class GrownRouter(Router):
+    """The same for a router's rows."""
+
+    assumes = Assumes(parameters="none for old rows")
+
+    def __init__(self, config: ModelConfig, old: int):
+        super().__init__(config)
+        E, D = self.weight.shape
+        self.weight = nn.Parameter(self.weight.new_empty(old, D), requires_grad=False)
+        self.new_weight = nn.Parameter(self.weight.new_empty(E - old, D))
+        self.own_weights["new_weight"] = self.own_weights["weight"]
+
+    def forward(self, x_TD: Tensor) -> Routing:
+        with torch.autocast(x_TD.device.type, enabled=False):
+            return self.routing(F.linear(x_TD.float(), torch.cat([self.weight, self.new_weight]).float()))
+
+
+@dataclass(frozen=True)
+class Grow:
+    """New experts beside the old ones of each layer, which stay as they are, as do their router rows.
+
+    For text of another kind: what the model knows lies in weights that no step moves. Attention and embedding learn on when
+    the new run is trained; `new_weights` are those that the paper trains. New rows begin as a router's do.
+    """
+
+    experts: int = 8  # that are added to each layer
+    seed: int = 0
+
+    def __call__(self, model: Transformer, rows: Sequence[Batch]) -> Transformer:
+        own, old = ", ".join({"router", "experts"} & set(model.parts.custom)), model.config.n_experts
+        require(not own, f"this model has its own {own}: only usual experts behind a usual router can have new ones beside")
+        require(self.experts >= 1, f"experts={self.experts}: must be at least 1")
+        router, experts = (functools.partial(part, old=old) for part in (GrownRouter, GrownExperts))
+        parts = dataclasses.replace(model.parts, router=router, experts=experts)
+        config = dataclasses.replace(model.config, n_experts=old + self.experts)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            grown = rebuilt(model, config, parts)
+        for block, was in zip(grown.blocks, model.blocks, strict=True):
+            block.moe.router.bias[:old] = was.moe.router.bias
+        return grown
+
+
+def new_weights(model: Transformer) -> list[nn.Parameter]:
+    """Of the modules that `Grow` has added."""
+    return [weight for name, weight in model.named_parameters() if name.rpartition(".")[2].startswith("new_")]
+
+
+@dataclass(frozen=True)
+class Concentrate:
+    """Train routers and experts on the rows so that few experts serve them, then prune the rest.
+
+    Language-model loss plus `weight` times the layers' mean `load_concentration_loss`; then as papers.compression.Prune.
+    """
+
+    keep: float = 0.5  # share of each layer's experts that stay
+    weight: float = 0.1
+    steps: int = 40
+    lr: float = 1e-3
+
+    def __call__(self, model: Transformer, rows: Sequence[Batch]) -> Transformer:
+        require(self.weight >= 0, f"weight={self.weight}: must be 0 or more")
+        few = rebuilt(model)
+
+        def loss_of(batch: Batch) -> tuple[Tensor, Tensor]:
+            lm, routings = few.loss(batch.ids_BS, batch.targets_BS, documents_BS=batch.documents_BS)
+            return lm + self.weight * torch.stack([load_concentration_loss(r.probs) for r in routings]).mean(), lm
+
+        learns = [weight for block in few.blocks for weight in block.moe.parameters() if weight.requires_grad]
+        descend(few, rows, self.steps, loss_of, learns=learns, lr=self.lr)
+        return Prune(self.keep)(few, rows) if self.keep < 1 else few

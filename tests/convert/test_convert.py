@@ -91,6 +91,25 @@ def test_the_same_words_give_the_same_weights(place, finished):
     assert here.model.config == Trained("one").model.config
 
 
+def test_a_compressed_run_is_a_run_and_a_plain_one_exports(place, finished, capsys):
+    run = str(finished / "run")
+    cli.main(
+        ["convert", run, "small", "--with", "compression.Prune", "keep=0.5", "--with", "compression.Quantise", "--rows", "8"]
+    )
+    cli.main(["generate", "small", "--max-new-tokens", "3"])
+    small, whole = (newest_checkpoint(name).stat().st_size for name in ("small", run))
+    assert small < 0.5 * whole, "the whole one holds its optimizer's state as well"
+    cli.main(["convert", "small", "plain", "--with", "compression.Plain", "--rows", "1"])
+    words = [record.read(f"{name}/record.jsonl", "validation")[0]["bits_per_byte"] for name in ("small", "plain")]
+    assert words[0] == words[1]
+    cli.main(["export", "plain", "folder"])
+    assert '"num_experts": 4' in Path("folder/config.json").read_text("utf-8")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cli.main(["convert", "small", "again", "--with", "compression.Prune"])
+    assert "only usual experts behind a usual router can be compressed" in said(capsys)
+
+
 def test_held_out_is_what_validation_says(place, finished):
     """A surgery that does nothing: before and after are the run's own last validation."""
     cli.main(["convert", str(finished / "run"), "same", "--with", "mine.Nothing"])
