@@ -2,6 +2,9 @@
 law, and what a draft brings. Texts are this package's own sources, on which no run was trained.
 
     python benchmarks/offload.py RUN --draft RUN [--out FILE]
+
+Recorded with scaled_configs/toy.yaml at 500 steps and switch_step 300, and as a draft the same with one layer of one expert:
+d_model 64, d_expert 128, one head, sparsity.head [].
 """
 
 from __future__ import annotations
@@ -131,8 +134,12 @@ def generation(run: Path, ids_BS: torch.Tensor) -> dict[str, Any]:
 def ring(run: Path, ids_BS: torch.Tensor) -> list[dict[str, Any]]:
     """A pass over 16 rows with real computing, from disks that need a third and three times its time a layer."""
     whole = Trained(run).model
-    N = len(whole.blocks)
-    compute = min(passes(whole, ids_BS, 4)) / N
+    N, spent = len(whole.blocks), []
+    for block in whole.blocks:
+        block.moe.experts.register_forward_pre_hook(lambda *_: spent.append(-time.perf_counter()))
+        block.moe.experts.register_forward_hook(lambda *_: spent.append(time.perf_counter()))
+    compute = min(passes(whole, ids_BS, 6)) / N
+    experts = min(sum(spent[n : n + 2 * N]) for n in range(0, len(spent), 2 * N)) / N
     layer_bytes = whole.config.ledger().experts * 4 / N
     found = []
     for factor in (1 / 3, 3):
@@ -142,9 +149,11 @@ def ring(run: Path, ids_BS: torch.Tensor) -> list[dict[str, Any]]:
             times = passes(model, ids_BS, 6)[1:]  # the first finds an empty ring
             source.ring.close()
             many = 50
-            law = ring_seconds([compute] * N * many, [compute * factor] * N * many, slots) / many
+            each = [[seconds] * N * many for seconds in (experts, compute * factor, compute - experts)]
+            law = ring_seconds(each[0], each[1], slots, each[2]) / many
             off = min(times) / law - 1
             row = {"load / compute": round(factor, 2), "slots": slots, "held": source.held_bytes / source.expert_bytes}
+            row |= {"experts_s": round(N * experts, 4), "compute_s": round(N * compute, 4)}
             found.append(row | {"law_s": round(law, 4), "measured_s": round(min(times), 4), "off": round(off, 3)})
     return found
 

@@ -12,10 +12,12 @@ encoder sees it whose weights follow slowly (theta_k <- m theta_k + (1 - m) thet
 earlier targets. Then all train together, balanced by what a kind costs (papers/latency.py).
 
 The question: a kind that learns slowly gets few tokens because it is bad, and stays bad because it gets few. Does it starve,
-and does alignment help? Measured (results/bench/astrea.json): the convolution gets 9 to 65 % of its tokens after 100 steps,
-in one of three seeds 3 % after 400; aligned on tokens of its own type 92 to 100 %. Aligned on all tokens, kinds become alike,
-and two of four lose all of theirs for good. `Task` has tokens of four types, each of which one kind alone can do. A layer of its own and no part
-of the language model: convolution and attention need rows, and parts get tokens. Confidence: abstract only.
+and does alignment help? `Task` has tokens of four types, each of which one kind alone can do. Measured, with three seeds
+(results/bench/astrea.json): the convolution gets 9 to 65 % of its tokens after 100 steps, in one seed 3 % after 400; aligned
+on tokens of its own type 92 to 100 %. Aligned on all tokens, kinds become alike, and some lose their tokens for good.
+
+A layer of its own and no part of the language model: convolution and attention need rows, and parts get tokens.
+Confidence: abstract only.
 """
 
 from __future__ import annotations
