@@ -112,7 +112,7 @@ def large() -> dict[str, Any]:
 
 
 def lab(ranks: int, spots: int) -> dict[str, Any]:
-    """Runs of 96 experts with seed 0, after training: held-out text on plans by its own loads and by training's last window."""
+    """Runs of 96 experts, seed 0, after training: held-out text on plans by its own loads and by training's last window."""
     found = {}
     for name in ("fig2", "fig3", "balancers"):
         for run in json.loads((RESULTS / "lab" / f"{name}-cpu.json").read_text("utf-8"))["runs"]:
