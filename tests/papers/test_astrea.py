@@ -110,7 +110,7 @@ def test_refusals():
 
 @pytest.mark.slow
 def test_the_slow_kind_starves_and_alignment_on_its_own_tokens_prevents_it():
-    """Share of the convolution's tokens that reach it at step 100: 25, 9 and 100 % with three seeds; aligned 92, 94, 100 %."""
+    """Share of the convolution's tokens that reach it at step 100: 25, 9 and 100 % by seed; aligned 92, 94, 100 %."""
     slow, starved = KINDS.index("convolution"), 0
     for seed in range(3):
         plain, aligned = run(seed, 100, every=100), run(seed, 100, align=150, every=100)
