@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -136,34 +137,35 @@ def generation(run: Path, ids_BS: torch.Tensor) -> dict[str, Any]:
 def ring(run: Path, ids_BS: torch.Tensor) -> list[dict[str, Any]]:
     """A pass over 4 rows with real computing, from disks that need a third and three times its time a layer.
 
-    Passes with all experts in memory are timed in turn with those of the ring, so that both see the same machine.
+    In each of eleven rounds a pass with all experts in memory gives the law its computing time, and the fourth of four passes
+    of the ring is measured: the first three empty what was filled before. `off` is the median of the rounds.
     """
-    ids_BS, spent, found = ids_BS[:4], [], []
+    ids_BS, spent, found, many = ids_BS[:4], [], [], 50
     whole = Trained(run).model
     N = len(whole.blocks)
     for block in whole.blocks:
         block.moe.experts.register_forward_pre_hook(lambda *_: spent.append(-time.perf_counter()))
         block.moe.experts.register_forward_hook(lambda *_: spent.append(time.perf_counter()))
-    load = {factor: factor * min(passes(whole, ids_BS, 8)) / N for factor in (1 / 3, 3)}
-    layer_bytes = whole.config.ledger().experts * 4 / N
-    for factor, seconds in load.items():
+    usual = statistics.median(passes(whole, ids_BS, 11)) / N
+    for seconds in (usual / 3, usual * 3):
         for slots in (1, 2, 4):
             model = Trained(run).model
+            layer_bytes = whole.config.ledger().experts * 4 / N
             source = RingOfLayers(model, newest_checkpoint(run), slots, layer_bytes / seconds)
-            spent.clear()
-            alone, times = [], []
-            for _ in range(8):
-                alone += passes(whole, ids_BS, 1)
-                times += passes(model, ids_BS, 2)[1:]  # the first finds a ring that was filled meanwhile
+            rounds = []
+            for _ in range(11):
+                spent.clear()
+                compute, experts = passes(whole, ids_BS, 1)[0] / N, sum(spent) / N
+                measured = passes(model, ids_BS, 4)[-1]
+                each = [[one] * N * many for one in (experts, seconds, compute - experts)]
+                rounds.append(
+                    (measured / (ring_seconds(each[0], each[1], slots, each[2]) / many) - 1, measured, N * compute)
+                )
             source.ring.close()
-            compute, many = min(alone) / N, 50
-            experts = min(sum(spent[n : n + 2 * N]) for n in range(0, len(spent), 2 * N)) / N
-            each = [[one] * N * many for one in (experts, seconds, compute - experts)]
-            law = ring_seconds(each[0], each[1], slots, each[2]) / many
-            row = {"load / compute": round(seconds / compute, 2), "slots": slots}
-            row |= {"held": source.held_bytes / source.expert_bytes, "compute_s": round(N * compute, 4)}
-            row |= {"law_s": round(law, 4), "measured_s": round(min(times), 4)}
-            found.append(row | {"off": round(min(times) / law - 1, 3)})
+            off, measured, compute = (round(statistics.median(column), 4) for column in zip(*rounds, strict=True))
+            row = {"load / compute": round(N * seconds / compute, 2), "slots": slots, "off": off}
+            row |= {"held": source.held_bytes / source.expert_bytes, "compute_s": compute, "measured_s": measured}
+            found.append(row)
     return found
 
 
