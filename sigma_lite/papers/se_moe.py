@@ -114,17 +114,25 @@ def through(staging: Ring, load: Lane) -> Lane:
     return lane
 
 
-def ring_seconds(compute_N: Sequence[float], load_N: Sequence[float], slots: int) -> float:
+def ring_seconds(
+    compute_N: Sequence[float], load_N: Sequence[float], slots: int, before_N: Sequence[float] | None = None
+) -> float:
     """When the last of N layers is done. A load waits for the load before it and for its slot, a layer for its load.
 
     N equal layers: N max(c, l) + min(c, l) for K >= 2, and N (c + l) for K = 1. What is sometimes written, l + N max(c, l),
     counts the first load twice where loading is the slower.
+
+    Args:
+        compute_N: seconds in which each layer uses its slot.
+        before_N: seconds of each layer before it needs its slot, such as attention's before experts. They overlap with the
+            load even where K = 1.
     """
     loaded, done = [], []
     for n, (compute, load) in enumerate(zip(compute_N, load_N, strict=True)):
         slot_free = done[n - slots] if n >= slots else 0.0
         loaded.append(max(loaded[-1] if loaded else 0.0, slot_free) + load)
-        done.append(max(done[-1] if done else 0.0, loaded[-1]) + compute)
+        here = (done[-1] if done else 0.0) + (before_N[n] if before_N is not None else 0.0)
+        done.append(max(here, loaded[-1]) + compute)
     return done[-1] if done else 0.0
 
 

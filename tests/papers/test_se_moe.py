@@ -54,6 +54,15 @@ def test_more_slots_even_out_layers_that_differ():
     assert ring_seconds([], [], 2) == 0
 
 
+@given(st.floats(0, 10), st.floats(0.1, 10), st.floats(0.1, 10), st.integers(2, 12))
+def test_what_needs_no_slot_overlaps_with_one_slot_too(before, compute, load, N):
+    """One slot: max(b, l) + c a layer; two or more: as if all of a layer's work were one, but for the first load."""
+    found = ring_seconds([compute] * N, [load] * N, 1, [before] * N)
+    assert found == pytest.approx(N * (max(before, load) + compute))
+    several = ring_seconds([compute] * N, [load] * N, 2, [before] * N)
+    assert N * max(before + compute, load) - 1e-9 <= several <= ring_seconds([before + compute] * N, [load] * N, 2) + 1e-9
+
+
 def seconds_of(ring: Ring, turns: int, compute: float) -> float:
     begun = time.perf_counter()
     for _ in range(turns):
