@@ -73,7 +73,8 @@ def opened(options: argparse.Namespace):
     """The model that a command works with."""
     from sigma_lite.serve.trained import Trained
 
-    return Trained(options.RUN, options.data, own_code=options.own_parts)
+    resident = getattr(options, "resident", None)
+    return Trained(options.RUN, options.data, own_code=options.own_parts, resident=resident)
 
 
 def _add_sampling(sub: argparse.ArgumentParser, temperature: float) -> None:
@@ -84,13 +85,17 @@ def _add_sampling(sub: argparse.ArgumentParser, temperature: float) -> None:
     sub.add_argument("--top-p", type=float, default=0.95, help=f"among those that hold this probability together {default}")
     sub.add_argument("--min-p", type=float, default=0.0, help=f"with at least this share of the largest one {default}")
     sub.add_argument("--seed", type=int, default=0, help=default.strip("()"))
+    sub.add_argument("--resident", type=int, help="experts of each layer in memory; the others are read when a token needs them")
     sub.add_argument("--stop", action="append", default=[], help="another token that ends a text, such as '<|end|>'")
 
 
 def _generate(options: argparse.Namespace) -> None:
     from sigma_lite.serve.write import write
 
-    write(opened(options), options.prompt or [PROMPT], options)
+    trained = opened(options)
+    write(trained, options.prompt or [PROMPT], options)
+    if trained.offloaded:
+        print(f"sigma-lite: {trained.offloaded.in_words()}", file=sys.stderr)
 
 
 def _chat(options: argparse.Namespace) -> None:
