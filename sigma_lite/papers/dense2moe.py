@@ -23,7 +23,8 @@ from sigma_lite.config import nearest, require
 from sigma_lite.convert.distil import distil
 from sigma_lite.convert.rebuild import rebuilt, units
 from sigma_lite.data.rows import Batch
-from sigma_lite.model import Parts, Transformer
+from sigma_lite.model import Parts, Routing, Transformer
+from sigma_lite.model.dispatch import for_router
 from sigma_lite.papers.shared import WithShared
 
 ORDERS = ("taylor", "magnitude", "random")
@@ -113,6 +114,12 @@ def set_k(model: Transformer, k: int) -> None:
     require(0 <= k <= most, f"k={k}: must lie in 0..{most}")
     for block in model.blocks:
         block.moe.router.set_k(k)
+        block.moe.dispatch = (model.parts.dispatch or for_router(block.moe.router)) if k else nowhere
+
+
+def nowhere(x_TD: Tensor, routing: Routing, experts: nn.Module) -> Tensor:
+    """A dispatch that asks no expert: not every kernel takes tokens that have chosen none."""
+    return torch.zeros_like(x_TD)
 
 
 @dataclass(frozen=True)

@@ -38,5 +38,4 @@ class WithShared(nn.Module):
 
     def around(self, x_TD: Tensor, routing: Routing, dispatch: Dispatch) -> Tensor:
         one_T1 = x_TD.new_zeros(len(x_TD), 1)
-        y_TD = self.shared(x_TD, one_T1.long(), torch.ones_like(one_T1))
-        return y_TD + dispatch(x_TD, routing, self.routed) if routing.ids.shape[1] else y_TD  # K = 0: it works alone
+        return self.shared(x_TD, one_T1.long(), torch.ones_like(one_T1)) + dispatch(x_TD, routing, self.routed)

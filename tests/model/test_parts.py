@@ -241,3 +241,18 @@ def test_a_schedule_reaches_a_router_of_ones_own():
 def test_a_routing_is_still_four_tensors():
     """Callers take it apart and put it together again."""
     assert Routing._fields == ("probs", "ids", "gates", "logits")
+
+
+class ByLayer(Experts):
+    """As many experts as its layer says."""
+
+    def __init__(self, config: ModelConfig, layer: int = 0, more: int = 0):
+        super().__init__(dataclasses.replace(config, n_experts=config.n_experts + layer + more))
+
+
+def test_a_part_that_asks_is_told_its_layer():
+    model = Transformer(NET, Parts(experts=functools.partial(ByLayer, more=2)))
+    assert [len(block.moe.experts.w13) for block in model.blocks] == [8, 9]
+    assert model.parts.experts.keywords == {"more": 2}, "what is recorded knows no layer"
+    plain = Parts(router=Same)
+    assert plain.of_layer(1) is plain

@@ -91,7 +91,7 @@ def test_a_product_of_thin_matrices_is_the_nearest():
     torch.testing.assert_close(full.blocks[0].moe.experts.weights()[1], w2, atol=1e-5, rtol=1e-5)
     for weight, found in zip((w13, w2), thin.blocks[0].moe.experts.weights(), strict=True):
         left_out = torch.linalg.svdvals(weight)[:, 3:].square().sum()
-        assert float((found - weight).square().sum()) == pytest.approx(float(left_out), rel=1e-4)
+        assert (found - weight).square().sum().item() == pytest.approx(float(left_out), rel=1e-4)
     assert expert_bytes(thin) == 2 * 8 * 4 * 3 * (16 + 16 + 16 + 8), "8 experts of 2 layers"
     thin.loss(batch().ids_BS, batch().targets_BS)[0].backward()
     assert all(p.grad is not None for p in thin.blocks[0].moe.experts.parameters())

@@ -69,7 +69,7 @@ def test_taylor_importance_is_the_slope_of_shrinking_a_unit():
             for row in (unit, 32 + unit):
                 experts.w13[0, row] *= 1 + sign * h
             experts.w2[0, :, unit] *= 1 + sign * h
-        moved.append(float(loss()))
+        moved.append(loss().item())
         experts.load_state_dict(saved)
     assert float(found_LF[1, unit]) == pytest.approx(abs(moved[0] - moved[1]) / (2 * h), rel=1e-4)
 
