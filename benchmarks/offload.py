@@ -137,7 +137,7 @@ def generation(run: Path, ids_BS: torch.Tensor) -> dict[str, Any]:
 def ring(run: Path, ids_BS: torch.Tensor) -> list[dict[str, Any]]:
     """A pass over 4 rows with real computing, from disks that need a third and three times its time a layer.
 
-    In each of eleven rounds a pass with all experts in memory gives the law its computing time, and the fourth of four passes
+    In each of eleven rounds a pass with all experts in memory gives the law its computing time, and the last of four passes
     of the ring is measured: the first three empty what was filled before. `off` is the median of the rounds.
     """
     ids_BS, spent, found, many = ids_BS[:4], [], [], 50

@@ -63,19 +63,18 @@ class Mixed(nn.Module):
         width = config.d_expert if shift_width is None else shift_width
         require(width >= 1, f"shift_width={width}: must be at least 1")
         kinds = ((Experts, full, config.d_expert), (ShiftExperts, config.n_experts - full, width))
-        self.sizes = full, config.n_experts - full
         self.kinds = nn.ModuleList(
             kind(dataclasses.replace(config, n_experts=n, d_expert=F, top_k=1)) for kind, n, F in kinds
         )
 
     def forward(self, x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor) -> Tensor:
         y_TD, first = None, 0
-        for experts, size in zip(self.kinds, self.sizes, strict=True):
+        for experts in self.kinds:
             ids = ids_TK - first
-            token_N, slot_N = ((ids >= 0) & (ids < size)).nonzero(as_tuple=True)
+            token_N, slot_N = ((ids >= 0) & (ids < len(experts.w13))).nonzero(as_tuple=True)
             y_ND = experts(x_TD[token_N], ids[token_N, slot_N, None], gates_TK[token_N, slot_N, None])
             y_TD = (y_ND.new_zeros(x_TD.shape) if y_TD is None else y_TD).index_add(0, token_N, y_ND)
-            first += size
+            first += len(experts.w13)
         return y_TD
 
 

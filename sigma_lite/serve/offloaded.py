@@ -59,6 +59,7 @@ class Offloaded(nn.Module):
         super().__init__()
         self.slots, self.policy, self.loader = slots, policy, loader
         self.weights, self.name, self.files = weights, name, files
+        self.w13 = torch.empty(files.shape(f"{name}.w13"), device="meta")  # for who asks how many experts there are
         self.free = list(range(resident))
         self.slot_of: dict[int, int] = {}
         self.coming: dict[int, Future] = {}  # of those in slot_of, whose reading has not been waited for
