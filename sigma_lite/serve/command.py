@@ -85,7 +85,7 @@ def _add_sampling(sub: argparse.ArgumentParser, temperature: float) -> None:
     sub.add_argument("--top-p", type=float, default=0.95, help=f"among those that hold this probability together {default}")
     sub.add_argument("--min-p", type=float, default=0.0, help=f"with at least this share of the largest one {default}")
     sub.add_argument("--seed", type=int, default=0, help=default.strip("()"))
-    sub.add_argument("--resident", type=int, help="experts of each layer in memory; the others are read when a token needs them")
+    sub.add_argument("--resident", type=int, help="experts of each layer in memory; others are read when a token needs them")
     sub.add_argument("--stop", action="append", default=[], help="another token that ends a text, such as '<|end|>'")
 
 

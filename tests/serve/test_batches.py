@@ -201,6 +201,18 @@ def test_speed_and_the_trained_length_are_said_beside_the_text(finished, monkeyp
     assert "trained on rows" not in capsys.readouterr().err
 
 
+def test_few_experts_in_memory_write_the_same_and_say_so(finished, monkeypatch, capsys):
+    monkeypatch.chdir(finished)
+    texts = []
+    for resident in ([], ["--resident", "2"]):
+        cli.main(["generate", "run", "--prompt", "def", "--max-new-tokens", "12", "--temperature", "0", *resident])
+        texts.append(capsys.readouterr())
+    assert texts[0].out == texts[1].out
+    assert "of experts held (25.0%)" in texts[1].err and "of experts held" not in texts[0].err
+    assert tiny.refused(cli.main, "generate", "run", "--resident", "8") == 2
+    assert "resident=8: must lie in 1..7" in capsys.readouterr().err
+
+
 def test_several_prompts_and_samples(finished, monkeypatch, capsys):
     monkeypatch.chdir(finished)
     options = ["--max-new-tokens", "12", "--temperature", "1"]
