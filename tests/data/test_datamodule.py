@@ -1,6 +1,7 @@
 """Lightning's side of the rows: the laws of the order are in test_rows.py."""
 
 import logging
+import tempfile
 import warnings
 
 import lightning.pytorch as pl
@@ -39,6 +40,7 @@ class Watcher(pl.LightningModule):
 
 def trainer_for(steps: int, accumulate: int = 2, folder=None, **options) -> pl.Trainer:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    options.setdefault("default_root_dir", folder or tempfile.mkdtemp(prefix="sigma-lite-"))  # where the tokenizer goes
     every = [ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)] if folder else []
     return pl.Trainer(
         accelerator="cpu", devices=1, max_steps=steps, accumulate_grad_batches=accumulate, callbacks=every,
