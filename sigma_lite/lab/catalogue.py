@@ -104,6 +104,11 @@ PROPORTIONAL = Arm(
     "softmax scores; the bias moves in proportion to what is missing",
     balance(loss="none", bias="proportional"),
 )
+LOUD = Arm(
+    "LBL, experts 96 times larger at first",
+    "as much of the stream as under a gate of 1: a control for hash routing",
+    net(expert_gain=96.0),
+)
 NOTHING = Arm("nothing", "no balance loss, no bias", balance(loss="none"))
 SHINKA = Arm(
     "ShinkaEvolve's LBL",
@@ -339,6 +344,7 @@ EXPERIMENTS = {
                 MUTUAL,
                 scale_free(0.3),
                 dataclasses.replace(k_everywhere(4), seeds=None),  # beside which a paper that needs K > 1 is fair
+                LOUD,
                 *PAPERS,
             ),
             ("deviation_by_layer",),

@@ -70,6 +70,13 @@ PAPERS = (
     ),
     paper("hash routing", "the token's id decides; no router is learned", router="hash.Hashed", balance=NO_LOSS),
     paper(
+        "hash routing, experts 96 times smaller at first",
+        "as little of the stream as under a router's first gates: a control",
+        router="hash.Hashed",
+        balance=NO_LOSS,
+        net={"expert_gain": 1 / 96},
+    ),
+    paper(
         "expert choice",
         "each expert takes its best tokens: even, and it sees the future",
         router="choice.ExpertChoice",
