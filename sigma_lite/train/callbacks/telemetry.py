@@ -22,11 +22,11 @@ from sigma_lite.train.memory import Peak
 
 
 class Telemetry(pl.Callback):
-    """Watch a run: loggers are named by trainer.logger, names of metrics stand in train/callbacks/names.py.
+    """Watch a run; loggers are named by trainer.logger, as in `--trainer.logger=WandbLogger --trainer.logger.project=mine`.
 
-    TensorBoard: `--trainer.logger=TensorBoardLogger --trainer.logger.save_dir=runs/mine`. Weights & Biases, in one line of
-    yaml: `trainer: {logger: {class_path: lightning.pytorch.loggers.WandbLogger, init_args: {project: mine}}}`. Any class on
-    top of lightning.pytorch.loggers.Logger by its path, yours too. How often: trainer.log_every_n_steps.
+    In one line of yaml: `trainer: {logger: {class_path: WandbLogger, init_args: {project: mine}}}`. TensorBoardLogger and
+    CSVLogger write into the run's folder unless they are given a save_dir; any class on top of Lightning's Logger does by
+    its path. Names of metrics stand in train/callbacks/names.py; trainer.log_every_n_steps says how often.
 
     Args:
         every: optimizer steps between two looks at the gradient of each expert, and at the rows of each rank of expert
