@@ -1,6 +1,6 @@
 """The README's first picture: the loads of 96 experts in a recorded run, and the balance loss that calls them balanced.
 
-Hand-made SVG in two inks, since GitHub has a white and a dark page and a picture cannot ask which it stands on.
+SVG by hand, in two inks: GitHub has a white page and a dark one, and a picture cannot ask on which it stands.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ def hero(run: dict, inks: Inks) -> str:
     chosen, fair, end = xs[TOKEN_GOES_TO] + BAR / 2, BASE - UNIT, xs[-1] + BAR
     return f"""\
 <svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} 326" width="{WIDTH}" height="326" role="img" \
-font-family="system-ui, sans-serif" font-size="17" fill="{inks.text}">
+font-family="system-ui, sans-serif" font-size="20" fill="{inks.text}">
 <title>{says(run)}</title>
 {bars}
 <path d="M{LEFT} {fair}H{end:.1f}" stroke="{inks.text}" stroke-width="1.5" stroke-dasharray="5 4"/>
 <path d="{fan}" stroke="{inks.muted}" stroke-width=".6" stroke-opacity=".5"/>
 <path d="M380 284L{chosen:.1f} {BASE + 4}M262 302H326" stroke="{inks.chosen}" stroke-width="3"/>
 <path d="M338 302l-13 -7v14z" fill="{inks.chosen}"/>
-<g fill="none" stroke="{inks.muted}" stroke-width="1.5"><rect x="150" y="284" width="110" height="36" rx="7"/>\
+<g fill="none" stroke="{inks.muted}" stroke-width="1.5"><rect x="132" y="284" width="128" height="36" rx="7"/>\
 <rect x="338" y="284" width="84" height="36" rx="7"/></g>
-<g text-anchor="middle"><text x="205" y="308">one token</text><text x="380" y="308">router</text></g>
-<text x="440" y="308" fill="{inks.muted}">one of {len(shares)} experts works</text>
-<text x="{LEFT + 14}" y="{BASE - UNIT * shares[0] + 12:.0f}">busiest expert: {shares[0]:.1f} times its fair share</text>
+<g text-anchor="middle"><text x="196" y="309">one token</text><text x="380" y="309">router</text></g>
+<text x="440" y="309" fill="{inks.muted}">one of {len(shares)} experts works</text>
+<text x="{LEFT + 14}" y="{BASE - UNIT * shares[0] + 12:.0f}">busiest: {shares[0]:.1f} times a fair share</text>
 <text x="{end:.0f}" y="{fair - 8}" text-anchor="end" fill="{inks.muted}">a fair share</text>
-<g text-anchor="end"><text x="{end:.0f}" y="56" font-size="44" font-weight="600">{lbl:.2f}</text>\
-<text x="{end:.0f}" y="84">the layer\u2019s balance loss</text>\
-<text x="{end:.0f}" y="106" fill="{inks.muted}">where 1.00 means \u201cbalanced\u201d</text></g>
+<g text-anchor="end"><text x="{end:.0f}" y="46" font-size="50" font-weight="600">{lbl:.2f}</text>\
+<text x="{end:.0f}" y="76">the layer\u2019s balance loss</text>\
+<text x="{end:.0f}" y="101" fill="{inks.muted}">where 1.00 means \u201cbalanced\u201d</text></g>
 </svg>
 """
 
