@@ -1,21 +1,25 @@
-"""Write the README's results and pictures from results/, so that no number there is typed by hand.
+"""Write the results and pictures of README and book/status.md from results/, so that no number there is typed by hand.
 
 python benchmarks/readme.py            (the pictures need kaleido and a chromium)
+python benchmarks/readme.py --text     (without the pictures that need them)
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import torch
+from hero import DARK, LIGHT, hero, says
 
 from sigma_lite import figures
 from sigma_lite.balance.metrics import load_deviation
 from sigma_lite.config import ModelConfig
+from sigma_lite.figures import style
 from sigma_lite.lab.catalogue import WORTH
 from sigma_lite.lab.results import MIDDLE, Results, read_results
-from sigma_lite.lab.seeds import paired
+from sigma_lite.lab.seeds import Difference, paired
 from sigma_lite.record import read
 
 KEPT = "freed memory kept"  # rows of train_step.py that few users of transformers would set up
@@ -27,21 +31,54 @@ MIXTURE = WORTH[0].name
 
 def main() -> None:
     pictures = ROOT / "results" / "figures"
-    figures.static_svg(figures.bits_against(with_seconds(recorded("worth", "toy"))), pictures / "worth.svg")
-    figures.static_svg(figures.deviation_band(read(ROOT / "results" / "toy.jsonl"), layer=0), pictures / "layer0.svg")
-    figures.static_svg(figures.layer0_deviation(recorded("fig2")), pictures / "lab_fig2.svg")
-    readme = ROOT / "README.md"
-    text = readme.read_text("utf-8")
-    for name, part in parts().items():
-        before, _, rest = text.partition(begin(name))
-        text = before + begin(name) + part + end(name) + rest.partition(end(name))[2]
-        print(part)
-    readme.write_text(text, "utf-8")
+    for name, drawn in heroes().items():
+        (pictures / name).write_text(drawn, "utf-8")
+    if "--text" not in sys.argv:
+        fig = figures.layer0_deviation(recorded("fig2"))
+        figures.static_svg(fig, pictures / "lab_fig2.svg")
+        figures.static_svg(fig.update_layout(template=style.DARK), pictures / "lab_fig2_dark.svg")
+    for page, made in parts().items():
+        path = ROOT / page
+        text = path.read_text("utf-8")
+        for name, part in made.items():
+            before, _, rest = text.partition(begin(name))
+            text = before + begin(name) + part + end(name) + rest.partition(end(name))[2]
+            print(part)
+        path.write_text(text, "utf-8")
 
 
-def parts() -> dict[str, str]:
-    """What stands between the README's marks, by the marks' name."""
-    return {"results": results(), "lab": lab(), "speed": speed()}
+def parts() -> dict[str, dict[str, str]]:
+    """What stands between the marks of each page, by the marks' name."""
+    readme = {"hero": first_picture(), "results": results(), "lab": lab()}
+    return {"README.md": readme, "book/status.md": {"worth": differences(), "speed": speed()}}
+
+
+def heroes() -> dict[str, str]:
+    return {f"hero_{name}.svg": hero(hero_run(), inks) for name, inks in (("light", LIGHT), ("dark", DARK))}
+
+
+def hero_run() -> dict:
+    """Seed 0 of the plain balance loss at one expert per token."""
+    return next(run for run in recorded("fig2")["runs"] if (run["arm"], run["seed"]) == (LAB["fig2"][0], 0))
+
+
+def picture(light: str, dark: str, says: str) -> str:
+    """A picture for white pages and for dark ones."""
+    return f"""\
+<picture>
+  <source media="(prefers-color-scheme: dark)" srcset="results/figures/{dark}">
+  <img alt="{says}" src="results/figures/{light}">
+</picture>
+"""
+
+
+def first_picture() -> str:
+    run = hero_run()
+    return f"""\
+{picture("hero_light.svg", "hero_dark.svg", says(run))}
+*Measured: layer 0 of a recorded run with that loss, on held-out text. Each bar is one expert.*
+
+"""
 
 
 def begin(name: str) -> str:
@@ -53,72 +90,78 @@ def end(name: str) -> str:
 
 
 def results() -> str:
-    worth, toy = with_seconds(recorded("worth", "toy")), read(ROOT / "results" / "toy.jsonl")
-    run, load = last_of(toy, "run"), last_of(toy, "load")
-    data, ledger = run["data"], run["ledger"]
-    rows = [_worth_row(name, [run for run in worth["runs"] if run["arm"] == name]) for name in worth["arms"]]
-    bits = {
-        "`xz -9e` that has read the training text": data["xz_given_training_bits_per_byte"],
-        "`xz -9e` that has read nothing": data["xz_bits_per_byte"],
-        "token frequencies alone": data["unigram_bits_per_byte"],
-    }
-    rows += [f"| {name} | {value:.3f} | | | | |" for name, value in bits.items()]
-    high, low = (float(v) for v in load_deviation(torch.tensor(load["f"][0])))
-    differences = {says: paired(worth, *pair) for says, pair in PAIRS.items()}
-    against = "\n".join(f"- {says}: {difference}" for says, difference in differences.items())
-    clear = [says for says, difference in differences.items() if difference.is_clear]
-    one = worth["runs"][0]
-    megabytes, copied = data["heldout_bytes"] / 1e6, data["heldout_long_lines_in_training"]
+    worth = recorded("worth", "toy")
+    rows = [_worth_row(name, runs) for name, runs in by_arm(worth).items()]
+    xz = last_of(read(ROOT / "results" / "toy.jsonl"), "run")["data"]["xz_given_training_bits_per_byte"]
     seeds = len({run["seed"] for run in worth["runs"]})
-    widest = max(max(bits) / min(bits) - 1 for bits in scores_by_arm(worth).values())
     return f"""\
-![Held-out bits per byte of the mixture and its dense twins](results/figures/worth.svg)
-
-| held-out text: {megabytes:.2f} MB of programs | bits per byte | active parameters | all | TFLOP | seconds |
-|---|---|---|---|---|---|
+| held-out text | bits per byte | active parameters, without the embedding |
+|---|---|---|
 {chr(10).join(rows)}
+| `xz -9e` that has read the training text | {xz:.3f} | |
 
-Mean over {seeds} seeds and, in brackets, their range. Parameters leave out the embedding. TFLOP are of the whole training;
-seconds are of one core ({one["device"]}), at step times measured side by side.
-{copied:.1%} of the held-out bytes are lines of 20 characters or more that stand in the training text too. Held-out
-bits per byte compared in pairs of one seed (negative: the first is better; an interval that holds 0 shows no
-difference; the seeds of one arm lie up to {100 * widest:.0f} % apart):
-
-{against}
-
-{verdict(clear, min(min(bits) for bits in scores_by_arm(worth).values()), data["xz_given_training_bits_per_byte"])}
-
-The mixture has {ledger["total"] / 1e6:.1f} M parameters, embeddings included, and sees {one["tokens"] / 1e6:.1f} M tokens.
-At the end of seed 0's run the busiest of the 96 experts of layer 0 has {1 + high:.1f} times a fair share and the idlest
-{1 + low:.2f} times,
-with a balance loss of {load["lbl"][0]:.2f} there, where 1.00 means balanced. So few tokens do not balance so many experts,
-and that is the subject of what comes next.
+Means and ranges of {seeds} seeds, after {worth["runs"][0]["tokens"] / 1e6:.1f} M tokens (after more where the time is the same).
+{verdict(compared(worth), min(min(bits) for bits in scores_by_arm(worth).values()), xz)}
 
 """
 
 
-def verdict(clear: list[str], best: float, xz: float) -> str:
+def by_arm(found: Results) -> dict[str, list[dict]]:
+    return {name: [run for run in found["runs"] if run["arm"] == name] for name in found["arms"]}
+
+
+def compared(worth: Results) -> dict[str, Difference]:
+    return {says: paired(worth, *pair) for says, pair in PAIRS.items()}
+
+
+def verdict(found: dict[str, Difference], best: float, xz: float) -> str:
     """What the numbers above say, in words that follow from them."""
+    clear = [f"{says}: {difference}" for says, difference in found.items() if difference.is_clear]
     if clear:
-        text = f"**Clear with three seeds: {'; '.join(clear)}.** The other differences are not.\n"
-        text += (
-            f"And of {len(PAIRS)} such intervals, one would miss 0 by chance alone in {1 - 0.95 ** len(PAIRS):.0%} of cases."
-        )
+        text = f"**Clear is only this: {'; '.join(clear)}.**\nThe other {len(found) - len(clear)} comparisons are not clear,"
+        text += f" and by chance alone one of {len(found)} would look clear in {1 - 0.95 ** len(found):.0%} of cases."
     else:
-        text = "**So at this length the answer is: nobody can tell.** No interval lies on one side of 0: three seeds of so"
-        text += (
-            "\nshort a training scatter more than these models differ. The toy shows how a mixture trains, not that it pays."
-        )
+        text = "**No difference is clear**: three seeds of so short a training scatter more than these models differ."
     if xz < best:
-        text += "\nAnd the compressor that has read the training text beats every one of these runs."
+        text += "\nA compressor that has read the training text beats every one of these runs."
     return text
 
 
+def differences() -> str:
+    """The whole comparison, for the page of the status."""
+    worth, toy = with_seconds(recorded("worth", "toy")), read(ROOT / "results" / "toy.jsonl")
+    run, load = last_of(toy, "run"), last_of(toy, "load")
+    high, low = (float(v) for v in load_deviation(torch.tensor(load["f"][0])))
+    data, widest = run["data"], max(max(bits) / min(bits) - 1 for bits in scores_by_arm(worth).values())
+    against = "\n".join(f"- {says}: {difference}" for says, difference in compared(worth).items())
+    spent = {name: (runs[0]["tokens"] / 1e6, runs[0]["scores"]) for name, runs in by_arm(worth).items()}
+    rows = [
+        f"| {name} | {tokens:.1f} | {scores['flops'][-1] / 1e12:.1f} | {scores['seconds'][-1]:.0f} |"
+        for name, (tokens, scores) in spent.items()
+    ]
+    return f"""\
+What each training took; seconds are of one core ({worth["runs"][0]["device"]}), at step times measured side by side:
+
+| arm | million tokens | TFLOP | seconds |
+|---|---|---|---|
+{chr(10).join(rows)}
+
+Held-out bits per byte of {data["heldout_bytes"] / 1e6:.2f} MB of programs, compared in pairs of one seed. Negative: the first is better.
+An interval that holds 0 shows no difference; the seeds of one arm lie up to {100 * widest:.0f} % apart.
+
+{against}
+
+For comparison: token frequencies alone need {data["unigram_bits_per_byte"]:.3f} bits per byte, `xz -9e` that has read nothing
+{data["xz_bits_per_byte"]:.3f}, and `xz -9e` that has read the training text {data["xz_given_training_bits_per_byte"]:.3f}.
+{data["heldout_long_lines_in_training"]:.1%} of the held-out bytes are lines of 20 characters or more that stand in the training text too.
+The mixture has {run["ledger"]["total"] / 1e6:.1f} M parameters, embeddings included. At the end of seed 0's run the busiest of the 96 experts of
+layer 0 has {1 + high:.1f} times a fair share and the idlest {1 + low:.2f} times, with a balance loss of {load["lbl"][0]:.2f}: so few tokens do not balance so many experts.
+
+"""
+
+
 def scores_by_arm(results: Results) -> dict[str, list[float]]:
-    scores: dict[str, list[float]] = {}
-    for run in results["runs"]:
-        scores.setdefault(run["arm"], []).append(run["heldout"]["bits_per_byte"])
-    return scores
+    return {name: [run["heldout"]["bits_per_byte"] for run in runs] for name, runs in by_arm(results).items()}
 
 
 SAME_MODEL = {"dense, same time": "dense, same active size"}  # its steps take as long; it makes more of them
@@ -128,22 +171,17 @@ PAIRS = {  # what is compared: (one arm, another)
     "the mixture against the dense model of its active size, same tokens, less work": (MIXTURE, "dense, same active size"),
     "the mixture against the wider dense model that does the same work on the same tokens": (MIXTURE, "dense, same work"),
     "the mixture against the dense model of its active size, trained as long on one core": (MIXTURE, "dense, same time"),
-    "one expert per token throughout against the dense model, at equal active size, tokens and work": (
-        TOP1,
-        "dense, same active size",
-    ),
+    "one expert per token against dense at equal size, tokens and work": (TOP1, "dense, same active size"),
 }
 
 
 def _worth_row(name: str, runs: list[dict]) -> str:
-    bits = [run["heldout"]["bits_per_byte"] for run in runs]
-    ledger, scores = ModelConfig(**runs[0]["config"]["net"]).ledger(), runs[0]["scores"]
+    bits, ledger = [run["heldout"]["bits_per_byte"] for run in runs], ModelConfig(**runs[0]["config"]["net"]).ledger()
     first, last = runs[0]["active_params"]
-    active = f"{last / 1e6:.2f} M" + (f", {first / 1e6:.2f} M before the switch" if first != last else "")
-    spent = f"{scores['flops'][-1] / 1e12:.1f} | {scores['seconds'][-1]:.0f}"
-    score = f"{sum(bits) / len(bits):.3f} ({min(bits):.3f} to {max(bits):.3f})"
+    size = f"{last / 1e6:.2f} M" + f" of {ledger.non_embedding / 1e6:.2f} M" * (ledger.non_embedding != last)
+    size += f"; {first / 1e6:.2f} M before the switch" * (first != last)
     named = name + " (`make toy`)" * (name == MIXTURE)
-    return f"| {named} | {score} | {active} | {ledger.non_embedding / 1e6:.2f} M | {spent} |"
+    return f"| {named} | {sum(bits) / len(bits):.3f} ({min(bits):.3f} to {max(bits):.3f}) | {size} |"
 
 
 def with_seconds(worth: Results) -> Results:
@@ -170,22 +208,19 @@ def lab() -> str:
     """One line an arm: layer 0 in the middle of the run, held-out score at its end; means over seeds."""
     arms = {arm: [run for run in recorded(name)["runs"] if run["arm"] == arm] for name, own in LAB.items() for arm in own}
     rows = "\n".join(f"| {name} | {' | '.join(_cells(runs))} |" for name, runs in arms.items())
-    one, commits = recorded("fig2")["runs"][0], {run["commit"] for runs in arms.values() for run in runs}
-    origin = f"All rows come from commit {one['commit']}" if len(commits) == 1 else f"Rows come from {len(commits)} commits"
+    one = recorded("fig2")["runs"][0]
     net, steps = one["config"]["net"], one["config"]["trainer"]["max_steps"]
+    seeds = " to ".join(map(str, sorted({len(runs) for runs in arms.values()})))
+    drawn = picture("lab_fig2.svg", "lab_fig2_dark.svg", "Layer 0: busiest and idlest expert over training")
     return f"""\
-![Layer 0: busiest and idlest expert over training](results/figures/lab_fig2.svg)
-
-| arm | layer 0: LBL | busiest | idlest | dead experts, all layers | held-out bits per byte | seeds |
-|---|---|---|---|---|---|---|
+{drawn}
+| arm | layer 0: LBL | busiest | idlest | dead experts, all layers | held-out bits per byte |
+|---|---|---|---|---|---|
 {rows}
 
-{net["n_layers"]} layers, width {net["d_model"]}, {net["n_experts"]} experts,
-{one["tokens"] / 1e6:.1f} M tokens in {steps} steps on {one["device"]}. Loads are those of the middle of the run
-({MIDDLE[0]:.0%} to {MIDDLE[1]:.0%} of its steps, {one["middle"]["tokens"] / 1e3:.0f}k tokens), relative to a fair share;
-dead experts and bits per byte those of held-out text at the end. {origin}; the held-out
-text is split by file, tables and near-duplicates included. All arms and what they show:
-[chapter 16](notebooks/16_your_own_loss.ipynb).
+Means over {seeds} seeds; {net["n_layers"]} layers, width {net["d_model"]}, {net["n_experts"]} experts,\
+ {one["tokens"] / 1e6:.1f} M tokens in {steps} steps on one core. Loads against a fair share,
+in the middle of the run ({MIDDLE[0]:.0%} to {MIDDLE[1]:.0%} of its steps); dead experts and bits per byte of held-out text at the end.
 
 """
 
@@ -204,7 +239,6 @@ def _cells(runs: list[dict]) -> list[str]:
         *(["" if switched else cell for cell in loads]),
         f"{mean(sum(run['heldout']['dead']) for run in runs):.0f}",
         f"{mean(run['heldout']['bits_per_byte'] for run in runs):.4f}",
-        str(len(runs)),
     ]
 
 
@@ -213,14 +247,13 @@ def speed() -> str:
     for case, variants in facts["results"].items():
         theirs = {n: v for n, v in variants.items() if n.startswith("transformers")}
         kept = next(v["times_ours"] for n, v in theirs.items() if n.endswith(KEPT))
-        name, best = min(((n, v) for n, v in theirs.items() if not n.endswith(KEPT)), key=lambda pair: pair[1]["median_s"])
+        best = min((v for n, v in theirs.items() if not n.endswith(KEPT)), key=lambda v: v["median_s"])
         low, high = best["times_ours_95"]
-        more = f"95 % interval {low:.2f} to {high:.2f}; {kept:.2f} times with our setting of malloc in both"
-        theirs = name.removeprefix("transformers ")
-        said.append(f"{best['times_ours']:.2f} times as long as ours at {case} ({more}; theirs: {theirs})")
+        interval = f"95 % interval {low:.2f} to {high:.2f}"
+        said.append(f"{best['times_ours']:.2f} times as long as ours at {case} ({interval}; {kept:.2f} with our malloc in both)")
     return f"""\
-The training step of the toy's model in transformers takes {"; ".join(said)}.
-{facts["machine"]}; `make bench` measures it on yours.
+A training step of the toy's model in transformers takes {" and ".join(said)},
+on one core ({facts["machine"].partition(",")[0]}). `make bench` measures it on your machine.
 
 """
 
