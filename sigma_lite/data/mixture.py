@@ -155,7 +155,7 @@ def _sample(corpus: CorpusConfig, mixture: MixtureConfig, progress: bool) -> Ite
     sizes = {name: sum(map(len, texts)) for name, texts in kept.items()}
     shares, total = _mean_shares(mixture, sizes), sum(sizes.values())
     for name, texts in kept.items():
-        wanted = shares[name] * total
+        wanted = round(shares[name] * total)  # a fraction of a character would bring a text again
         for text in itertools.cycle(texts):
             if wanted <= 0:
                 break
