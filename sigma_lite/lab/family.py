@@ -84,7 +84,7 @@ PAPERS = (
     ),
     paper(
         "Sinkhorn",
-        "an even assignment of the batch in training, greedy in evaluation",
+        "an even plan for the batch in training, of which each token takes its largest entry; greedy in evaluation",
         router="base.Assigned",
         balance=NO_LOSS,
     ),

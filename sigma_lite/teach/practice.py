@@ -18,7 +18,7 @@ from sigma_lite.balance.objective import Objective
 from sigma_lite.config import CorpusConfig, ModelConfig, OptimConfig, RowsConfig
 from sigma_lite.data.rows import Batch, Rows, train_loader
 from sigma_lite.data.shards import Prepared, prepare
-from sigma_lite.model import Routing, Transformer
+from sigma_lite.model import Parts, Routing, Transformer
 from sigma_lite.teach.session import fast, folder
 
 Entries = list[dict]
@@ -33,12 +33,12 @@ def corpus() -> Prepared:
     return prepare(config, progress=False)
 
 
-def small_model(seed: int = 0, **changes: object) -> Transformer:
-    """Three layers of 96 experts, one active, unless `changes` (fields of ModelConfig) say otherwise."""
+def small_model(seed: int = 0, parts: Parts = Parts(), **changes: object) -> Transformer:  # noqa: B008  frozen
+    """Three layers of 96 experts, one active, unless `parts` or `changes` (fields of ModelConfig) say otherwise."""
     shape = {"vocab_size": 512 if fast() else 2048, "n_layers": 3, "d_model": 64, "d_expert": 48}
     shape |= {"n_heads": 2, "n_kv_heads": 1, "head_dim": 32, "n_experts": 96, **changes}
     torch.manual_seed(seed)
-    return Transformer(ModelConfig(**shape))
+    return Transformer(ModelConfig(**shape), parts)
 
 
 def train(

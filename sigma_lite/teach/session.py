@@ -39,6 +39,7 @@ CHAPTERS = {
     14: Chapter("experts on four machines", 2),
     15: Chapter("the 96-expert model on a cluster", 1),
     16: Chapter("a balance loss of your own", 2),
+    17: Chapter("the family", 2),
 }
 
 

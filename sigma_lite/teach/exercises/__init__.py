@@ -8,7 +8,7 @@ from importlib import import_module
 from sigma_lite.config import ConfigError
 from sigma_lite.teach.exercises.exercise import Exercise
 
-CHAPTERS = tuple(import_module(f"{__name__}.chapter_{number:02}") for number in range(1, 17))
+CHAPTERS = tuple(import_module(f"{__name__}.chapter_{number:02}") for number in range(1, 18))
 ALL: dict[str, Exercise] = {e.name: e for chapter in CHAPTERS for e in chapter.EXERCISES}
 
 
