@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import json
 import re
 import shlex
 import sys
@@ -51,6 +52,37 @@ def test_its_numbers_are_those_of_the_recorded_runs(written):
             assert written.begin(name) + part + written.end(name) in text, "run benchmarks/readme.py"
 
 
+def test_numbers_of_the_status_are_those_of_the_benchmarks():
+    text = (ROOT / "book" / "status.md").read_text("utf-8")
+
+    def bench(name: str) -> dict:
+        return json.loads((ROOT / "results" / "bench" / f"{name}.json").read_text("utf-8"))
+
+    attention = bench("documents-x86_64-2cpu")["results"]["attention"]
+    times = [case["times_blocks"]["seconds"] for cases in attention.values() for case in cases.values()]
+    assert f"takes {min(times):.1f} to {max(times):.1f} times as long" in text
+    placed = bench("placement-x86_64-2cpu")["lab"]["fig2: LBL, K = 1"]
+    assert f"{placed['where stored']:.2f} times an even share" in text
+    assert f"{placed['EPLB of the last window']:.2f} times with EPLB's plan" in text
+    hits = bench("offload-x86_64-2cpu")["hit_rate"]["8"]["lru"]
+    assert f"{100 * min(hits):.0f} % to {100 * max(hits):.0f} % of the choices" in text
+    split = bench("dense2moe-dense")
+    for by in ("taylor", "random"):
+        bits = [one["after distillation"]["2"] for one in split["splits"] if one["by"] == by]
+        assert f"{min(bits):.3f} to {max(bits):.3f} after a {by.replace('taylor', 'Taylor')}" in text
+    half = "50% of each layer's experts"
+    bits = {row["name"]: row["bits_per_byte"] for row in bench("compression-sparse")["rows"]}
+    above = {name: value - bits["as trained"] for name, value in bits.items()}
+    assert f"pruned +{above[half]:.4f} bits per byte" in text
+    assert "INT8 less than 0.0001" in text and abs(above["INT8, a scale a row"]) < 1e-4
+    assert f"INT4 +{above['INT4, a scale a row']:.4f}" in text
+    modules = bench("new_modules-sparse")
+    new, all_weights = (modules["arms"][arm] for arm in ("8 new experts, the rest frozen", "fine-tuned, all weights"))
+    for kind, verb in (("old text", "bits per byte, "), ("new text", "")):
+        said = f"{kind} {new[kind]:.2f} against {all_weights[kind]:.2f} {verb}".strip().removesuffix(",")
+        assert f"{said}, {modules['before'][kind]:.2f} before" in text
+
+
 def test_its_first_picture_is_drawn_from_the_recorded_run(written):
     for name, drawn in written.heroes().items():
         assert (ROOT / "results" / "figures" / name).read_text("utf-8") == drawn, "run benchmarks/readme.py"
@@ -91,9 +123,7 @@ def test_a_token_passes_the_files_that_are_listed(corpus_and_data, monkeypatch):
     home, run, ran = Path(sigma_lite.__file__).parent, load_run([], tiny.settings()), {}
     data = shards.load(corpus_and_data / "prepared")
     batches = train_loader(Rows(data.train, data.token_bytes, run.rows.length), run.rows, steps=1)
-    step = loop.train(
-        Transformer(run.net), batches, objective(run.balance, run.net.n_layers), run.optim, steps=1, micros=2
-    )
+    step = loop.train(Transformer(run.net), batches, objective(run.balance, run.net.n_layers), run.optim, steps=1, micros=2)
 
     def note(frame, event, _):
         path = Path(frame.f_code.co_filename)
