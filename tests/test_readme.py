@@ -89,6 +89,23 @@ def test_its_first_picture_is_drawn_from_the_recorded_run(written):
         assert name in README
 
 
+def test_its_first_picture_can_be_read_on_a_white_and_on_a_dark_page(written):
+    """WCAG: words 4.5:1, bars and lines 3:1."""
+    for inks, page in ((written.LIGHT, "#ffffff"), (written.DARK, "#0d1117")):
+        assert min(contrast(ink, page) for ink in (inks.text, inks.muted)) >= 4.5
+        assert min(contrast(ink, page) for ink in (inks.experts, inks.chosen)) >= 3
+
+
+def contrast(one: str, other: str) -> float:
+    def luminance(colour: str) -> float:
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
 def test_it_stays_short_and_three_commands_open_the_notebooks():
     assert 1150 <= len(README.split()) <= 1600
     first = re.search(r"```bash\n(.*?)```", README, re.S)[1].splitlines()
