@@ -76,7 +76,7 @@ def first_picture() -> str:
     run = hero_run()
     return f"""\
 {picture("hero_light.svg", "hero_dark.svg", says(run))}
-*Measured: layer 0 of a recorded run with that loss, on held-out text. Each bar is one expert.*
+*Measured on held-out text: layer 0 of a small recorded run (seed {run["seed"]} of 3). Each bar is one expert.*
 
 """
 
@@ -100,7 +100,7 @@ def results() -> str:
 {chr(10).join(rows)}
 | `xz -9e` that has read the training text | {xz:.3f} | |
 
-Means and ranges of {seeds} seeds, after {worth["runs"][0]["tokens"] / 1e6:.1f} M tokens (after more where the time is the same).
+Means and ranges of {seeds} seeds, after {worth["runs"][0]["tokens"] / 1e6:.1f} M tokens (more where the time is the same).
 {verdict(compared(worth), min(min(bits) for bits in scores_by_arm(worth).values()), xz)}
 
 """
@@ -146,16 +146,18 @@ What each training took; seconds are of one core ({worth["runs"][0]["device"]}),
 |---|---|---|---|
 {chr(10).join(rows)}
 
-Held-out bits per byte of {data["heldout_bytes"] / 1e6:.2f} MB of programs, compared in pairs of one seed. Negative: the first is better.
-An interval that holds 0 shows no difference; the seeds of one arm lie up to {100 * widest:.0f} % apart.
+Held-out bits per byte of {data["heldout_bytes"] / 1e6:.2f} MB of programs, compared in pairs of one seed. Negative: the
+first is better. An interval that holds 0 shows no difference; the seeds of one arm lie up to {100 * widest:.0f} % apart.
 
 {against}
 
-For comparison: token frequencies alone need {data["unigram_bits_per_byte"]:.3f} bits per byte, `xz -9e` that has read nothing
-{data["xz_bits_per_byte"]:.3f}, and `xz -9e` that has read the training text {data["xz_given_training_bits_per_byte"]:.3f}.
-{data["heldout_long_lines_in_training"]:.1%} of the held-out bytes are lines of 20 characters or more that stand in the training text too.
-The mixture has {run["ledger"]["total"] / 1e6:.1f} M parameters, embeddings included. At the end of seed 0's run the busiest of the 96 experts of
-layer 0 has {1 + high:.1f} times a fair share and the idlest {1 + low:.2f} times, with a balance loss of {load["lbl"][0]:.2f}: so few tokens do not balance so many experts.
+For comparison: token frequencies alone need {data["unigram_bits_per_byte"]:.3f} bits per byte, `xz -9e` that has read
+nothing {data["xz_bits_per_byte"]:.3f}, and `xz -9e` that has read the training text
+{data["xz_given_training_bits_per_byte"]:.3f}. {data["heldout_long_lines_in_training"]:.1%} of the held-out bytes are
+lines of 20 characters or more that stand in the training text too.
+The mixture has {run["ledger"]["total"] / 1e6:.1f} M parameters, embeddings included. At the end of seed 0's run the
+busiest of the 96 experts of layer 0 has {1 + high:.1f} times a fair share and the idlest {1 + low:.2f} times, with a balance
+loss of {load["lbl"][0]:.2f}: so few tokens do not balance so many experts.
 
 """
 
@@ -220,7 +222,8 @@ def lab() -> str:
 
 Means over {seeds} seeds; {net["n_layers"]} layers, width {net["d_model"]}, {net["n_experts"]} experts,\
  {one["tokens"] / 1e6:.1f} M tokens in {steps} steps on one core. Loads against a fair share,
-in the middle of the run ({MIDDLE[0]:.0%} to {MIDDLE[1]:.0%} of its steps); dead experts and bits per byte of held-out text at the end.
+in the middle of the run ({MIDDLE[0]:.0%} to {MIDDLE[1]:.0%} of its steps); dead experts and bits per byte on held-out
+text at the end.
 
 """
 
@@ -250,7 +253,9 @@ def speed() -> str:
         best = min((v for n, v in theirs.items() if not n.endswith(KEPT)), key=lambda v: v["median_s"])
         low, high = best["times_ours_95"]
         interval = f"95 % interval {low:.2f} to {high:.2f}"
-        said.append(f"{best['times_ours']:.2f} times as long as ours at {case} ({interval}; {kept:.2f} with our malloc in both)")
+        said.append(
+            f"{best['times_ours']:.2f} times as long as ours at {case} ({interval}; {kept:.2f} with our malloc in both)"
+        )
     return f"""\
 A training step of the toy's model in transformers takes {" and ".join(said)},
 on one core ({facts["machine"].partition(",")[0]}). `make bench` measures it on your machine.
