@@ -11,6 +11,7 @@ import difflib
 import itertools
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -409,6 +410,13 @@ class StartConfig:
 # -------------------------------------------------------------------------------------------------------------- data
 
 
+CONVERSATIONS = ("tasks", "chat")
+"""Sources of which only the assistant's words are trained on."""
+TASKS = ("add", "sort", "reverse", "two_step")
+TASK_NAME = re.compile(rf"({'|'.join(TASKS)})([1-9]\d?)")
+TASKS_HELDOUT = 0.1  # share of the problems that are never to be trained on; `eval` asks those
+
+
 @dataclass(frozen=True)
 class CorpusConfig:
     """Where text comes from and where its tokens are kept.
@@ -417,13 +425,18 @@ class CorpusConfig:
     share much of their text are held out or trained on together, so that the held-out score is for text that was not
     seen. `stdlib` is every file, split by file. `domains` is the library as code, prose, bytecode and tables
     (data/library.py). With `files`, the first folder below `path` in which a document lies is its domain.
+
+    Two sources are conversations: `tasks` (generated problems, data/tasks.py) and `chat` (lines of messages). A row holds
+    whole ones, as many as fit, and only what the assistant says is a target (data/conversations.py).
     """
 
-    source: str = "stdlib"  # programs | stdlib | domains (this Python's library) | files | hf (Hugging Face datasets)
+    source: str = "stdlib"  # programs | stdlib | domains (this Python's library) | files | hf (hub) | tasks | chat
     dir: str = "data/stdlib"  # the prepared tokenizer and shards live here
-    path: str | None = None  # files: a file, a folder or a glob of text, code or tables (data/tables.py)
+    path: str | None = None  # files: a file, a folder or a glob of text, code or tables (data/tables.py); chat: of .jsonl
     dataset: str | None = None  # hf: name on the hub, or a local dataset script or folder
     subset: str | None = None  # hf: configuration name
+    tasks: tuple[str, ...] = ()  # tasks: names with a number of digits, such as add2, sort5; they take turns
+    worked: bool = True  # tasks: the steps stand before the answer, between <think> and </think> where these are reserved
     split: str = "train"  # hf
     text_field: str = "text"  # column that holds the text in jsonl, json, csv, parquet and hf
     missing_text: str = "refuse"  # refuse | empty: what a row without that column is; empty ones are left out and counted
@@ -433,21 +446,25 @@ class CorpusConfig:
     special_tokens: tuple[str, ...] = ()  # names to reserve besides <|endoftext|>, <|user|>, <|assistant|> and <|end|>
     single_digits: bool = False  # the BPE gives every digit a token of its own, so that numbers are read place by place
     heldout: float = 0.08  # share of documents kept for validation, chosen by a hash of the name
-    max_documents: int | None = None  # stop after so many documents (streaming a large data set); domains: shared evenly
+    max_documents: int | None = None  # stop after so many documents (streaming a large data set); domains: shared evenly;
+    # tasks: so many are drawn, and the same one a second time is left out
     parts: int = 1  # slices that processes may prepare side by side; the tokens are the same whoever prepares them
 
     def __post_init__(self) -> None:
         _all_finite(self)
-        sources = ("programs", "stdlib", "domains", "files", "hf")
+        sources = ("programs", "stdlib", "domains", "files", "hf", *CONVERSATIONS)
         require(self.source in sources, f"corpus source {self.source!r} does not exist; {nearest(self.source, sources)}")
-        require(self.source != "files" or bool(self.path), "corpus source 'files' needs path: a file, folder or glob")
+        reads = self.source in ("files", "chat")
+        require(not reads or bool(self.path), f"corpus source {self.source!r} needs path: a file, folder or glob")
         require(self.source != "hf" or bool(self.dataset), "corpus source 'hf' needs dataset: a name such as 'org/name'")
-        for name, whose in {"path": "files", "dataset": "hf", "subset": "hf"}.items():
+        owners = {"path": ("files", "chat"), "dataset": ("hf",), "subset": ("hf",), "tasks": ("tasks",)}
+        for name, whose in owners.items():
             value = getattr(self, name)
             require(
-                value is None or self.source == whose,
-                f"{name}={value!r} would not be read: source {self.source!r} has none; set data.corpus.source={whose}",
+                not value or self.source in whose,
+                f"{name}={value!r} would not be read: source {self.source!r} has none; set data.corpus.source={whose[0]}",
             )
+        self._check_tasks()
         choices = ("refuse", "empty")
         require(self.missing_text in choices, f"missing_text {self.missing_text!r}: {nearest(self.missing_text, choices)}")
         self._expand_paths()
@@ -457,6 +474,21 @@ class CorpusConfig:
         most = self.max_documents
         require(most is None or most > 1, "max_documents must be at least 2: one to hold out")
         require(most is None or self.parts <= most, f"parts={self.parts} is more than max_documents={most}: lower it")
+
+    def _check_tasks(self) -> None:
+        if self.source != "tasks":
+            require(self.worked, f"worked=False would not be read: source {self.source!r} has no problems")
+            return
+        require(bool(self.tasks), f"corpus source 'tasks' needs tasks: a list of {', '.join(f'{t}2' for t in TASKS)}, ...")
+        require(self.max_documents is not None, "corpus source 'tasks' has no end: set max_documents to so many problems")
+        for name in self.tasks:
+            known = TASK_NAME.fullmatch(name) is not None
+            usual = [f"{task}2" for task in TASKS]
+            require(known, f"tasks: {name!r}: {nearest(name, usual)}, with any number of digits from 1 to 99")
+        require(
+            self.heldout >= TASKS_HELDOUT,
+            f"heldout={self.heldout} would train on problems that `eval` holds out: set it to {TASKS_HELDOUT} or more",
+        )
 
     def _check_tokenizer(self) -> None:
         if self.tokenizer is not None:
@@ -643,7 +675,7 @@ def check_mixture(corpus: CorpusConfig, rows: RowsConfig, mixture: MixtureConfig
     require(rows.split_above == 1, f"rows.split_above={rows.split_above}: is of one corpus, not of a mixture; set it to 1")
 
 
-OF_ONE_SOURCE = ("source", "path", "dataset", "subset", "max_documents")
+OF_ONE_SOURCE = ("source", "path", "dataset", "subset", "tasks", "worked", "max_documents")
 OF_ALL_SOURCES = ("tokenizer", "end_of_text", "special_tokens", "single_digits", "vocab_size")
 """Keys of data.corpus that each source of a mixture has for itself, and those that all must share. The rest is inherited."""
 

@@ -199,10 +199,10 @@ def source_corpora(corpus: CorpusConfig, mixture: MixtureConfig) -> dict[str, Co
         where = f"data.mixture.sources.{name}"
         for key in group(given, where).keys() & {*OF_ALL_SOURCES}:
             require(False, f"{where}.{key}: all sources share one tokenizer; set data.corpus.{key}")
-        require("source" in given, f"{where} needs source: programs, stdlib, domains, files or hf")
+        require("source" in given, f"{where} needs source: programs, stdlib, domains, files, hf, tasks or chat")
         own = {"dir": os.path.join(corpus.dir, name), **given}
         try:
-            from_mapping(CorpusConfig, own, where)  # names and types, as they were given
+            from_mapping(CorpusConfig, {"heldout": corpus.heldout} | own, where)  # names and types, as they were given
             found[name] = from_mapping(CorpusConfig, shared | own, where)
         except ConfigError as error:
             raise error if where in str(error) else ConfigError(f"{where}: {error}") from None

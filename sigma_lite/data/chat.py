@@ -3,17 +3,30 @@
     <|endoftext|> <|user|> 37+58= <|assistant|> 95 <|end|> <|user|> ...
 
 A text may spell out `<|user|>`: it stays plain text, because what a person types goes through the tokenizer; marks do not.
+What the model thinks before it answers stands between <think> and </think>, where the tokenizer has reserved these names
+(`data.corpus.special_tokens`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from sigma_lite.config import require
 from sigma_lite.data.tokenizer import SPECIAL, special_tokens
+
+THINK = ("<think>", "</think>")
+
+
+class Turn(NamedTuple):
+    """What the user said, and the answer."""
+
+    said: str
+    answer: str
+    thought: str = ""  # before the answer
 
 
 class Marks(NamedTuple):
@@ -23,6 +36,7 @@ class Marks(NamedTuple):
     user: int
     assistant: int
     end: int  # of an answer
+    think: tuple[int, int] | None = None  # around thoughts; None: the tokenizer has reserved no such names
 
     def prompt(self, turns: Sequence[tuple[Sequence[int], Sequence[int] | None]]) -> list[int]:
         """Ids up to where the model answers.
@@ -35,6 +49,18 @@ class Marks(NamedTuple):
             ids += [self.user, *said, self.assistant]
             ids += [] if answer is None else [*answer, self.end]
         return ids
+
+    def conversation(self, turns: Sequence[Turn], encode: Callable[[str], list[int]]) -> list[int]:
+        """Ids of a whole one; thoughts stand before their answer, in tags where there are any."""
+        opens, closes = ([self.think[0]], [self.think[1]]) if self.think else ([], [])
+        thoughts = [[*opens, *encode(t.thought), *closes] if t.thought else [] for t in turns]
+        answered = [[*thought, *encode(t.answer)] for t, thought in zip(turns, thoughts, strict=True)]
+        return self.prompt([(encode(t.said), answer) for t, answer in zip(turns, answered, strict=True)])
+
+    def answers(self, ids_BS: np.ndarray) -> np.ndarray:
+        """Which tokens the assistant says, bool [B, S]: those behind its mark, up to and with the end of the answer."""
+        opened, closed = ids_BS == self.assistant, ids_BS == self.end
+        return opened.cumsum(1) - opened > closed.cumsum(1) - closed
 
 
 def marks(tokenizer: Tokenizer, begin: int) -> Marks:
@@ -49,4 +75,5 @@ def marks(tokenizer: Tokenizer, begin: int) -> Marks:
         f"this run's tokenizer lacks {', '.join(missing)}, which frame a conversation: `generate` continues plain text; to"
         " chat, train with a tokenizer that has them (each one trained here has, an imported one may not)",
     )
-    return Marks(begin, *(ids[name] for name in SPECIAL[1:]))
+    think = tuple(ids[name] for name in THINK if name in ids)
+    return Marks(begin, *(ids[name] for name in SPECIAL[1:]), think=think if len(think) == 2 else None)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sigma_lite.config import ConfigError, CorpusConfig, require
-from sigma_lite.data import library
+from sigma_lite.data import conversations, library
+from sigma_lite.data.chat import Turn
 from sigma_lite.data.families import families
 from sigma_lite.data.listing import leave_out, listing
 from sigma_lite.data.tables import Column, NoRows, count_rows, reader, table_rows, text_of
@@ -39,6 +40,7 @@ class Document(NamedTuple):
     name: str  # path below the source's root, or file and row
     text: str
     key: str  # what the held-out split hashes: a file's name; a row's text, because row numbers shift
+    turns: tuple[Turn, ...] = ()  # of a conversation, whose `text` is all that is said in it
 
 
 def domain_of(config: CorpusConfig, name: str) -> str | None:
@@ -83,6 +85,7 @@ def documents_of_part(config: CorpusConfig, part: int, skipped: Counter, at: Pla
     """
     at = {} if at is None else at
     sources = {"programs": _programs, "stdlib": _stdlib, "domains": _domains, "files": _files, "hf": _hugging_face}
+    sources |= {"tasks": _tasks, "chat": _chat}
     count = at.get("documents", 0)
     source = sources[config.source](config, skipped, part, at)
     most = config.max_documents and config.max_documents // config.parts + (part < config.max_documents % config.parts)
@@ -90,7 +93,7 @@ def documents_of_part(config: CorpusConfig, part: int, skipped: Counter, at: Pla
         at["documents"] = count = count + 1
         yield document
     reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(skipped.items())) or "it is empty"
-    where = config.path or config.dataset or "the standard library"
+    where = config.path or config.dataset or ", ".join(config.tasks) or "the standard library"
     whose = f"part {part} of {config.parts} of the corpus {where}" if config.parts > 1 else f"the corpus {where}"
     fewer = "; set parts to a smaller number" if config.parts > 1 else ""
     require(count > 0, f"{whose} holds no document with text ({reasons}){fewer}")
@@ -127,7 +130,7 @@ def _usable(document: Document, skipped: Counter) -> bool:
 
 def expected(config: CorpusConfig) -> int | None:
     """About how many documents will come (for a progress bar), or None when only reading would tell."""
-    if config.source in ("hf", "domains"):
+    if config.source in ("hf", "domains", "tasks"):
         return config.max_documents
     library_files = config.source in ("stdlib", "programs")
     counts = [count_rows(path) for path in (library.paths() if library_files else listing(config).files)]
@@ -253,6 +256,37 @@ def _listed(config: CorpusConfig, part: int) -> tuple[Path, list[Path], list[Pat
     root, files, left_out = listing(config)
     whole, tables = ([f for f in files if (reader(f) is not None) == table] for table in (False, True))
     return root, whole, tables[part :: config.parts], left_out
+
+
+# ------------------------------------------------------------------------------------------------------ conversations
+
+
+def _tasks(config: CorpusConfig, skipped: Counter, part: int, at: Place) -> Iterator[Document]:
+    """Problems with their answers. A problem is on the side of the split on which `eval` has it."""
+    return _dealt(lambda skipped: _talks(conversations.of_tasks(config), skipped), config, skipped, part)
+
+
+def _chat(config: CorpusConfig, skipped: Counter, part: int, at: Place) -> Iterator[Document]:
+    """Lines of messages. What the user says decides the side of the split, whatever the answer is."""
+    root, files, left_out = listing(config)
+
+    def all_lines(skipped: Counter) -> Iterator[Document]:
+        for reason, name in left_out:
+            leave_out(skipped, reason, name)
+        return _talks(conversations.of_files(config, root, files, skipped), skipped)
+
+    return _dealt(all_lines, config, skipped, part)
+
+
+def _talks(found: Iterator[conversations.Talk], skipped: Counter) -> Iterator[Document]:
+    """Each conversation once."""
+    seen = set()
+    for name, turns, key in found:
+        if turns in seen:
+            leave_out(skipped, "duplicate", name)
+            continue
+        seen.add(turns)
+        yield Document(name, "".join(t.said + t.thought + t.answer for t in turns), key, turns)
 
 
 # ------------------------------------------------------------------------------------------------------ Hugging Face

@@ -14,9 +14,11 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
-from sigma_lite.config import CorpusConfig, MixtureConfig, RowsConfig, check_mixture, require
+from sigma_lite.config import CONVERSATIONS, CorpusConfig, MixtureConfig, RowsConfig, check_mixture, require
+from sigma_lite.data.chat import marks
 from sigma_lite.data.mixture import PreparedMixture, RowsOfSources, has_all_heldout, load_mixture, prepare_mixture
 from sigma_lite.data.order import Begun, Order
+from sigma_lite.data.packed import PackedRows
 from sigma_lite.data.rows import Batch, Rows, heldout_loader, require_a_row, stretches_of, train_loader
 from sigma_lite.data.shards import Prepared, has_heldout, load, prepare
 from sigma_lite.data.stages import SPLITS
@@ -75,7 +77,7 @@ class TokenDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
-        parts = {name: self._rows(source, "train") for name, source in self.prepared.sources.items()}
+        parts = self.training_rows()
         for name, part in parts.items():
             require_a_row(part, self.rows.length, f"source {name} of data.mixture" if self.mixture.sources else "")
         rows = self._together([*parts.values()])
@@ -93,7 +95,7 @@ class TokenDataModule(pl.LightningDataModule):
         )
         saved, self._saved_micros = self._saved_micros, None
         self._count_in(saved or micros, micros)
-        self.order = self.training_order([*parts.values()])
+        self.order = self.training_order(parts)
         steps, first_step = trainer.max_steps, lambda: trainer.global_step
         options = {"rows_of": self.order.rows, "cls": _Resumable, **self._options()}
         loader = train_loader(rows, self.rows, rank, world, steps, first_step, **options)
@@ -110,15 +112,24 @@ class TokenDataModule(pl.LightningDataModule):
     predict_dataloader = val_dataloader
 
     def _rows(self, source: Prepared, split: str) -> Rows:
+        if (kind := source.manifest["corpus"]["source"]) in CONVERSATIONS:
+            fits = self.rows.split_above >= 1
+            require(fits, f"rows.split_above={self.rows.split_above}: rewrites plain text, not source {kind!r}; set it to 1")
+            stream, frame = getattr(source, split), marks(source.tokenizer, source.manifest["end_of_text"])
+            return PackedRows(stream, source.token_bytes, self.rows.length, frame)
         copies = source.copies(self.rows.split_above)
         return Rows(getattr(source, split), source.token_bytes, self.rows.length, split == "heldout", copies)
 
     def _together(self, parts: list[Rows]) -> Rows | RowsOfSources:
         return RowsOfSources(parts) if self.mixture.sources else parts[0]
 
-    def training_order(self, parts: list[Rows] | None = None) -> Order:
-        """The rows of every step, once the data is set up; `parts` are the training rows of each source."""
-        parts = parts or [self._rows(source, "train") for source in self.prepared.sources.values()]
+    def training_rows(self) -> dict[str, Rows]:
+        """The training rows of each source, once the data is set up."""
+        return {name: self._rows(source, "train") for name, source in self.prepared.sources.items()}
+
+    def training_order(self, rows: dict[str, Rows] | None = None) -> Order:
+        """The rows of every step, once the data is set up; `rows` are the training rows of each source."""
+        parts = [*(rows or self.training_rows()).values()]
         if self.mixture.sources:
             stages = self.mixture.shares(self.prepared.tokens)
             return Order([len(part) for part in parts], self.rows, stages, begun=self.begun)

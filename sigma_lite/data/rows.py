@@ -162,22 +162,34 @@ class Rows(Dataset):
     def __len__(self) -> int:
         return self.n_rows
 
+    def span(self, row: int) -> tuple[int, int]:
+        """The first of a row's tokens in the stream, and the one behind its last input."""
+        return row * self.length, (row + 1) * self.length
+
     def __getitem__(self, row: int) -> Batch:
         """One row, as a batch of one."""
         return self.__getitems__([row])
 
     def __getitems__(self, rows: list[int]) -> Batch:
         S = self.length
-        ids = np.full((len(rows), S + 1), self.stream.end_of_text, np.int64)
-        kinds = np.full((len(rows), S + 1), SPECIAL, np.uint8)
-        scored = np.zeros((len(rows), S), bool)
-        for place, row in enumerate(rows):
-            row_ids, row_kinds = self.stream.read(row * S, row * S + S + 1)
+        ids, kinds = self.tokens([(row * S, row * S + S + 1) for row in rows])
+        sizes_B = np.clip(len(self.stream) - np.array(rows, np.int64) * S, 0, S + 1)
+        return self.batch(ids, kinds, np.arange(1, S + 1) < sizes_B[:, None], rows)
+
+    def tokens(self, spans: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+        """(ids int64, kinds uint8) of stretches of at most S + 1 tokens, [B, S + 1]; what is missing is end of text."""
+        ids = np.full((len(spans), self.length + 1), self.stream.end_of_text, np.int64)
+        kinds = np.full(ids.shape, SPECIAL, np.uint8)
+        for place, (first, end) in enumerate(spans):
+            row_ids, row_kinds = self.stream.read(first, end)
             ids[place, : len(row_ids)], kinds[place, : len(row_kinds)] = row_ids, row_kinds
-            scored[place, : max(len(row_ids) - 1, 0)] = True
+        return ids, kinds
+
+    def batch(self, ids: np.ndarray, kinds: np.ndarray, scored: np.ndarray, rows: list[int]) -> Batch:
+        """Rows from their tokens [B, S + 1]. Args: scored, which targets count, bool [B, S]; rows, their numbers."""
         targets, inputs = ids[:, 1:], ids[:, :-1].copy()
         if self.copies:
-            inputs = self.copies.rewritten(inputs, np.array(rows)[:, None] * S + np.arange(S))
+            inputs = self.copies.rewritten(inputs, np.array(rows)[:, None] * self.length + np.arange(self.length))
         return Batch(
             ids_BS=torch.from_numpy(inputs),
             targets_BS=torch.from_numpy(np.where(scored, targets, IGNORED)),

@@ -9,7 +9,7 @@ import hashlib
 import heapq
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count, groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +18,8 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from sigma_lite.config import CorpusConfig, require
-from sigma_lite.data import corpora, tokenizer
+from sigma_lite.config import CONVERSATIONS, CorpusConfig, require
+from sigma_lite.data import conversations, corpora, tokenizer
 from sigma_lite.data.corpora import Document
 from sigma_lite.data.existing import existing, normal, require_usable
 from sigma_lite.data.kinds import SPECIAL, byte_kinds, token_kinds
@@ -256,16 +256,23 @@ def _encode(documents: Iterator[Document], bpe: Tokenizer, corpus: CorpusConfig,
     dtype, lengths_V = token_dtype(corpus.vocab_size), tokenizer.token_bytes(bpe)
     end, total = tokenizer.end_of_text(bpe, corpus.end_of_text), 0
     while total < shard_tokens and (batch := _batch(documents, min(BATCH_CHARACTERS, shard_tokens))):
-        for document, encoding in zip(batch, bpe.encode_batch_fast([d.text for d in batch]), strict=True):
-            ids = np.array([end, *encoding.ids], dtype)
+        for document, found in zip(batch, _ids(batch, bpe, corpus, end), strict=True):
+            ids = np.array(found, dtype)
             kinds_of_bytes = byte_kinds(document.name, normal(bpe, document.text))
             kept = int(lengths_V[ids].sum()) == len(kinds_of_bytes)
             require(kept, f"data.corpus.tokenizer does not keep every byte of {document.name}: choose a byte-level one")
-            kinds = token_kinds(lengths_V[ids], kinds_of_bytes)
-            kinds[0] = SPECIAL
+            kinds, solid = np.full(len(ids), SPECIAL, np.uint8), lengths_V[ids] > 0
+            kinds[solid] = token_kinds(lengths_V[ids[solid]], kinds_of_bytes)
             total += len(ids)
             facts = _facts(document, corpus, len(ids), len(kinds_of_bytes))
             yield Encoded(facts, corpora.domain_of(corpus, document.name), ids, kinds)
+
+
+def _ids(batch: list[Document], bpe: Tokenizer, corpus: CorpusConfig, end: int) -> Iterable[list[int]]:
+    """Tokens of each document, the one that ends a text first."""
+    if corpus.source in CONVERSATIONS:
+        return conversations.encoded([d.turns for d in batch], bpe, end, one_by_one=corpus.source == "tasks")
+    return ([end, *encoding.ids] for encoding in bpe.encode_batch_fast([d.text for d in batch]))
 
 
 def _batch(documents: Iterator[Document], characters: int) -> list[Document]:

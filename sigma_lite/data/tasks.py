@@ -12,18 +12,19 @@ are one problem, so are all orders of the digits that are to be sorted, in one s
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
-from sigma_lite.config import nearest, require
+from sigma_lite.config import TASK_NAME as NAME
+from sigma_lite.config import TASKS, nearest, require
+from sigma_lite.config import TASKS_HELDOUT as HELDOUT
 
-HELDOUT = 0.1  # share of the canonical problems that are never to be trained on
 SIGNS = "0123456789+=;:,>"  # each a token of its own: byte-pair encoding would cut 37 and 58 in different ways
-NAME = re.compile(r"(add|sort|reverse|two_step)([1-9]\d?)")
 
 
 class Problem(NamedTuple):
@@ -76,12 +77,7 @@ def two_step(rng: random.Random, digits: int) -> Problem:
     return Problem(f"sort,reverse:{text}=", done, done[::-1], f"digits:{done}")
 
 
-MAKERS: dict[str, Callable[[random.Random, int], Problem]] = {
-    "add": add,
-    "sort": sort,
-    "reverse": reverse,
-    "two_step": two_step,
-}
+MAKERS: dict[str, Callable[[random.Random, int], Problem]] = dict(zip(TASKS, (add, sort, reverse, two_step), strict=True))
 
 
 def problems(task: str, count: int, seed: int = 0, heldout: bool = False) -> list[Problem]:
@@ -96,6 +92,14 @@ def problems(task: str, count: int, seed: int = 0, heldout: bool = False) -> lis
     require(found is not None, f"task {task!r}: {nearest(task, [f'{name}2' for name in MAKERS])}, with any number of digits")
     maker, digits, rng = MAKERS[found[1]], int(found[2]), random.Random(seed)
     return [_draw(maker, digits, rng, heldout) for _ in range(count)]
+
+
+def mixed(tasks: Sequence[str], count: int, seed: int = 0) -> Iterator[Problem]:
+    """So many draws from both sides of the split, the tasks in turn."""
+    rng = random.Random(seed)
+    makers = [(MAKERS[found[1]], int(found[2])) for found in map(NAME.fullmatch, tasks)]
+    for maker, digits in itertools.islice(itertools.cycle(makers), count):
+        yield maker(rng, digits)
 
 
 def _draw(maker: Callable[[random.Random, int], Problem], digits: int, rng: random.Random, heldout: bool) -> Problem:

@@ -17,7 +17,8 @@ def rows_of_step(run: str | Path, step: int) -> list[dict[str, Any]]:
     """{source, epoch, row, documents} of each row, in the order in which micro-batches and ranks share them out.
 
     `epoch` counts how often the source was read as a whole before, `row` is the number of the row in it: its tokens begin at
-    row * rows.length. `source` is "corpus" in a run without a mixture. The run's data must lie where it was.
+    row * rows.length, but of conversations, of which a row holds whole ones. `source` is "corpus" in a run without a
+    mixture. The run's data must lie where it was.
 
     Args:
         step: as the diary counts: the first is 1.
@@ -39,14 +40,15 @@ def rows_of_step(run: str | Path, step: int) -> list[dict[str, Any]]:
     if begun := read_plain(path).get("TokenDataModule", {}).get("begun"):
         data.begun = Begun(begun[0], tuple(begun[1]))
     data.setup()
-    found, length, names = data.training_order().origin(step - 1), configs["rows"].length, list(data.prepared.sources)
+    of_source = data.training_rows()
+    found, names = data.training_order(of_source).origin(step - 1), list(of_source)
     rows = zip(*(part.tolist() for part in found), strict=True)
     return [
         {
             "source": names[source],
             "epoch": epoch,
             "row": row,
-            "documents": data.prepared.sources[names[source]].documents_in(row * length, (row + 1) * length),
+            "documents": data.prepared.sources[names[source]].documents_in(*of_source[names[source]].span(row)),
         }
         for source, epoch, row in rows
     ]
