@@ -6,7 +6,7 @@ problems that nobody trained on: exact match; bits per byte of the held-out prog
 that no token of these problems reaches. Writes results/bench/post.json.
 
     sigma-lite fit -c scaled_configs/toy.yaml
-    python benchmarks/post.py runs/toy [--seeds 3] [--arms NAME ...] [--steps N] [--problems 200] [--out FILE]
+    python benchmarks/post.py runs/toy [--seeds 3] [--arms NAME ...] [--steps N] [--rows 4] [--problems 200] [--out FILE]
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", nargs="+", default=[*ARMS], choices=[*ARMS], metavar="NAME", help=", ".join(ARMS))
     parser.add_argument("--steps", type=int, help="of every arm, for a trial (default: 250, of the family 420)")
+    parser.add_argument("--rows", type=int, default=4, help="of 256 tokens in a step (%(default)s)")
     parser.add_argument("--problems", type=int, default=200, help="asked of each task")
     parser.add_argument("--runs", type=Path, default=Path("runs/post"), help="where the arms are trained (%(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "bench" / "post.json")
@@ -74,10 +75,11 @@ def main() -> None:
             found.setdefault(name, {})[str(seed)] = entry
             print(name, seed, {task: one["exact_match"] for task, one in entry["tasks"].items()}, flush=True)
             write_json(options.out, described(options) | {"before": facts["before"], "arms": found})
+            shutil.rmtree(folder(options, name, seed) / "checkpoints", ignore_errors=True)  # which are large
 
 
 def described(options: argparse.Namespace) -> dict[str, Any]:
-    steps = f" --steps {options.steps}" if options.steps else ""
+    steps = f" --rows {options.rows}" + (f" --steps {options.steps}" if options.steps else "")
     return {
         "what": __doc__.split("\n")[0],
         "command": f"python benchmarks/post.py {options.RUN} --seeds {options.seeds}{steps} --problems {options.problems}",
@@ -88,35 +90,37 @@ def described(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def arm(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
-    """Train one arm, or go on with it, and measure it. The run's checkpoints are deleted then: they are large."""
+    """Train one arm, or go on with it, and measure it."""
+    run, begun = folder(options, name, seed), time.perf_counter()
     label = name.replace(" ", "-")
-    run, begun = options.runs / f"{label}-{seed}", time.perf_counter()
     changes = overlay({"init_from": str(options.RUN)}, ARMS[name])
     steps = options.steps or changes["trainer"]["max_steps"]
     own = {
         "seed_everything": seed,
         "data": {
             "corpus": {"dir": f"data/post-{label}", "tokenizer": str(options.RUN / "tokenizer.json")},
-            "rows": {"seed": seed},
+            "rows": {"seed": seed, "per_step": options.rows, "per_micro": options.rows},
         },
         "save": {"every": min(50, steps) if steps % 50 == 0 else steps // -(-steps // 70)},
         "trainer": {"max_steps": steps, "val_check_interval": steps, "default_root_dir": str(run)},
     }
-    layer = options.runs / f"{label}-{seed}.yaml"
+    layer = run.with_suffix(".yaml")
     write_json(layer, overlay(changes, own))  # JSON is yaml
     with RunCLI(["fit", "-c", str(ROOT / "scaled_configs" / "post" / "sft1.yaml"), "-c", str(layer)]) as cli:
         if not cli.finished:
             raise SystemExit(f"{run} did not come to its end: the same command goes on")
         cli.validate_at_end()
-    entry = {
+    return {
         "steps": steps,
         **measured(Trained(run), changes["data"]["mixture"]["sources"]["problems"]["tasks"], options.problems),
         "bits_per_byte": record.read(run / "record.jsonl", "validation")[-1]["sources"]["replay"]["bits_per_byte"],
         "training_seconds": round(record.read(run / "record.jsonl", "step")[-1]["seconds"], 1),
         "seconds": round(time.perf_counter() - begun, 1),
     }
-    shutil.rmtree(run / "checkpoints", ignore_errors=True)
-    return entry
+
+
+def folder(options: argparse.Namespace, name: str, seed: int) -> Path:
+    return options.runs / f"{name.replace(' ', '-')}-{seed}"
 
 
 def measured(trained: Trained, tasks: list[str], count: int) -> dict[str, Any]:

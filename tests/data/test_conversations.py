@@ -179,6 +179,17 @@ def _drawn(names, count):
     return [(names[n % 2], one.prompt) for n, one in enumerate(tasks.mixed(names, count))]
 
 
+def test_eval_finds_the_answer_behind_thoughts_in_tags(problems):
+    """Tags are no text, so what is written reads `steps>answer`, as without them."""
+    frame, words = marks(problems.tokenizer, 0), token_strings(problems.tokenizer)
+    for one in tasks.problems("add2", 20):
+        turn = Turn(one.prompt, f">{one.answer}", one.steps)
+        ids = np.array(frame.conversation([turn], lambda text: tasks.encode(problems.tokenizer, text)))
+        said = ids[frame.answers(ids[None])[0]]
+        assert said[0] == frame.think[0] and frame.think[1] in said
+        assert one.solved_by(b"".join(words[i] for i in said[:-1]).decode()) and said[-1] == frame.end
+
+
 def test_problems_come_once_and_the_same_again_in_parts():
     given = CorpusConfig("tasks", tasks=("sort2", "add1"), max_documents=400, heldout=0.1)
     skipped = Counter()

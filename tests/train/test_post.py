@@ -136,11 +136,14 @@ def test_a_stage_learns_answers(here):
     assert record.read("other/record.jsonl", "step")[0]["terms"]["lm"] != lm[0]
 
 
-@pytest.mark.parametrize("files", [("sft1",), ("sft1", "sft2"), ("sft1", "sft3")])
-def test_the_stages_of_the_toy_are_runs(files):
-    run = load_run([POST / f"{name}.yaml" for name in files], fit=True)
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_the_stages_of_the_toy_are_runs(number):
+    """Each begins with the one before; rows grow with RoPE and end shorter."""
+    run = load_run([POST / f"sft{number}.yaml"], fit=True)
     toy = load_run([POST.parent / "toy.yaml"])
     for name in ("d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "n_experts", "d_expert", "vocab_size"):
         assert getattr(run.net, name) == getattr(toy.net, name)
     assert run.mixture.sources["replay"]["heldout"] == toy.corpus.heldout, "nothing that pretraining held out is replayed"
-    assert run.start.init_from is not None
+    assert run.start.init_from == ("runs/toy", "runs/post/sft1", "runs/post/sft2")[number - 1]
+    assert run.trainer["default_root_dir"] == f"runs/post/sft{number}"
+    assert (run.rows.length, run.net.rope_factor) == ((256, 1), (512, 2), (256, 2))[number - 1]
