@@ -15,7 +15,7 @@ import torch
 from sigma_lite import cli
 from sigma_lite.config import ConfigError, ModelConfig
 from sigma_lite.data import tokenizer
-from sigma_lite.data.chat import marks
+from sigma_lite.data.chat import Marks, marks
 from sigma_lite.model import Parts, Transformer
 from sigma_lite.model.parts import as_parts
 from sigma_lite.papers.base import Assigned
@@ -264,7 +264,7 @@ def test_chat_frames_what_is_said(finished, monkeypatch, capsys):
     monkeypatch.chdir(finished)
     trained = Trained("run")
     frame = marks(trained.tokenizer, trained.end_of_text)
-    assert frame == (0, 1, 2, 3)
+    assert frame == Marks(0, 1, 2, 3)
     assert frame.prompt([([7, 8], [9]), ([6], None)]) == [0, 1, 7, 8, 2, 9, 3, 1, 6, 2]
     assert 1 not in trained.ids("<|user|>"), "what a person types is text"
     monkeypatch.setattr(sys, "stdin", io.StringIO("def\nclass\n\nnever read\n"))
