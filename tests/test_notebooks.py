@@ -33,6 +33,7 @@ SECTIONS = (
 )
 FAST_SECONDS = 20  # of processor time, the chapter's own cells
 STARTUP_SECONDS = 40  # kernel, torch and plotly
+COLUMNS = 84  # of code that a page of the book shows without a scroll bar
 chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 
 
@@ -69,6 +70,13 @@ def test_sizes(path):
     assert statistics.median(lines) <= 6
     assert lines[int(0.9 * len(lines))] <= 18 and lines[-1] <= 25
     assert 1200 <= len(re.findall(r"\w+", prose(path))) <= 2200
+
+
+@chapter
+def test_code_fits_the_page(path):
+    cells = [cell for cell in read(path).cells if cell.cell_type == "code"]
+    wide = [f"{cell.id}: {line}" for cell in cells for line in cell.source.splitlines() if len(line) > COLUMNS]
+    assert not wide, "\n".join([f"more than {COLUMNS} columns:", *wide])
 
 
 @chapter
