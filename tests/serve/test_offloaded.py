@@ -317,7 +317,7 @@ from sigma_lite.model import Transformer
 from sigma_lite.serve.generate import sample
 from sigma_lite.serve.weights import offload
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_weights import NET, keep
+from test_offloaded import NET, keep
 import dataclasses
 net = dataclasses.replace(NET, d_model=256, d_expert=128)
 def own(): return next(int(l.split()[1]) / 1e3 for l in open("/proc/self/status") if l.startswith("RssAnon"))
