@@ -44,7 +44,7 @@ class Peak:
             torch.cuda.reset_peak_memory_stats(device)
             return
         with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5", "ascii")  # what was larger before, such as preparing data, is forgotten
+            Path("/proc/self/clear_refs").write_text("5", "ascii")  # forget what was larger before, such as preparing data
         self._before = _resident("VmRSS")
 
     def bytes(self) -> int:
