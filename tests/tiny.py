@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import os
 import signal
 import socket
@@ -127,3 +128,13 @@ def ending(pid: int, *expected: int) -> int:
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     assert code in (expected or (0, -signal.SIGKILL)), Path("child.log").read_text("utf-8")
     return code
+
+
+def state(run: str | Path, step: int | None = None) -> dict:
+    """A checkpoint; its settings as they were, without the parent, so that runs of other pasts can be compared."""
+    from sigma_lite.checkpoint import checkpoint_path, newest_checkpoint, read_checkpoint
+
+    found = read_checkpoint(checkpoint_path(run, step) if step else newest_checkpoint(run))
+    settings = json.loads(found["settings"])
+    settings.pop("parent", None)
+    return {**found, "settings": settings}

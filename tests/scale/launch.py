@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import pytest
 import tiny
 import torch
 
@@ -76,3 +78,13 @@ def furthest(a: Path, b: Path) -> float:
 def curve(run: Path) -> list[list[float]]:
     """Every step's loss, terms (lm, global LBL, z) and gradient norm."""
     return [[e["loss"], *e["terms"].values(), e["grad_norm"]] for e in record.read(run / "record.jsonl", "step")]
+
+
+def run_each(folder: Path, corpus_and_data: Path, layouts: Iterable[tuple[int, int]], **settings: object) -> Path:
+    """A run of one device and of each layout in a folder, named 1x1, 4x2 and so on, by ranks and expert ranks."""
+    shutil.copytree(corpus_and_data, folder, dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for ranks, expert_ranks in [(1, 1), *layouts]:
+            done(fit(ranks, expert_ranks, trainer__default_root_dir=f"{ranks}x{expert_ranks}", **settings))
+    return folder

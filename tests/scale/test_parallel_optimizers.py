@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import curve, die, done, endings, fit, furthest, start, weights
+from launch import curve, die, done, endings, fit, furthest, run_each, start, weights
 
 from sigma_lite import record
 from sigma_lite.checkpoint import newest_checkpoint, read_checkpoint, read_settings, step_of
@@ -35,13 +35,7 @@ class Remembering(torch.optim.SGD):
 @pytest.fixture(scope="module")
 def runs(corpus_and_data, tmp_path_factory) -> Path:
     """A folder with a run of each layout, named 4x2 and so on; 1x1 is one device. Do not write into it."""
-    folder = tmp_path_factory.mktemp("optimizers")
-    shutil.copytree(corpus_and_data, folder, dirs_exist_ok=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for ranks, expert_ranks in [(1, 1), *LAYOUTS]:
-            done(fit(ranks, expert_ranks, trainer__default_root_dir=f"{ranks}x{expert_ranks}", **SETTINGS))
-    return folder
+    return run_each(tmp_path_factory.mktemp("optimizers"), corpus_and_data, LAYOUTS, **SETTINGS)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import PER_MICRO, curve, done, fit, furthest, weights
+from launch import PER_MICRO, curve, done, fit, furthest, run_each, weights
 from safetensors.torch import load_file
 
 from sigma_lite import record
@@ -30,13 +30,7 @@ SETTINGS |= {"trainer__val_check_interval": EVERY}
 @pytest.fixture(scope="module")
 def runs(corpus_and_data, tmp_path_factory) -> Path:
     """A folder with a run of each layout, named 4x2 and so on; 1x1 is one device. Do not write into it."""
-    folder = tmp_path_factory.mktemp("layouts")
-    shutil.copytree(corpus_and_data, folder, dirs_exist_ok=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for ranks, expert_ranks in [(1, 1), *LAYOUTS]:
-            done(fit(ranks, expert_ranks, trainer__default_root_dir=f"{ranks}x{expert_ranks}", **SETTINGS))
-    return folder
+    return run_each(tmp_path_factory.mktemp("layouts"), corpus_and_data, LAYOUTS, **SETTINGS)
 
 
 def same_run(run: Path, other: Path) -> None:

@@ -69,13 +69,6 @@ def here(trained, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def state(run: Path) -> dict:
-    found = read_checkpoint(newest_checkpoint(run))
-    settings = json.loads(found["settings"])
-    settings.pop("parent", None)
-    return {**found, "settings": settings}
-
-
 def entries(run: Path, *events: str) -> list[dict]:
     return [e for e in diary(run) if e["kind"] != "sample" and e.get("what") not in events]
 
@@ -92,7 +85,7 @@ def test_killed_at_every_kind_of_moment(here, trained):
     for trap in traps:
         assert ending(child(["fit", "-c", "run.yaml"], trap)) == -signal.SIGKILL
     fit("run")
-    same(state(Path("run")), state(trained / "run"))
+    same(tiny.state(Path("run")), tiny.state(trained / "run"))
     assert entries(Path("run")) == entries(trained / "run")
     assert [e["step"] for e in entries(Path("run")) if e["kind"] == "validation"] == [4, 8, 12]
 
@@ -101,7 +94,7 @@ def test_a_run_is_extended_through_ramp_and_stage(here, trained):
     """4 -> 12 steps are 12 from the start, bitwise: the first run ended before the stage and in the middle of the ramp."""
     fit("run", trainer__max_steps=4)
     fit("run", "--extend", trainer__max_steps=12)
-    same(state(Path("run")), state(trained / "run"))
+    same(tiny.state(Path("run")), tiny.state(trained / "run"))
     assert entries(Path("run"), "extended") == entries(trained / "run")
 
 
@@ -159,7 +152,7 @@ def test_a_branch_changes_the_mixture_and_no_row_is_read_twice(here, trained):
         assert ending(child(["fit", "-c", "killed.yaml"], trap)) == -signal.SIGKILL
     shutil.rmtree("run")
     fit("killed", branch_from="run", **other)
-    same(state(Path("killed")), state(Path("whole")))
+    same(tiny.state(Path("killed")), tiny.state(Path("whole")))
     assert entries(Path("killed")) == entries(Path("whole"))
     assert read_settings(newest_checkpoint("killed"))["parent"]["changed"]["mixture.weights.code"] == [3.0, 9.0]
     drawn = [row for step in range(1, 11) for row in rows_of_step(trained / "run", step)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import signal
@@ -15,7 +14,6 @@ from test_resume import before, diary, same
 from tiny import child, ending
 
 from sigma_lite import record
-from sigma_lite.checkpoint import newest_checkpoint, read_checkpoint
 from sigma_lite.runfile import load_run
 from sigma_lite.serve.answers import exact_match
 from sigma_lite.serve.rows import rows_of_step
@@ -66,13 +64,6 @@ def here(staged, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def state(run: str) -> dict:
-    found = read_checkpoint(newest_checkpoint(run))
-    settings = json.loads(found["settings"])
-    settings.pop("parent", None)
-    return {**found, "settings": settings}
-
-
 def at(step: int):
     return before(Diary, "on_train_batch_end", lambda self, t, *_: t.global_step == step)
 
@@ -82,7 +73,7 @@ def test_a_killed_stage_is_bitwise_the_one_that_was_not(here, staged):
     for step in (1, 5):
         assert ending(child(["fit", "-c", "again.yaml"], at(step))) == -signal.SIGKILL
     fit("again", "run")
-    same(state("again"), state("one"))
+    same(tiny.state("again"), tiny.state("one"))
     seen = [[e for e in diary(Path(run)) if e["kind"] in ("step", "validation")] for run in ("again", "one")]
     assert seen[0] == seen[1] and len(seen[0]) == 8 + 2
 

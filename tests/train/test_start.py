@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import sys
@@ -16,7 +15,6 @@ from tiny import child, ending
 
 from sigma_lite import cli, record
 from sigma_lite.checkpoint import (
-    checkpoint_path,
     checkpoints,
     newest_checkpoint,
     read_checkpoint,
@@ -44,14 +42,6 @@ def said(capsys) -> str:
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def state(run: str | Path, step: int | None = None) -> dict:
-    """A checkpoint; its settings as they were, without the parent, so that runs of other pasts can be compared."""
-    found = read_checkpoint(checkpoint_path(run, step) if step else newest_checkpoint(run))
-    settings = json.loads(found["settings"])
-    settings.pop("parent", None)
-    return {**found, "settings": settings}
-
-
 def entries(run: str, *events: str) -> list[dict]:
     """The diary without samples and the event that says where the run comes from."""
     return [e for e in diary(Path(run)) if e["kind"] != "sample" and e.get("what") not in events]
@@ -75,7 +65,7 @@ def test_a_finished_run_is_extended_on_its_plateau(place, twenty, capsys):
     fit("plateau", trainer__max_steps=20, refused=True, **PLATEAU)
     assert "trainer.max_steps=10, this config says 20: add --extend to go on" in said(capsys)
     fit("plateau", "--extend", trainer__max_steps=20, **PLATEAU)
-    same(state("plateau"), state(twenty / "plateau"))
+    same(tiny.state("plateau"), tiny.state(twenty / "plateau"))
     assert entries("plateau", "extended") == entries(twenty / "plateau")
     event = record.read("plateau/record.jsonl", "event")
     assert [(e["step"], e["what"], e["why"]) for e in event] == [(10, "extended", "from step 10, to 20 steps")]
@@ -87,7 +77,7 @@ def test_a_finished_run_is_extended_on_its_plateau(place, twenty, capsys):
 def test_a_run_that_has_decayed_is_extended_from_its_plateau(place, twenty, capsys):
     """Its end stays, as a run of its own; killed on the way, the same command goes on."""
     fit("decay", trainer__max_steps=10, **DECAY)
-    ended = state("decay"), diary(Path("decay"))
+    ended = tiny.state("decay"), diary(Path("decay"))
     tiny.write_config(place, "longer.yaml", trainer__default_root_dir="decay", trainer__max_steps=20, **DECAY)
     command = ["fit", "-c", "longer.yaml", "--extend"]
     for trap in (
@@ -98,11 +88,11 @@ def test_a_run_that_has_decayed_is_extended_from_its_plateau(place, twenty, caps
     ):
         assert ending(child(command, trap)) == -signal.SIGKILL
     assert ending(child(command)) == 0
-    same(state("decay"), state(twenty / "decay"))
+    same(tiny.state("decay"), tiny.state(twenty / "decay"))
     assert entries("decay", "extended") == entries(twenty / "decay")
     assert [p.name for p in checkpoints("decay")] == ["step=000015.safetensors", "step=000020.safetensors"]
     aside = Path("decay/ended-at-000010")
-    same(state(aside), ended[0])
+    same(tiny.state(aside), ended[0])
     assert diary(aside) == ended[1]
     cli.main(["report", str(aside)])
     cli.main(["generate", str(aside), "--max-new-tokens", "3"])
@@ -138,7 +128,7 @@ def test_decays_branch_from_one_trunk(place, twenty, end):
     decays = {**PLATEAU, "model__optim__decay_fraction": (end - 5) / end, "trainer__max_steps": end}
     fit("decay", "--branch_from=trunk", **decays)
     fit("whole", **decays)
-    same(state("decay"), state("whole"))
+    same(tiny.state("decay"), tiny.state("whole"))
     assert entries("decay", "branched") == entries("whole")
     assert tiny.snapshot(Path("trunk")) == trunk
     parent = read_settings(newest_checkpoint("decay"))["parent"]
@@ -168,12 +158,12 @@ def test_a_branch_with_another_rate_and_other_text_survives_kills(place, capsys)
         assert ending(child(["fit", "-c", "killed.yaml"], trap)) == -signal.SIGKILL
     shutil.rmtree("trunk")
     assert ending(child(["fit", "-c", "killed.yaml"])) == 0
-    same(state("killed"), state("whole"))
+    same(tiny.state("killed"), tiny.state("whole"))
     assert entries("killed") == entries("whole")
     steps = record.read("killed/record.jsonl", "step")
     assert [(e["step"], e["lr"]) for e in steps][4:6] == [(5, 0.003), (6, 0.001)]
     assert [e["tokens"] for e in steps][4:6] == [5 * 8 * 32, 5 * 8 * 32 + 4 * 32]
-    groups = state("killed")["optimizer_states"][0]["param_groups"]
+    groups = tiny.state("killed")["optimizer_states"][0]["param_groups"]
     assert [g["lr"] for g in groups] == [0.001, 0.001, 0.002]
     fit("killed", "--branch_from=other", refused=True, **changes)
     assert "killed holds a run that began from trunk, this config says branch_from=other" in said(capsys)
@@ -183,7 +173,7 @@ def test_moments_are_found_by_name_when_groups_change(place):
     """Routers get a group of their own: each parameter keeps its moments."""
     fit("trunk", trainer__max_steps=5, **PLATEAU)
     fit("branch", "--branch_from=trunk", trainer__max_steps=10, model__optim__router_lr=3.0, **PLATEAU, refused=False)
-    moments = [state(run)["optimizer_states"][0]["state"] for run in ("trunk", "branch")]
+    moments = [tiny.state(run)["optimizer_states"][0]["state"] for run in ("trunk", "branch")]
     shapes = [[tuple(entry["exp_avg"].shape) for entry in side.values()] for side in moments]
     assert shapes[0] != shapes[1] and sorted(shapes[0]) == sorted(shapes[1])
     assert shapes[1][-2:] == [(8, 32), (8, 32)]
@@ -234,7 +224,7 @@ def test_weights_are_taken_and_nothing_else(place):
     fit("parent", trainer__max_steps=5, **PLATEAU)
     fit("own", "--init_from=parent", data__rows__seed=9, **ONE)
     fit("next", "--branch_from=parent", data__rows__seed=9, **{**ONE, "trainer__max_steps": 6})
-    found = state("own")
+    found = tiny.state("own")
     assert found["global_step"] == 1
     assert {float(entry["step"]) for entry in found["optimizer_states"][0]["state"].values()} == {1.0}
     started = record.read("own/record.jsonl", "run")[0]["config"]["parent"]
@@ -256,7 +246,7 @@ def test_a_killed_start_takes_them_again(place):
         trap = before(Diary, "on_train_batch_end", lambda self, t, *_, s=step: t.global_step == s)
         assert ending(child(["fit", "-c", "killed.yaml"], trap)) == -signal.SIGKILL
     assert ending(child(["fit", "-c", "killed.yaml"])) == 0
-    same(state("killed"), state("whole"))
+    same(tiny.state("killed"), tiny.state("whole"))
     assert entries("killed") == entries("whole")
 
 
