@@ -11,8 +11,8 @@ import pytest
 import tiny
 import torch
 from test_resume import before, same
-from test_start import ONE, PLATEAU, fit, said, state
-from tiny import child, ending
+from test_start import ONE, PLATEAU, fit, said
+from tiny import child, ending, state
 
 from sigma_lite import record
 from sigma_lite.config import ConfigError, ModelConfig, OptimConfig
