@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sigma_lite.config import RowsConfig, require
 from sigma_lite.data.copies import Copies
-from sigma_lite.data.domains import NO_DOMAIN, Stretches, stretches_for
+from sigma_lite.data.domains import Stretches, stretches_for
 from sigma_lite.data.kinds import SPECIAL
-from sigma_lite.data.stream import TokenStream
+from sigma_lite.data.stream import NO_DOMAIN, TokenStream
 
 IGNORED = -100  # target of a padded position; the default ignore_index of torch's cross entropy
 
@@ -243,7 +243,9 @@ def require_a_row(rows: Rows, length: int, whose: str = "") -> None:
 
 
 def stretches_of(rows: Rows, config: RowsConfig) -> Stretches | None:
-    """How `domain_run` regroups the rows of one corpus."""
+    """How `domain_run` regroups the rows of one corpus; 1 asks for nothing."""
+    if config.domain_run == 1:
+        return None
     return stretches_for(rows.stream.domains, rows.domains, len(rows), config.domain_run)
 
 

@@ -33,9 +33,8 @@ from tokenizers import Tokenizer
 from sigma_lite.config import CorpusConfig, plain_path, require
 from sigma_lite.data import baselines, corpora, stages, tokenizer
 from sigma_lite.data.copies import Copies, copies
-from sigma_lite.data.domains import Domains
 from sigma_lite.data.listing import Skipped
-from sigma_lite.data.stream import TokenStream, check_file, token_dtype
+from sigma_lite.data.stream import Domains, TokenStream, check_file, token_dtype
 from sigma_lite.storage import StorageError, alone, sha256_of, write_json
 
 FORMAT = 1
