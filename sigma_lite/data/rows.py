@@ -230,7 +230,7 @@ def train_loader(
         require_a_row(rows, config.length)
         stretches = stretches_of(rows, config)
     sampler = TrainSampler(len(rows), config, rank, world, steps, first_step, stretches, rows_of)
-    return cls(rows, batch_sampler=sampler, collate_fn=_as_it_is, **options)
+    return cls(rows, batch_sampler=sampler, collate_fn=identity, **options)
 
 
 def require_a_row(rows: Rows, length: int, whose: str = "") -> None:
@@ -252,8 +252,8 @@ def stretches_of(rows: Rows, config: RowsConfig) -> Stretches | None:
 def heldout_loader(rows: Rows, config: RowsConfig, rank: int = 0, world: int = 1, **options) -> DataLoader:
     """Every held-out row once over all ranks; sum losses and bytes, then divide: the last batches are smaller."""
     sampler = HeldoutSampler(len(rows), config.per_micro, rank, world)
-    return DataLoader(rows, batch_sampler=sampler, collate_fn=_as_it_is, **options)
+    return DataLoader(rows, batch_sampler=sampler, collate_fn=identity, **options)
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def identity(batch: Batch) -> Batch:
     return batch
