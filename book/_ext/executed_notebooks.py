@@ -18,7 +18,7 @@ from sphinx.errors import ExtensionError
 from sphinx.util.display import progress_message
 from tqdm import tqdm
 
-from sigma_lite.storage import alone
+from sigma_lite.storage import exclusive
 
 ROOT = Path(__file__).resolve().parents[2]
 STORE = ROOT / "book" / "_build" / "executed"
@@ -42,7 +42,7 @@ def execute(notebook: Path, *, fast: bool | None = None) -> Executed:
     """
     fast = os.environ.get("SIGMA_FAST", "0") not in ("", "0") if fast is None else fast
     store = STORE / ("fast" if fast else "full")
-    with alone(store / f"{notebook.stem}.lock"):  # tests run side by side, and two of them want the same chapters
+    with exclusive(store / f"{notebook.stem}.lock"):  # tests run side by side, and two of them want the same chapters
         return _executed(notebook, fast, store)
 
 
