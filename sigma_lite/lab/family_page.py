@@ -59,7 +59,7 @@ COLUMNS: dict[str, Column] = {
     "arm": lambda row, noise: row.arm,
     "difference": lambda row, noise: Sorted(_percent(row.difference.mean, 2), row.difference.mean),
     "95 % interval": lambda row, noise: Sorted(_between(row), row.difference.low),
-    "which says": lambda row, noise: verdict(row, noise),
+    "verdict": lambda row, noise: verdict(row, noise),
     "bits per byte": lambda row, noise: Sorted(f"{row.bits:.4f}", row.bits),
     "layer 0, training": lambda row, noise: Sorted(_percent(row.trained, 0), row.trained),
     "layer 0, held-out": lambda row, noise: Sorted(_percent(_mean(row.heldout), 0), _mean(row.heldout)),

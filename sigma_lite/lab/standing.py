@@ -111,11 +111,11 @@ def floor(found: Sequence[Row], results: Mapping, others: Iterable[Mapping] = ()
 def verdict(row: Row, noise: Floor) -> str:
     """What the difference from BASE says. An interval that holds 0 says nothing, nor does what another machine makes too."""
     if row.arm == BASE:
-        return "what all are compared with"
+        return "the baseline"
     if row.difference.seeds < 2:
-        return "one seed, so nothing"
+        return "one seed only"
     if not row.difference.is_clear or abs(row.difference.mean) <= max(map(abs, noise.machines), default=0.0):
-        return "nothing: within noise"
+        return "within noise"
     return "worse" if row.difference.mean > 0 else "better"
 
 

@@ -69,8 +69,8 @@ def test_what_a_difference_says():
     found = {row.arm: row for row in standing.rows(MADE)}
     calm, other = standing.Floor(0.01, ()), standing.Floor(0.01, (-0.02,))
     says = {name: standing.verdict(row, calm) for name, row in found.items()}
-    assert says["worse"] == "worse" and says["noisy"] == "nothing: within noise" and says["single"] == "one seed, so nothing"
-    assert standing.verdict(found["worse"], other) == "nothing: within noise", "another machine makes as much"
+    assert says["worse"] == "worse" and says["noisy"] == "within noise" and says["single"] == "one seed only"
+    assert standing.verdict(found["worse"], other) == "within noise", "another machine makes as much"
 
 
 def test_the_page_has_table_scatter_and_floor(tmp_path):
