@@ -12,6 +12,7 @@ from types import ModuleType
 
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
+from pygments.lexer import Lexer
 from pygments.lexers import PythonLexer
 from pygments.style import Style
 from pygments.token import Comment, Keyword, Name, Number, Operator, String
@@ -69,7 +70,7 @@ class Source:
         return f'<div class="sigma-source"><code>{self.file}</code>{self.coloured()}</div>'
 
     def coloured(self) -> str:
-        return coloured(self.text, self.first)
+        return coloured(self.text, self.first, self.lexer)
 
 
 class Folds:
@@ -119,14 +120,14 @@ def _fold(title: str, body: str) -> str:
     return f"<details>{SUMMARY}{title}</summary>{body}</details>"
 
 
-def coloured(text: str, first: int = 0) -> str:
-    """Python as HTML, with line numbers from `first` on; without where it is 0."""
+def coloured(text: str, first: int = 0, lexer: Lexer = PythonLexer()) -> str:  # noqa: B008  it keeps no state
+    """Source as HTML, with line numbers from `first` on; without where it is 0."""
     formatter = HtmlFormatter(
         style=_BothThemes, noclasses=True, nobackground=True, linenos="inline" if first else False, linenostart=first or 1,
         cssstyles="max-height:34em;overflow:auto", prestyles="margin:0;line-height:1.35",
     )  # fmt: skip
     # pygments writes the line numbers black on white, whatever the style says
-    return highlight(text, Source.lexer, formatter).replace("color: inherit; background-color: transparent", f"color: {INK}")
+    return highlight(text, lexer, formatter).replace("color: inherit; background-color: transparent", f"color: {INK}")
 
 
 def show(name: str) -> Source:
