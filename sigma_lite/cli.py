@@ -13,6 +13,7 @@
     sigma-lite export   RUN OUT            for transformers, lm-evaluation-harness and vLLM; `import FOLDER OUT` reads such
     sigma-lite convert  RUN OUT --with papers.dense2moe.TaylorSplit    a trained model made into another
     sigma-lite lab      list | run NAME | show | rank | search   experiments on balance, side by side
+    sigma-lite check    FOLDER             grade students' notebooks; --list names all steps that can be checked
 
 Several -c lay files over each other; any key can be given as --section.key value. `sigma-lite COMMAND --help` says more.
 """
@@ -40,6 +41,7 @@ TRAINER_COMMANDS = ("fit", "validate", "test", "predict")  # LightningCLI parses
 COMMANDS = (
     *TRAINER_COMMANDS,
     *("prepare", "plan", "report", "generate", "chat", "explore", "eval", "rows", "export", "import", "convert", "lab"),
+    *("check",),
 )
 
 
@@ -148,6 +150,13 @@ def _parser() -> argparse.ArgumentParser:
     add_lab_parser(
         command("lab", None, "Experiments on balance: list them, run their arms side by side, show what they found.")
     )
+    sub = command("check", _check, "Grade notebooks: each step passed, wrong by a known mistake, or not tried.")
+    sub.add_argument("FOLDER", type=_path, nargs="?", help="a notebook, or a folder with one folder or file per student")
+    sub.add_argument("--list", action="store_true", help="list all steps that can be checked; grade nothing")
+    sub.add_argument("--json", action="store_true", help="JSON instead of a table")
+    sub.add_argument("--csv", action="store_true", help="one line per student and step")
+    sub.add_argument("--hidden", type=_path, metavar="FILE", help="Python with CASES = {step: [(argument, ...), ...]}")
+    sub.add_argument("--seconds", type=float, default=120.0, help="for each notebook (default: %(default)g)")
     for name in TRAINER_COMMANDS:
         command(name, None, "see `sigma-lite " + name + " --help`")
     return parser
@@ -225,6 +234,12 @@ def _explore(options: argparse.Namespace) -> None:
     text = text_to_read(trained, options.text, options.file, PROMPT)
     facts = explored(trained, text, options.data, options.tokens, options.file and options.file.name)
     print(f"explore       {write_explorer(facts, options.RUN.resolve().name, out)}")
+
+
+def _check(options: argparse.Namespace) -> None:
+    from sigma_lite.teach.command import run
+
+    run(options)
 
 
 def _convert(options: argparse.Namespace) -> None:

@@ -1,10 +1,12 @@
-"""For notebooks only: setup, checks, source on the page, and figures with two faces. Nothing else imports this room.
+"""For notebooks only: setup, checks, source on the page, and figures with two faces. Nothing else imports this room, but for
+`sigma-lite check`, which grades notebooks.
 
 from sigma_lite import teach
 teach.setup(chapter=1, version="0.1")
 """
 
 from sigma_lite.teach import check, plots
+from sigma_lite.teach.check import mine, solution
 from sigma_lite.teach.explore import Explore
 from sigma_lite.teach.predict import predict
 from sigma_lite.teach.routing import RoutingExplorer
@@ -17,10 +19,12 @@ __all__ = [
     "check",
     "fast",
     "folder",
+    "mine",
     "plots",
     "predict",
     "recorded",
     "reveal",
     "setup",
     "show",
+    "solution",
 ]

@@ -37,6 +37,10 @@ def difference(mine: object, reference: object, axes: str = "", tolerance: Toler
         return _sequence(mine, reference, tolerance)
     if isinstance(reference, (int, float)) and not isinstance(reference, bool):
         return _number(mine, reference, tolerance)
+    if isinstance(reference, (str, bool)) and not isinstance(
+        mine, (str,) if isinstance(reference, str) else (bool, np.bool_)
+    ):
+        return f"type: yours is {_type(mine)}, expected {_type(reference)}"
     return "" if mine == reference else f"value: yours is {mine!r}"
 
 
@@ -174,6 +178,12 @@ def _numbers(array: Tensor | np.ndarray) -> np.ndarray:
 def _shape(array: Tensor | np.ndarray, axes: str) -> str:
     letters = axes if len(axes) == len(array.shape) else ""
     return "[" + ", ".join(f"{letters[i]}={size}" if letters else str(size) for i, size in enumerate(array.shape)) + "]"
+
+
+def with_article(value: object) -> str:
+    """ "a torch tensor", "a str", "an int"."""
+    name = _type(value)
+    return name if name.startswith("a ") else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def _type(value: object) -> str:

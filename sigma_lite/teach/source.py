@@ -12,12 +12,14 @@ from types import ModuleType
 
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
+from pygments.lexer import Lexer
 from pygments.lexers import PythonLexer
 from pygments.style import Style
 from pygments.token import Comment, Keyword, Name, Number, Operator, String
 
 import sigma_lite
 from sigma_lite.config import ConfigError
+from sigma_lite.teach.exercises.exercise import Exercise
 from sigma_lite.teach.style import INK
 
 # contrast above 4 on white and on the dark page
@@ -68,14 +70,7 @@ class Source:
         return f'<div class="sigma-source"><code>{self.file}</code>{self.coloured()}</div>'
 
     def coloured(self) -> str:
-        formatter = HtmlFormatter(
-            style=_BothThemes, noclasses=True, nobackground=True, linenos="inline", linenostart=self.first,
-            cssstyles="max-height:34em;overflow:auto", prestyles="margin:0;line-height:1.35",
-        )  # fmt: skip
-        # pygments writes the line numbers black on white, whatever the style says
-        return highlight(self.text, self.lexer, formatter).replace(
-            "color: inherit; background-color: transparent", f"color: {INK}"
-        )
+        return coloured(self.text, self.first, self.lexer)
 
 
 class Folds:
@@ -89,13 +84,50 @@ class Folds:
         return f"reveal({self.source.name!r}): shown in JupyterLab and in the book"
 
     def _repr_html_(self) -> str:
-        prose = '<p style="white-space:pre-wrap;margin:0.4em 1em">{}</p>'
         folds = [
-            ("the idea", prose.format(html.escape(self.idea or "no words beyond the name"))),
-            ("the shapes", prose.format(html.escape(self.shapes or str(inspect.signature(self.source.object))))),
+            ("the idea", _prose(self.idea or "no words beyond the name")),
+            ("the shapes", _prose(self.shapes or str(inspect.signature(self.source.object)))),
             (f"the source: {self.source.file}", self.source.coloured()),
         ]
-        return "".join(f"<details>{SUMMARY}{title}</summary>{body}</details>" for title, body in folds)
+        return "".join(_fold(title, body) for title, body in folds)
+
+
+class Steps:
+    """The folds below an exercise: the idea, what the check calls it with, a plain solution, the package's source."""
+
+    def __init__(self, exercise: Exercise):
+        self.exercise = exercise
+
+    def __repr__(self) -> str:
+        return f"solution({self.exercise.name!r}): shown in JupyterLab and in the book"
+
+    def _repr_html_(self) -> str:
+        asked = self.exercise
+        parts = [("hint: the idea", _prose(asked.hint)), ("hint: what the check calls it with", _prose(asked.described()))]
+        if asked.also:
+            parts.append(("one solution", coloured(textwrap.dedent(inspect.getsource(asked.also)))))
+        if asked.source:
+            package = Source(asked.source)
+            parts.append((f"the package's: {package.file}", package.coloured()))
+        return "".join(_fold(title, body) for title, body in parts)
+
+
+def _prose(text: str) -> str:
+    return f'<p style="white-space:pre-wrap;margin:0.4em 1em">{html.escape(text)}</p>'
+
+
+def _fold(title: str, body: str) -> str:
+    return f"<details>{SUMMARY}{title}</summary>{body}</details>"
+
+
+def coloured(text: str, first: int = 0, lexer: Lexer = PythonLexer()) -> str:  # noqa: B008  it keeps no state
+    """Source as HTML, with line numbers from `first` on; without where it is 0."""
+    formatter = HtmlFormatter(
+        style=_BothThemes, noclasses=True, nobackground=True, linenos="inline" if first else False, linenostart=first or 1,
+        cssstyles="max-height:34em;overflow:auto", prestyles="margin:0;line-height:1.35",
+    )  # fmt: skip
+    # pygments writes the line numbers black on white, whatever the style says
+    return highlight(text, lexer, formatter).replace("color: inherit; background-color: transparent", f"color: {INK}")
 
 
 def show(name: str) -> Source:

@@ -6,7 +6,7 @@ The solutions as kernels stand in kernels_17.py, and so do not have to be import
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sigma_lite.kernels.plan import Plan, routing_plan
 from sigma_lite.teach.differences import Tolerance
-from sigma_lite.teach.exercises.exercise import Exercise
+from sigma_lite.teach.exercises.exercise import SECONDS, Exercise, Verdict
 
 GUARD = 256  # numbers behind the end of every tensor that a kernel gets: NaN, and NaN they must stay
 ROWS, BM, BN, BK = 4, 16, 16, 16
@@ -28,10 +28,10 @@ class KernelExercise(Exercise):
 
     launch: Callable = field(kw_only=True)
 
-    def verdict(self, mine: Callable) -> str:
-        if not hasattr(mine, "__getitem__"):  # a plain function of the inputs
-            return super().verdict(mine)
-        return super().verdict(lambda *inputs: self.launch(mine, *(t.detach() for t in inputs)))
+    def judge(self, mine: object, cases: Sequence[tuple] | None = None, seconds: float = SECONDS) -> Verdict:
+        kernel = hasattr(mine, "__getitem__") and hasattr(mine, "fn")  # not a plain function of the inputs
+        answer = (lambda *inputs: self.launch(mine, *(t.detach() for t in inputs))) if kernel else mine
+        return super().judge(answer, cases, seconds)
 
 
 def _run(kernel, programs: int, shape: tuple[int, ...], *tensors: Tensor, **numbers: int) -> Tensor | None:

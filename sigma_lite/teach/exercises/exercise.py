@@ -1,4 +1,4 @@
-"""What an exercise is: inputs, a solution in the package, and the mistakes that most people make first."""
+"""What an exercise is: inputs, right solutions, and the mistakes that most people make first."""
 
 from __future__ import annotations
 
@@ -6,13 +6,23 @@ import inspect
 from collections import namedtuple
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from sigma_lite.teach.differences import EXACT_ENOUGH, NOTHING, Tolerance, call_difference
+from sigma_lite.teach.differences import EXACT_ENOUGH, NOTHING, Tolerance, call_difference, with_article
+from sigma_lite.teach.limit import TooLong, within
 
 FEW = 8  # numbers of a tensor that a verdict still writes out
+SECONDS = 10.0  # for all cases of an exercise
+
+
+class Verdict(NamedTuple):
+    """What an answer is, "passed", "not tried", "mistake" (one that has a name) or "wrong", and a sentence about it."""
+
+    kind: str
+    says: str = ""
 
 
 @dataclass(frozen=True)
@@ -26,29 +36,63 @@ class Exercise:
     axes: str = ""
     tolerance: Tolerance = EXACT_ENOUGH
     others: tuple[tuple[Callable, str], ...] = ()  # more mistakes that have a name, and what to say about each
+    asks: str = ""  # the step in a few words, as its heading says them
+    minutes: int = 10
+    difficulty: int = 2  # 1 to 5
+    importance: int = 3  # 1 to 5; at 5 the rest of the chapter stands on it
+    hint: str = ""  # the first fold: the idea, no code
+    also: Callable | None = None  # a second right solution, the plain one that a reader would write; the second fold
+    source: str = ""  # where the package has it, as teach.show takes it; the last fold
 
     def cases(self) -> list[tuple]:
         """The arguments of each case, by name: `mine(*cases[0])`."""
-        names = list(inspect.signature(self.solution).parameters)
-        return [namedtuple(self.name, names[: len(arguments)])(*arguments) for arguments in self.inputs()]
+        return self.named(self.inputs())
 
-    def verdict(self, mine: Callable) -> str:
+    def named(self, inputs: Sequence[Sequence[object]]) -> list[tuple]:
+        names = list(inspect.signature(self.solution).parameters)
+        return [namedtuple(self.name, names[: len(arguments)])(*arguments) for arguments in inputs]
+
+    def described(self) -> str:
+        """Each case in a line: its arguments with values or shapes, and the type and shape of the right result."""
+        lines = []
+        for number, case in enumerate(self.cases(), start=1):
+            arguments = ", ".join(f"{name}{_short(value)}" for name, value in case._asdict().items())
+            lines.append(f"case {number}: {arguments} → {_kind(self.solution(*case), self.axes)}")
+        return "\n".join(lines)
+
+    def verdict(self, mine: object) -> str:
         """ "" for a right answer, otherwise one sentence: a typical mistake by name, or the first case that differs."""
-        cases = self.cases()
+        return self.judge(mine).says
+
+    def judge(self, mine: object, cases: Sequence[tuple] | None = None, seconds: float = SECONDS) -> Verdict:
+        """The same with the kind of the answer. `cases` are compared instead of the exercise's own; it never raises."""
+        cases = self.cases() if cases is None else cases
+        if mine is None or mine is Ellipsis:
+            return Verdict("not tried", NOTHING)
+        if problem := _not_to_be_called(mine, cases[0]):
+            return Verdict("wrong", problem)
+        try:
+            with within(seconds):
+                return self._judged(mine, cases)
+        except TooLong:
+            return Verdict("wrong", f"it has not ended after {seconds:g} seconds: is there a loop that never stops?")
+
+    def _judged(self, mine: Callable, cases: Sequence[tuple]) -> Verdict:
         for number, case in enumerate(cases, start=1):
             problem = self._problem(mine, case)
             if problem == NOTHING:
-                return problem
+                return Verdict("not tried", problem)
             if problem:
-                return self._named(mine, cases) or self._of_case(number, cases, problem)
-        return ""
+                named = self._named(mine, cases)
+                return Verdict("mistake", named) if named else Verdict("wrong", self._of_case(number, cases, problem))
+        return Verdict("passed")
 
     def _problem(self, mine: Callable, case: Sequence[object]) -> str:
         try:
             return call_difference(mine, self.solution, case, self.axes, self.tolerance)
         except NotImplementedError:
             return NOTHING
-        except Exception as error:  # whatever a reader's code raises is a verdict, not a crash of the chapter
+        except (Exception, SystemExit) as error:  # what a reader's code raises is a verdict, not a crash of the chapter
             return f"it raises {type(error).__name__}: {error}"
 
     def _named(self, mine: Callable, cases: Sequence[tuple]) -> str:
@@ -61,7 +105,7 @@ class Exercise:
     def _equal(self, mine: Callable, mistake: Callable, case: Sequence[object]) -> bool:
         try:
             return not call_difference(mine, mistake, case, "", self.tolerance)
-        except Exception:
+        except (Exception, SystemExit):
             return False
 
     def _of_case(self, number: int, cases: Sequence[tuple], problem: str) -> str:
@@ -70,6 +114,32 @@ class Exercise:
             f"case {number} of {len(cases)} ({shown}): {problem}."
             f' All inputs of this case: teach.check.inputs("{self.name}")[{number - 1}]'
         )
+
+
+def _not_to_be_called(mine: object, case: tuple) -> str:
+    """Why `mine(*case)` cannot even begin; "" when it can."""
+    called = ", ".join(case._fields)
+    if not callable(mine):
+        return f"that is {with_article(mine)}: hand over the function itself, by its name and without calling it"
+    try:
+        signature = inspect.signature(mine)
+    except (TypeError, ValueError):  # some functions written in C do not tell
+        return ""
+    try:
+        signature.bind(*case)
+    except TypeError:
+        return f"your function takes {signature}, and it is called with ({called})"
+    return ""
+
+
+def _kind(value: object, axes: str) -> str:
+    """Of a result its type, dtype and shape, without a value."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        names = f", axes {axes}" if axes and value.ndim == len(axes) else ""
+        return f"{with_article(value)}, {str(value.dtype).removeprefix('torch.')}, shape {list(value.shape)}{names}"
+    if isinstance(value, (tuple, list)):
+        return f"{with_article(value)} of " + "; ".join(_kind(item, "") for item in value)
+    return with_article(value)
 
 
 def _short(value: object) -> str:
