@@ -4,7 +4,7 @@ Same routing, weights, input and upstream gradient for all. A variant whose outp
 loop by more than 1e-5 is refused, not timed. The router is left out; sorting, gathering and combining are in. Four
 inputs in turn, random and never zero. Writes results/bench/experts-MACHINE.json.
 
-    python benchmarks/experts.py [--rounds 15] [--out FILE]
+    python benchmarks/experts.py [--rounds 15] [--instructions avx2] [--out FILE]
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import importlib.util
 import os
 import platform
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,10 +24,19 @@ from interleaved import interleave, summary, timed
 from torch import Tensor
 
 from sigma_lite.kernels import choose_backend, explain_backend, grouped_swiglu
+from sigma_lite.kernels.cpu.binding import lanes
 from sigma_lite.storage import write_json
 from sigma_lite.train.provenance import device_name
 
 ROOT = Path(__file__).parents[1]
+NARROWER = {  # what keeps torch, its libraries and our compiler to fewer instructions than the machine has
+    "avx2": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "SIGMA_LITE_MARCH": "x86-64-v3",
+    }
+}
 OTHERS = ("scattermoe", "megablocks", "sonicmoe")  # need a GPU: named in the record, so that nobody takes them for beaten
 
 
@@ -74,7 +84,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--instructions", choices=NARROWER, help="all variants with these only (default: what is here)")
     options = parser.parse_args()
+    narrower = NARROWER.get(options.instructions, {})
+    if not narrower.items() <= os.environ.items():  # torch has read them already
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | narrower)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     results = {}
     for shape in CASES:
@@ -90,6 +104,7 @@ def main() -> None:
         "what": "grouped_swiglu forward + backward, fp32; median_s is CPU seconds of the process, wall_ is by the clock",
         "backend": explain_backend(x, w13),
         "machine": device_name(torch.device("cpu")),
+        "floats_in_a_register": lanes(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "load_average": os.getloadavg(),
         "rounds": options.rounds,
@@ -97,7 +112,10 @@ def main() -> None:
         "growth_in_E": {"results": growth, "times_from_8_to_192": growth_of(growth)},
         "not_run": {name: "needs a GPU" if importlib.util.find_spec(name) else "not installed" for name in OTHERS},
     }
-    out = options.out or ROOT / "results" / "bench" / f"experts-{platform.machine()}-{os.cpu_count()}cpu.json"
+    out = (
+        options.out
+        or ROOT / "results" / "bench" / f"experts-{options.instructions or platform.machine()}-{os.cpu_count()}cpu.json"
+    )
     write_json(out, facts)
     print(f"{choose_backend(x, w13)[0]}, E 8 to 192: {facts['growth_in_E']['times_from_8_to_192']}\nwritten to {out}")
 

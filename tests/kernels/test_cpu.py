@@ -1,6 +1,9 @@
 """The C++ kernel equals the float64 loop for every vector length that this machine can run, at any number of threads."""
 
 import ctypes
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,10 +53,10 @@ def assert_exact(ids, tensors):
         assert error <= 1e-5, f"{name}: relative error {error:.1e}"
 
 
-@pytest.fixture(params=["-march=native", "-mno-avx512f", "-mno-avx"])
+@pytest.fixture(params=[("-march=native",), ("-march=native", "-mno-avx512f"), ("-march=native", "-mno-avx")], ids=" ".join)
 def vectors(request, monkeypatch):
     """The library compiled for shorter vectors too, down to the four floats of NEON."""
-    command = (find_cxx("this test"), *binding.OPTIONS, request.param)
+    command = (find_cxx("this test"), *request.param, *binding.OPTIONS)
     try:
         machine = said_by([command[0], "-march=native", "-dM", "-E", "-x", "c++", "/dev/null"])
         loaded = ctypes.CDLL(str(build(command, binding.SOURCES, machine)))
@@ -68,7 +71,7 @@ def test_equals_the_float64_loop(vectors, kind, T, K):
     assert_exact(*problem(T, K, kind))
 
 
-@pytest.mark.parametrize("tokens", range(1, 146, 9))
+@pytest.mark.parametrize("tokens", range(1, 300, 19))
 def test_any_number_of_tokens_in_one_expert(vectors, tokens):
     """Up to several panels: every mixture of full, half-full and single vectors, and a second one that adds to the first."""
     assert_exact(*problem(tokens, 1, "one expert", 32, 32))
@@ -201,3 +204,21 @@ def test_its_trial_may_come_inside_a_checkpointed_layer():
     y = checkpoint(lambda: grouped_swiglu(x, ids, gates, w13, w2), use_reentrant=False)
     y.square().sum().backward()
     assert float(w13.grad.norm()) > 0
+
+
+@pytest.mark.parametrize(
+    ("compiler", "emulator"),
+    [(("g++", "-march=native"), ()), (("aarch64-linux-gnu-g++", "-march=armv8-a", "-static"), ("qemu-aarch64",))],
+    ids=["here", "NEON"],
+)
+def test_as_a_program_of_its_own(compiler, emulator, tmp_path):
+    """On Arm's vectors too, where cross compiler and emulator are at hand (Debian: g++-aarch64-linux-gnu, qemu-user)."""
+    missing = [name for name in (compiler[0], *emulator) if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    program, source = tmp_path / "program", Path(__file__).with_name("against_loop.cpp")
+    options = ("-O3", "-std=c++17", "-pthread", "-I", str(binding.HERE))
+    subprocess.run([*compiler, *options, str(source), "-o", str(program)], check=True)
+    done = subprocess.run([*emulator, str(program)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split()[::2] == ["y", "dx", "dgates", "dw13", "dw2"]

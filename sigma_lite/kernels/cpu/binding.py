@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from sigma_lite.kernels.compiler import build, find_cxx, run
 
 HERE = Path(__file__).parent
 SOURCES = (HERE / "grouped_swiglu.cpp", HERE / "tile.h")
-OPTIONS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-pthread")
+OPTIONS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread")
 
 _NUMBERS = ("tokens", "k", "experts", "width", "units", "threads")
 _POINTERS = (
@@ -45,10 +46,13 @@ def lanes() -> int:
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """Compiled on first use, for the very processor: its vector length decides the tiles. Raises BuildError."""
-    compiler = find_cxx("backend 'cpu'")
-    machine = run([compiler, "-march=native", "-dM", "-E", "-x", "c++", "/dev/null"])  # names all that it can do
-    loaded = ctypes.CDLL(str(build((compiler, *OPTIONS), SOURCES, machine)))
+    """Compiled on first use, for the very processor: its vector length decides the tiles. Raises BuildError.
+
+    SIGMA_LITE_MARCH compiles for another one, such as x86-64-v3 (AVX2) where the machine has more.
+    """
+    compiler, processor = find_cxx("backend 'cpu'"), f"-march={os.environ.get('SIGMA_LITE_MARCH', 'native')}"
+    machine = run([compiler, processor, "-dM", "-E", "-x", "c++", "/dev/null"])  # names all that it can do
+    loaded = ctypes.CDLL(str(build((compiler, processor, *OPTIONS), SOURCES, machine)))
     if loaded.sigma_size_of_layer() != ctypes.sizeof(Layer):
         raise RuntimeError("binding.py's Layer and the compiled one differ in size: a field is missing in one of them")
     return loaded

@@ -17,7 +17,7 @@
 
 #include "tile.h"
 
-constexpr int PANEL = ACROSS * LANES;
+constexpr int PANEL = 96;  // most experts' tokens are one panel then, and no gradient of a weight is read again
 constexpr int64_t TOKENS_AT_ONCE = 256;  // of the sum over a token's K rows
 
 struct Layer {
@@ -155,7 +155,7 @@ template <class Work>
 static void each_panel(const Layer& l, int e, Work work) {
     int first = l.start[e], tokens = l.start[e + 1] - first, vectors = (tokens + LANES - 1) / LANES;
     int64_t z = first + int64_t(e) * (LANES - 1);  // every expert before may have that many lanes of padding
-    const int panels = (vectors + ACROSS - 1) / ACROSS;
+    const int panels = (vectors + PANEL / LANES - 1) / (PANEL / LANES);
     for (int left = panels; left > 0; left--) {
         const int lanes = (vectors + left - 1) / left * LANES, some = std::min(tokens, lanes);
         work(Panel{e, first, some, lanes, z, left == panels, left == 1});
