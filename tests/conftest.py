@@ -20,20 +20,17 @@ ELSEWHERE = ("SLURM_", "TORCHELASTIC_", "SIGMA_LITE_BACKEND", "SIGMA_LITE_CUDA",
 RANKS = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-def pytest_configure() -> None:
-    """Before any test file imports torch, and for child processes too.
-
-    One thread adds in one order, so runs can be compared bitwise; and a process whose torch has started threads, for more
-    cores or for a GPU, cannot be forked.
-    """
-    for name in [name for name in os.environ if name.startswith(ELSEWHERE) or name in RANKS]:
-        del os.environ[name]  # of a job that the tests run in, or of what was tried in this shell
-    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    os.environ["COLUMNS"] = "80"  # a narrow terminal would cut numbers short
-    if Path("/sys/class/net/lo").exists():
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # otherwise gloo looks up the name of this machine, if it has one
-    if not os.access(os.path.expanduser("~"), os.W_OK):
-        os.environ["HOME"] = tempfile.mkdtemp(prefix="sigma-lite-home-")  # kernels and notebooks keep files there
+# Before anything imports torch, and for child processes too; a conftest of a folder below may import it before pytest is
+# configured. One thread adds in one order, so runs can be compared bitwise; and a process whose torch has started threads,
+# for more cores or for a GPU, cannot be forked.
+for name in [name for name in os.environ if name.startswith(ELSEWHERE) or name in RANKS]:
+    del os.environ[name]  # of a job that the tests run in, or of what was tried in this shell
+os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+os.environ["COLUMNS"] = "80"  # a narrow terminal would cut numbers short
+if Path("/sys/class/net/lo").exists():
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # otherwise gloo looks up the name of this machine, if it has one
+if not os.access(os.path.expanduser("~"), os.W_OK):
+    os.environ["HOME"] = tempfile.mkdtemp(prefix="sigma-lite-home-")  # kernels and notebooks keep files there
 
 
 CALM = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "database": None}  # the machine may be busy
