@@ -2,7 +2,8 @@
 
 Weights, gradients and moments of an expert stay on the rank that stores it. Before a layer runs, weights go to the ranks
 that compute it, as FasterMoE's shadow experts do (PPoPP 2022); in the backward pass their gradients come home and are
-summed there, in fp32 whatever they travel in. So a placement may change between any two steps, nothing has to be moved for it, and no checkpoint knows it.
+summed there, in fp32 whatever they travel in. So a placement may change between any two steps, nothing has to be moved
+for it, and no checkpoint knows it.
 
 The price is weights on the wire, in every forward and backward pass, for each expert that is not at home. Sizes follow from
 the placement, which every rank knows: nobody waits for them.

@@ -34,7 +34,7 @@ def runs(corpus_and_data, tmp_path_factory) -> Path:
 
 
 def test_moving_experts_change_nothing(runs):
-    """Losses, norms and weights of one device to 1e-5. Planned every 3 steps, and by the first step after the switch at 6."""
+    """Losses, norms and weights of one device to 1e-5. Planned every 3 steps, and by step 6, the first of new K."""
     assert furthest(newest_checkpoint(runs / "whole"), newest_checkpoint(runs / "one")) < 1e-5
     for a, b in zip(curve(runs / "whole"), curve(runs / "one"), strict=True):
         assert a == pytest.approx(b, rel=1e-5)
