@@ -1,4 +1,4 @@
-"""Fewer blocks a token: all of them are the model itself, so many run as it says, routers learn, and a cache has no holes."""
+"""Fewer blocks a token: all of them are the model itself, as many run as it says, routers learn, caches have no holes."""
 
 from __future__ import annotations
 
