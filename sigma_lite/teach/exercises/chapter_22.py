@@ -271,7 +271,7 @@ EXERCISES: tuple[Exercise, ...] = (
         minutes=8,
         difficulty=2,
         importance=4,
-        hint="The largest absolute number of a row, divided by 127, is its scale. Divide the row by it, round, and store as int8.",
+        hint="The largest absolute number of a row, divided by 127, is its scale. Divide by it, round, and store as int8.",
         also=_int8_written,
         source="convert.stored.quantise",
     ),
