@@ -1,10 +1,11 @@
 """A trained model whose experts are elsewhere: hit rates of its traces, time and bytes with 8 of 96 resident, the ring's
 law, and what a draft brings. Texts are this package's own sources, on which no run was trained.
 
-    python benchmarks/offload.py RUN --draft RUN [--out FILE]
+    python benchmarks/offload.py --model NAME_OR_RUN --draft NAME_OR_RUN [--out FILE]
 
-Recorded with scaled_configs/toy.yaml at 500 steps and switch_step 300, and as a draft the same with one layer of one expert:
-d_model 64, d_expert 128, one head, sparsity.head [].
+Some 4 core-minutes for the toy, by the recorded times of its parts; times are worth something only on a machine without
+other work. Recorded with scaled_configs/toy.yaml at 500 steps and switch_step 300, and as a draft the same with one layer of
+one expert: d_model 64, d_expert 128, one head, sparsity.head [].
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from chosen import add_model, folder_of, said, with_checkpoint
 
 from sigma_lite.checkpoint import newest_checkpoint
 from sigma_lite.model import KeyValueCache
@@ -40,26 +42,26 @@ SLOW = 20e6  # bytes per second: an expert of the toy then takes 5 ms
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("RUN", type=Path)
-    parser.add_argument("--draft", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=None)
+    add_model(parser, text=False)
+    parser.add_argument("--draft", type=folder_of, required=True, metavar="NAME_OR_RUN", help="a small model, same tokens")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    trained, draft = Trained(options.RUN), Trained(options.draft)
+    run = with_checkpoint(options.model)
+    trained, draft = Trained(run), Trained(options.draft)
     text = "\n\n".join(path.read_text("utf-8") for path in sorted((ROOT / "sigma_lite/model").glob("*.py")))
     ids = torch.tensor(trained.tokenizer.encode(text).ids[: ROWS * LENGTH]).view(ROWS, LENGTH)
     traces, chosen = routed(trained, ids)
     facts: dict[str, Any] = {
         "what": " ".join(__doc__.split("\n\n")[0].split()),
-        "command": "python benchmarks/offload.py RUN --draft RUN",
+        "command": f"python benchmarks/offload.py --model {said(options.model)} --draft {said(options.draft)}",
         "device": device_name(torch.device("cpu")),
         "commit": git_commit(),
         "model": f"{trained.model.config.n_layers} layers of {trained.model.config.n_experts} experts, step {trained.step},"
         f" {ids.numel()} tokens of text",
         "distinct_experts": {t: distinct(chosen, t, trained.model.config.n_experts) for t in WINDOWS},
         "hit_rate": {slots: rates(traces, slots) for slots in SLOTS},
-        "generation": generation(options.RUN, ids),
-        "ring": ring(options.RUN, ids),
+        "generation": generation(run, ids),
+        "ring": ring(run, ids),
         "reads": weights_read(),
         "speculation": speculation(trained, draft, ids),
     }

@@ -72,12 +72,13 @@ def main() -> None:
         "unit": "rows of the fullest rank over an even share, summed over layers; 1 is even",
         "ranks": ranks,
         "spots": spots,
+        "at_the_switch": at_the_switch(windows, entries, ranks, spots),
         "staleness": staleness(windows, [entry["k"] for entry in entries], ranks, spots),
         "fifty_eight_layers": large(),
         "lab": lab(ranks, spots),
         "search": winners(Task(windows, ranks, spots, measured), options.generations),
     }
-    for name in ("staleness", "fifty_eight_layers", "lab", "search"):
+    for name in ("at_the_switch", "staleness", "fifty_eight_layers", "lab", "search"):
         print(name, json.dumps(facts[name], indent=1))
     machine = f"{platform.machine()}-{os.cpu_count()}cpu"
     write_json(options.out or RESULTS / "bench" / f"placement-{machine}.json", facts)
@@ -95,6 +96,24 @@ def staleness(windows: list[np.ndarray], ks: list[list[int]], ranks: int, spots:
         rows = {stage: np.mean(values, axis=0).round(4).tolist() for stage, values in stages.items()}
         found[name] = {stage: {"same window": same, "next": later} for stage, (same, later) in rows.items()}
     return found
+
+
+def at_the_switch(windows: list[np.ndarray], entries: list[dict], ranks: int, spots: int) -> dict[str, Any]:
+    """EPLB of the window before, of one step's tokens and of all of the first window with the new K, on it and on the next.
+
+    The step is drawn from the window's shares, token by token, 20 times over: a real step's neighbours choose alike, so it
+    says a little less.
+    """
+    first = next(n for n, entry in enumerate(entries) if entry["k"] != entries[0]["k"])
+    before, now, later = windows[first - 1 : first + 2]
+    rng, tokens = np.random.default_rng(0), entries[0]["tokens"] // entries[0]["step"]
+    draws = [np.stack([rng.multinomial(tokens, f_E / f_E.sum()) for f_E in now]) for _ in range(20)]
+    plans = {"the window before": [before], f"one step of {tokens} tokens": draws, "the whole window": [now]}
+
+    def scored(loads: list[np.ndarray], on: np.ndarray) -> float:
+        return round(float(np.mean([waiting(eplb.plan(of, ranks, spots), on, ranks) for of in loads])), 4)
+
+    return {name: {"same window": scored(of, now), "next": scored(of, later)} for name, of in plans.items()}
 
 
 def large() -> dict[str, Any]:

@@ -33,11 +33,12 @@ WORDS = ("strategy", "profiler", "accelerator")  # of these, Lightning knows som
 PAPERS = tuple(sorted(f"sigma_lite.papers.{file.stem}" for file in Path(__file__).with_name("papers").glob("[!_]*.py")))
 BALANCERS = ("sigma_lite.balance.balancer", "sigma_lite.balance.scale_free", "sigma_lite.balance.shuffled", *PAPERS)
 RENAMED = {"save.beside": "save.in_background"}  # keys that had another name
-PARTS = {  # of a model, and where the usual ones live; the model hands its config to each but the last
+PARTS = {  # of a model, and where the usual ones live; the model hands its config to each but dispatch
     "router": ("sigma_lite.model.router", *PAPERS),
     "experts": ("sigma_lite.model.experts", *PAPERS),
     "attention": ("sigma_lite.model.attention", *PAPERS),
     "dispatch": ("sigma_lite.model.dispatch", *PAPERS),
+    "stack": ("sigma_lite.convert.blocks",),
 }
 FIXED = {  # keys of Lightning's trainer that would change what a step is, and what to set instead
     "accumulate_grad_batches": "it is data.rows.per_step / (per_micro * ranks)",

@@ -9,7 +9,7 @@ from sigma_lite.figures.surgery import experts_per_token, loss_against_bytes, sp
 ROWS = [("whole", 8e6, 2.0), ("quantise", 2e6, 2.001), ("quantise", 1e6, 2.1), ("prune", 4e6, 2.2)]
 FACTS = {
     "unit": "bits per byte of 8 held-out rows",
-    "rows": [{"kind": k, "name": k, "bytes": b, "read": b / 16, "bits_per_byte": y} for k, b, y in ROWS],
+    "rows": [{"kind": k, "name": k, "bytes": b, "read": b / 16, "flops": b * 4, "bits_per_byte": y} for k, b, y in ROWS],
 }
 AFTER = {"0": 2.2, "2": 2.1, "12": 2.05}
 SPLITS = {
@@ -23,11 +23,11 @@ SPLITS = {
 }
 
 
-@pytest.mark.parametrize("cost", ["bytes", "read"])
+@pytest.mark.parametrize("cost", ["bytes", "read", "flops"])
 def test_a_kind_is_a_line_over_rising_bytes(cost):
     fig = loss_against_bytes(FACTS, cost)
     points = {trace.name: list(zip(trace.x, trace.y, strict=True)) for trace in fig.data if trace.mode != "lines"}
-    scale = 1 if cost == "bytes" else 1 / 16
+    scale = {"bytes": 1, "read": 1 / 16, "flops": 4}[cost]
     assert points["quantise"] == [(1e6 * scale, 2.1), (2e6 * scale, 2.001)] and points["prune"] == [(4e6 * scale, 2.2)]
     (level,) = [trace for trace in fig.data if trace.mode == "lines"]
     assert list(level.y) == [2.0, 2.0] and list(level.x) == [1e6 * scale, 8e6 * scale]

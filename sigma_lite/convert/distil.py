@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,19 +13,19 @@ from torch import Tensor, nn
 from sigma_lite.balance.losses import load_balancing_loss
 from sigma_lite.config import require
 from sigma_lite.data.rows import Batch
-from sigma_lite.model import Routing, Transformer
+from sigma_lite.model import Output, Routing, Transformer
 
 
-def streams(model: Transformer, batch: Batch) -> tuple[Tensor, list[Tensor], list[Routing]]:
-    """Logits [T, V], the stream behind each block [T, D], and the routings."""
-    seen: list[Tensor] = []
-    hooks = [b.register_forward_hook(lambda module, given, found: seen.append(found[0].flatten(0, 1))) for b in model.blocks]
+def outputs(model: Transformer, batch: Batch, modules: Iterable[nn.Module]) -> tuple[Output, list[Any]]:
+    """What the model returns for a batch, and what each of these modules of it returned on the way."""
+    modules, seen = list(modules), {}
+    hooks = [module.register_forward_hook(lambda module, given, found: seen.update({module: found})) for module in modules]
     try:
-        logits, routings = model(batch.ids_BS, documents_BS=batch.documents_BS)
+        output = model(batch.ids_BS, documents_BS=batch.documents_BS)
     finally:
         for hook in hooks:
             hook.remove()
-    return logits.flatten(0, 1), seen, routings
+    return output, [seen[module] for module in modules]
 
 
 def divergence(student_TV: Tensor, teacher_TV: Tensor) -> Tensor:
@@ -55,24 +56,29 @@ def distil(
     learns: Iterable[nn.Parameter],
     lr: float = 1e-3,
     balance: float = 0.0,
-    features: bool = True,
+    routers: Sequence[nn.Module] | None = None,
+    pairs: Sequence[tuple[nn.Module, nn.Module]] | None = None,
 ) -> list[float]:
     """Train `learns`, parameters of the student, for so many batches, and say the divergence of each step in nats.
 
     Args:
-        balance: weight of the layers' mean LBL.
-        features: whether streams are learned too; both models then have as many blocks of one width.
+        balance: weight of the mean LBL of `routers`.
+        routers: modules of the student that return a `Routing`; None: those of its layers.
+        pairs: (of the student, of the teacher): modules whose streams are to be alike. None: block by block.
     """
+    pairs = list(zip(student.blocks, teacher.blocks, strict=True)) if pairs is None else pairs
+    routers = [block.moe.router for block in student.blocks] if routers is None else routers
+    pupils, masters = [mine for mine, _ in pairs], [theirs for _, theirs in pairs]
 
     def loss_of(batch: Batch) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            target_TV, targets, _ = streams(teacher, batch)
-        logits_TV, own, routings = streams(student, batch)
-        loss = kl = divergence(logits_TV, target_TV)
-        if features:
-            loss = loss + feature_losses(own, targets, kl.detach())
+            (target_BSV, _), targets = outputs(teacher, batch, masters)
+        (logits_BSV, _), found = outputs(student, batch, [*pupils, *routers])
+        loss = kl = divergence(logits_BSV.flatten(0, 1), target_BSV.flatten(0, 1))
+        own, choices = ([stream for stream, *_ in found[: len(pupils)]], found[len(pupils) :])
+        loss = loss + feature_losses(own, [stream for stream, *_ in targets], kl.detach())
         if balance:
-            loss = loss + balance * mean_lbl(routings)
+            loss = loss + balance * mean_lbl(choices)
         return loss, kl
 
     return descend(student, rows, steps, loss_of, learns=learns, lr=lr)

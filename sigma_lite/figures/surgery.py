@@ -14,6 +14,11 @@ import plotly.graph_objects as go
 from sigma_lite.figures import style
 from sigma_lite.figures.arms import dress
 
+COSTS = {
+    "bytes": ("bytes of all experts, as kept", "B"),
+    "read": ("bytes of experts read for each token, over all layers", "B"),
+    "flops": ("operations of a token's matrix products, forward, without attention's scores", "FLOP"),
+}
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star", "hexagon")
 
 
@@ -21,10 +26,10 @@ def loss_against_bytes(facts: Mapping[str, Any], cost: str = "bytes") -> go.Figu
     """Held-out bits per byte over what the experts take, a point for each way to compress, a colour for each kind (log).
 
     Args:
-        cost: bytes (kept) | read (for each token, over all layers).
+        cost: bytes (kept) | read (for each token, over all layers) | flops (of a token's matrix products, forward).
     """
-    names = {"bytes": "bytes of all experts, as kept", "read": "bytes of experts read for each token, over all layers"}
-    title, fig = "Loss against bytes, held-out text", go.Figure()
+    name, unit = COSTS[cost]
+    title, fig = f"Loss against {'work' if cost == 'flops' else 'bytes'}, held-out text", go.Figure()
     kinds = list(dict.fromkeys(row["kind"] for row in facts["rows"]))
     for place, kind in enumerate(kinds):
         rows = sorted((row for row in facts["rows"] if row["kind"] == kind), key=lambda row: row[cost])
@@ -37,14 +42,14 @@ def loss_against_bytes(facts: Mapping[str, Any], cost: str = "bytes") -> go.Figu
             mode="lines+markers" if len(rows) > 1 else "markers",
             line={"color": colour, "width": 1},
             marker={"color": colour, "symbol": SYMBOLS[place % len(SYMBOLS)], "size": 10},
-            hovertemplate="%{customdata[0]}: %{y:.4f} bits per byte at %{x:.3s}B",
+            hovertemplate="%{customdata[0]}: %{y:.4f} bits per byte at %{x:.3s}" + unit,
         )
     whole = next(row for row in facts["rows"] if row["kind"] == "whole")
     style.level(fig, [row[cost] for row in facts["rows"]], whole["bits_per_byte"], "whole")
-    fig.update_xaxes(title_text=names[cost], type="log", ticksuffix="B", tickformat="~s")
+    fig.update_xaxes(title_text=name, type="log", ticksuffix=unit, tickformat="~s")
     fig.update_yaxes(title_text="held-out bits per byte")
     caption = (
-        f"Numbers of {facts['unit']}; router, attention and embedding stay whole in all of them, and are in no bytes here."
+        f"Numbers of {facts['unit']}; routers, attention and embedding are in no bytes here, and in all operations."
         " Nothing is trained after the operation but where the name says so."
     )
     return dress(fig, title, "better: down and left", caption, height=520)

@@ -1,4 +1,5 @@
-"""What may stand in another's place in a model: the router, the experts, the attention, and how tokens reach the experts.
+"""What may stand in another's place in a model: the router, the experts, the attention, how tokens reach the experts, and
+how the stream goes through the blocks.
 
     class Second(Router):                       # each token goes to its second choice
         def choose(self, scores_TE):
@@ -45,6 +46,8 @@ class Parts:
         experts: config -> module, (x_TD, ids_TK, gates_TK) -> [T, D]. What works once per token, such as a shared expert,
             stands in `around(x_TD, routing, dispatch) -> [T, D]`, which calls dispatch with the experts inside.
         attention: config -> module, (x_BSD, rotation, mask_BSS, cache) -> [B, S, D].
+        stack: config -> module, (blocks, x_BSD, rotation, mask, caches, ids_BS) -> ([B, S, D], routings): how the stream
+            goes through the blocks; None: through one after another. Unlike the others, one for the whole model.
         dispatch: (x_TD, routing, experts) -> [T, D]; None: `dispatch.ragged` for a router that says it may leave slots
             empty, `dispatch.local` for others.
     """
@@ -53,6 +56,7 @@ class Parts:
     experts: Part = Experts
     attention: Part = Attention
     dispatch: Dispatch | None = None
+    stack: Part | None = None
 
     @property
     def custom(self) -> dict[str, Any]:
@@ -61,7 +65,7 @@ class Parts:
 
     def of_layer(self, layer: int) -> Parts:
         """These, with the number of the layer given to those that take it."""
-        modules = {name: part for name, part in self.custom.items() if name != "dispatch"}
+        modules = {name: part for name, part in self.custom.items() if name not in ("dispatch", "stack")}
         told = {name: functools.partial(part, layer=layer) for name, part in modules.items() if _takes_layer(part)}
         return dataclasses.replace(self, **told) if told else self
 

@@ -16,7 +16,7 @@ from sigma_lite.model.block import Block
 from sigma_lite.model.documents import attention_way, pieces, varlen
 from sigma_lite.model.norm import RMSNorm
 from sigma_lite.model.parts import Parts
-from sigma_lite.model.rotary import rotation
+from sigma_lite.model.rotary import Rotation, rotation
 from sigma_lite.model.router import Routing
 from sigma_lite.model.weights import Weight, fill, passing, weight_of
 
@@ -42,6 +42,7 @@ class Transformer(nn.Module):
         )
         for layer, block in enumerate(self.blocks):
             block.moe.router.layer = layer
+        self.stack = parts.stack(config) if parts.stack else None
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.own_weights = {
@@ -98,10 +99,8 @@ class Transformer(nn.Module):
         positions_S = torch.arange(seen, seen + S, device=ids_BS.device)
         angles = rotation(positions_S, self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
         mask_BSS = self.who_may_look(seen, S, documents_BS, ids_BS.device)
-        x_BSD, routings = self.embedding(ids_BS), []
-        for block, layer_cache in zip(self.blocks, [None] * len(self.blocks) if cache is None else cache, strict=True):
-            x_BSD, routing = block(x_BSD, angles, mask_BSS, layer_cache, ids_BS)
-            routings.append(routing)
+        through = self.stack or one_after_another
+        x_BSD, routings = through(self.blocks, self.embedding(ids_BS), angles, mask_BSS, cache, ids_BS)
         return self.norm(x_BSD), routings
 
     def who_may_look(self, seen: int, S: int, documents_BS: Tensor | None, device: torch.device) -> Allowed:
@@ -148,6 +147,22 @@ class Transformer(nn.Module):
     def initialise(self, name: str, weight: Tensor) -> None:
         """Fill a tensor of parameter `name`'s full shape with what it begins as, which its module says."""
         fill(weight, weight_of(self, name), name)
+
+
+def one_after_another(
+    blocks: Sequence[Block],
+    x_BSD: Tensor,
+    angles: Rotation,
+    mask_BSS: Allowed,
+    caches: Sequence[KeyValueCache] | None,
+    ids_BS: Tensor,
+) -> tuple[Tensor, list[Routing]]:
+    """The stream through all blocks, and what each one's router decided."""
+    routings = []
+    for block, cache in zip(blocks, caches or [None] * len(blocks), strict=True):
+        x_BSD, routing = block(x_BSD, angles, mask_BSS, cache, ids_BS)
+        routings.append(routing)
+    return x_BSD, routings
 
 
 CHUNK = 512  # tokens whose logits exist at one time; on a CPU this beats torch's own choice by a fifth

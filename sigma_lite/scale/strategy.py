@@ -51,8 +51,9 @@ class ExpertParallel(ModelParallelStrategy):
         capacity: give every message this many times an even share of rows, so that no host waits for sizes. Bytes and
             experts' work grow by this factor. A step in which rows do not fit is skipped, as one with a NaN gradient is;
             capacity = expert_parallel always fits. None: messages of the size that is needed, one wait a layer.
-        replan_every: after so many steps let each expert compute where the planner puts it, by the loads of these steps.
-            Weights, gradients and checkpoints stay where they are: what is computed elsewhere travels. 0: never.
+        replan_every: after so many steps let each expert compute where the planner puts it, by the loads of these steps;
+            and once more behind the first step after a switch of sparsity, when the loads are others. Weights, gradients
+            and checkpoints stay where they are: what is computed elsewhere travels. 0: never.
         copies: so many more experts than it stores are computed on each rank: copies of busy ones, by the planner.
         planner: function (loads_LE, ranks, spots) -> experts of the spots; see scale/placement.py and papers/eplb.py.
     """

@@ -19,6 +19,7 @@ from sigma_lite.convert.surgery import available, is_surgery
 from sigma_lite.model import Parts, Transformer
 from sigma_lite.model.experts import Experts
 from sigma_lite.runfile import from_mapping
+from sigma_lite.scale.shard import refuse_custom
 from sigma_lite.serve.trained import Trained
 from sigma_lite.train.run import RunCLI
 
@@ -108,6 +109,21 @@ def test_a_compressed_run_is_a_run_and_a_plain_one_exports(place, finished, caps
     with pytest.raises(SystemExit):
         cli.main(["convert", "small", "again", "--with", "compression.Prune"])
     assert "only usual experts behind a usual router can be compressed" in said(capsys)
+
+
+def test_a_run_whose_tokens_skip_blocks_is_a_run(place, finished):
+    """The stack is recorded and found by its name; the same weights generate, and are trained further."""
+    words = ["--with", "blocks.MixtureOfBlocks", "size=2", "kept=1", "steps=2", "--rows", "8"]
+    cli.main(["convert", str(finished / "run"), "few", *words])
+    model = Trained("few").model
+    assert model.stack.size == 2 and model.stack.groups[0].router.top_k == 1
+    cli.main(["generate", "few", "--max-new-tokens", "3"])
+    cli.main(["fit", "-c", "few/run.yaml"])
+    before, after = (read_checkpoint(newest_checkpoint(run))["state_dict"] for run in ("few", "few-trained"))
+    router = "model.stack.groups.0.router.weight"
+    assert before.keys() == after.keys() and not torch.equal(before[router], after[router])
+    with pytest.raises(ConfigError, match="does not serve model.parts.stack"):
+        refuse_custom(model.parts.custom)
 
 
 def test_held_out_is_what_validation_says(place, finished):

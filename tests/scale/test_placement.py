@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -13,12 +15,14 @@ from sigma_lite.balance.objective import Objective
 from sigma_lite.balance.pooled import PooledCounts, sum_over_ranks
 from sigma_lite.config import ConfigError, ModelConfig
 from sigma_lite.model import Transformer
+from sigma_lite.model.experts import Experts
 from sigma_lite.papers import eplb
 from sigma_lite.scale.copies import Copies
 from sigma_lite.scale.counted import Messages
 from sigma_lite.scale.layout import StrategyConfig
 from sigma_lite.scale.placement import identity, makespan, near_home, rank_loads
 from sigma_lite.scale.shard import make_mesh, place, shard
+from sigma_lite.train.callbacks.replan import Replan
 
 L, E, R, P = 2, 8, 4, 12
 NET = ModelConfig(
@@ -130,6 +134,97 @@ def test_weights_that_travel(tmp_path):
     turns = [0, 2, 4, 11]
     for rank, (*_, spots) in enumerate(found):
         assert spots == [*(turns[(n + rank) % 4] for n in range(5)), 1, *(6 + (n + rank) % 2 for n in range(2))]
+
+
+def test_bf16_gradients_of_copies_add_up_in_fp32(tmp_path):
+    """256 + 1 + 1 + 1 = 259, which bf16 rounds to 260; added one by one in bf16 it stays 256."""
+
+    def work(rank: int) -> list[float]:
+        copies = Copies(np.array([0, 1, 2, 3, 0, 4, 0, 6, 5, 7, 0, 6]), E, dist.group.WORLD, torch.device("cpu"))
+        stored = torch.zeros(2, 3, dtype=torch.bfloat16, requires_grad=True)
+        there = copies.fetch(stored)
+        assert there.dtype == torch.bfloat16
+        there.backward(torch.full_like(there, 256.0 if rank == 0 else 1.0))
+        return stored.grad[:, 0].tolist()
+
+    assert on_ranks(R, work, tmp_path)[0] == [260, 256]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_bf16_copies_have_the_gradient_of_one_process(tmp_path, ranks):
+    """Off by no more than bf16 must round: each rank's part once, because it travels; their sum once; the other sum once."""
+    shape = dataclasses.replace(NET, n_experts=ranks)
+    x_RTD = torch.randn(ranks, 64, NET.d_model, generator=torch.Generator().manual_seed(1)).bfloat16()
+    copies_of_0 = np.concatenate([[rank, 0] for rank in range(ranks)])  # on every rank, on rank 0 twice
+
+    def experts(first: int = 0, count: int = ranks) -> Experts:
+        """These of the same experts, in bf16."""
+        torch.manual_seed(5)
+        made = {name: torch.randn(w.shape) * 0.5 for name, w in Experts(shape).named_parameters()}
+        own = Experts(dataclasses.replace(NET, n_experts=count))
+        own.load_state_dict({name: w[first : first + count] for name, w in made.items()})
+        return own.bfloat16()
+
+    def slopes(own: Experts, x_TD: torch.Tensor, spot: int) -> list[torch.Tensor]:
+        """Of the first expert that is stored here."""
+        y_TD = own(x_TD, torch.full((len(x_TD), 1), spot), torch.ones(len(x_TD), 1, dtype=x_TD.dtype))
+        return [g[0].double() for g in torch.autograd.grad(y_TD.float().pow(2).sum(), list(own.parameters()))]
+
+    def work(rank: int) -> list[torch.Tensor]:
+        own = experts(rank, 1)
+        own.fetch = Copies(copies_of_0, ranks, dist.group.WORLD, torch.device("cpu")).fetch
+        return slopes(own, x_RTD[rank], spot=1)
+
+    summed = on_ranks(ranks, work, tmp_path)[0]
+    together = slopes(experts(), x_RTD.flatten(0, 1), spot=0)
+    parts = [slopes(experts(), x_TD, spot=0) for x_TD in x_RTD]
+    for got, one, *each in zip(summed, together, *parts, strict=True):
+        rounding = 2**-8 * (got.abs() + one.abs() + sum(part.abs() for part in each))
+        assert ((got - one).abs() <= rounding).all()
+        assert (got - one).norm() < 2**-8 * one.norm()
+
+
+class Steps:
+    """As much of a run as `Replan` asks for: 2 experts per token before step 4, then 1; loads turn round there."""
+
+    def __init__(self):
+        self.strategy = self.net = self
+        self.expert_parallel, self.copies, self.planner = 2, 0, "sigma_lite.papers.eplb.plan"
+        self.n_layers, self.n_experts, self.callbacks = 1, 4, []
+        self.global_step, self.placed, self.pooled = 0, [], self
+
+    def k_at(self, step: int) -> tuple[int]:
+        return (2,) if step < 4 else (1,)
+
+    @property
+    def counts_LE(self) -> torch.Tensor:
+        return torch.tensor([[60, 0, 60, 0] if self.global_step < 4 else [30, 30, 0, 0]])
+
+    def place(self, experts_LP) -> None:
+        self.placed.append((self.global_step, None if experts_LP is None else experts_LP.tolist()))
+
+    def run(self, replan: Replan, first: int, last: int) -> None:
+        for self.global_step in range(first, last):
+            replan.on_before_optimizer_step(self, self, None)
+
+
+def test_a_switch_of_sparsity_is_planned_for_at_once_and_from_its_own_loads():
+    """Two counts of 60, 0, 60, 0 would keep 0 and 2 apart; of the new loads 0 and 1 must be."""
+    run, replan = Steps(), Replan(10)
+    replan.on_fit_start(run, run)
+    run.run(replan, 0, 20)
+    assert [step for step, _ in run.placed] == [0, 4, 14]
+    (placed,) = run.placed[1][1]
+    assert {0, 1} not in ({*placed[:2]}, {*placed[2:]}), placed
+    killed, goes_on = Steps(), Replan(10)
+    goes_on.on_fit_start(killed, killed)
+    killed.run(goes_on, 0, 4)
+    saved, goes_on = goes_on.state_dict(), Replan(10)
+    goes_on.load_state_dict(saved)
+    goes_on.on_fit_start(killed, killed)
+    killed.run(goes_on, 4, 20)
+    assert killed.placed[-2:] == run.placed[-2:], "a kill just before the switch changes nothing"
+    goes_on.load_state_dict({name: value for name, value in saved.items() if name != "k"})  # of a checkpoint before this
 
 
 @pytest.mark.parametrize(

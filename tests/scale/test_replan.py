@@ -34,11 +34,11 @@ def runs(corpus_and_data, tmp_path_factory) -> Path:
 
 
 def test_moving_experts_change_nothing(runs):
-    """Losses, norms and weights of one device to 1e-5."""
+    """Losses, norms and weights of one device to 1e-5. Planned every 3 steps, and by step 6, the first of new K."""
     assert furthest(newest_checkpoint(runs / "whole"), newest_checkpoint(runs / "one")) < 1e-5
     for a, b in zip(curve(runs / "whole"), curve(runs / "one"), strict=True):
         assert a == pytest.approx(b, rel=1e-5)
-    assert [step for step, _ in placements(runs / "whole")] == [2, 5, 8, 11]
+    assert [step for step, _ in placements(runs / "whole")] == [2, 5, 6, 9]
 
 
 def test_a_kill_between_two_plans_loses_nothing(runs, place):

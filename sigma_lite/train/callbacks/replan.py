@@ -20,6 +20,9 @@ class Replan(pl.Callback):
     All ranks have the same counts and so the same plan; the host asks for numbers once in `every` steps. Each plan is an
     `event` of the run's record: what the fullest ranks had, and what they would have had by the plan.
 
+    At a switch of sparsity the loads change at once. Counts of the old K are then forgotten, and the first step with the
+    new one is planned from alone: it is noisier than a window, and much nearer to what comes than the window before.
+
     Args:
         every: optimizer steps between two plans.
     """
@@ -27,6 +30,7 @@ class Replan(pl.Callback):
     def __init__(self, every: int):
         self.every, self.steps, self.ranks = every, 0, 0
         self.counts_LE: Tensor | None = None
+        self.k: tuple[int, ...] | None = None  # experts per token of the counts, layer by layer
         self.experts_LP: np.ndarray | None = None  # None: where they are stored
 
     def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
@@ -40,9 +44,13 @@ class Replan(pl.Callback):
         counts_LE = module.pooled.counts_LE
         if counts_LE is None:
             return  # the step was refused
+        k = module.k_at(trainer.global_step)
+        switched, self.k = self.k not in (None, k), k
+        if switched:
+            self.counts_LE = None
         self.counts_LE = counts_LE if self.counts_LE is None else self.counts_LE.to(counts_LE.device) + counts_LE
         self.steps += 1
-        if self.steps < self.every:
+        if self.steps < self.every and not switched:
             return
         self._plan(trainer, module)
         self.counts_LE, self.steps = None, 0
@@ -59,10 +67,11 @@ class Replan(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         found = {"counts": self.counts_LE, "placement": self.experts_LP}
         kept = {name: torch.as_tensor(value).cpu() for name, value in found.items() if value is not None}
-        return {"steps": self.steps, "ranks": self.ranks, **kept}
+        return {"steps": self.steps, "ranks": self.ranks, "k": list(self.k or ()), **kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps, self.ranks, self.counts_LE = state["steps"], state["ranks"], state.get("counts")
+        self.k = tuple(state["k"]) if state.get("k") else None  # checkpoints of before have none
         self.experts_LP = state["placement"].numpy() if "placement" in state else None
 
 
