@@ -25,7 +25,7 @@ from sigma_lite.storage import REFERENCE, write_json
 
 ROOT = Path(__file__).parents[1]
 MOST = 16_000_000  # bytes of all files together
-OF_THE_RUN = ("time", "commit", "device", "versions", "data")  # of what a run's record says at its start
+OF_THE_RUN = ("time", "commit", "device", "versions")  # of what a run's record says at its start
 
 
 def store(run: Path, config: Path, out: Path, tokens: int | None = None) -> dict:
@@ -34,7 +34,7 @@ def store(run: Path, config: Path, out: Path, tokens: int | None = None) -> dict
     require(trained.step == whole.trainer["max_steps"], f"{run} stands at step {trained.step}: let it end first")
     require(trained.model.config == whole.net, f"{config} is not the config of {run}")
     entries = record.read(run / "record.jsonl")
-    first = next(entry for entry in entries if entry["kind"] == "run")
+    starts = [entry for entry in entries if entry["kind"] == "run"]
     before = costs(trained, None, tokens)
     export(run, out, dtype="int8")
     shutil.copy(config, out / RECIPE)
@@ -42,8 +42,9 @@ def store(run: Path, config: Path, out: Path, tokens: int | None = None) -> dict
     facts = {
         "step": trained.step,
         "tokens": whole.rows.before(trained.step) * whole.rows.length,
-        "starts": sum(entry["kind"] == "run" for entry in entries),
-        **{name: first[name] for name in OF_THE_RUN if name in first},
+        "starts": len(starts),
+        **{name: starts[0][name] for name in OF_THE_RUN},
+        "data": starts[-1]["data"],  # as it is now
         "validations": [{k: e[k] for k in keys if k in e} for e in entries if e["kind"] == "validation"],
         "skipped": [entry for entry in entries if entry["kind"] == "event"],
         "heldout_before_rounding": before["bits_per_byte"],

@@ -444,7 +444,9 @@ class CorpusConfig:
     text_field: str = "text"  # column that holds the text in jsonl, json, csv, parquet and hf
     missing_text: str = "refuse"  # refuse | empty: what a row without that column is; empty ones are left out and counted
     vocab_size: int = 4096  # of the byte-level BPE trained on the training documents; linked to the model's
-    tokenizer: str | None = None  # one that exists: tokenizer.json, its folder, reference, or a name on the hub; kept as it is
+    tokenizer: str | None = (
+        None  # one that exists: tokenizer.json, its folder, reference, or a name on the hub; kept as it is
+    )
     end_of_text: str | None = None  # its special token that ends a document; null: <|endoftext|>, </s> or what others use
     special_tokens: tuple[str, ...] = ()  # names to reserve besides <|endoftext|>, <|user|>, <|assistant|> and <|end|>
     single_digits: bool = False  # the BPE gives every digit a token of its own, so that numbers are read place by place

@@ -221,5 +221,7 @@ def model_folder(run: str | Path) -> Path:
     inside = Path(__file__).parent / REFERENCE
     if not (inside / "config.json").is_file():
         train, store = "`sigma-lite fit -c scaled_configs/reference.yaml`", "`python benchmarks/store_reference.py`"
-        raise StorageError(f"this sigma_lite came without its model {REFERENCE!r}: {train} trains one, {store} puts it there")
+        raise StorageError(
+            f"this sigma_lite came without its model {REFERENCE!r}: {train} trains one, {store} puts it there"
+        )
     return inside

@@ -164,8 +164,10 @@ def _about(package: str) -> dict[str, str]:
     except metadata.PackageNotFoundError:
         return {}
     classes = [name.split(" :: ")[-1] for name in about.get_all("Classifier") or () if name.startswith("License ::")]
-    said = about.get("License-Expression") or next(iter((about.get("License") or "").splitlines()), "")
-    return {"version": about["Version"], "licence": (said or " / ".join(classes) or "unknown")[:80]}
+    said = (
+        about.get("License-Expression") or " / ".join(classes) or next(iter((about.get("License") or "").splitlines()), "")
+    )
+    return {"version": about["Version"], "licence": said or "unknown"}
 
 
 def differences(was: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

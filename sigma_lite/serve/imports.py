@@ -21,7 +21,10 @@ from sigma_lite.serve.export import new_folder
 from sigma_lite.serve.quantised import METHOD, SCALE, dequantise
 from sigma_lite.storage import StorageError, model_folder, sha256_of
 
-RECIPE, RECORD = "recipe.yaml", "record.json"  # beside a model that was stored with its training: benchmarks/store_reference.py
+RECIPE, RECORD = (
+    "recipe.yaml",
+    "record.json",
+)  # beside a model that was stored with its training: benchmarks/store_reference.py
 
 
 def import_model(folder: str | Path, out: str | Path) -> ModelConfig:

@@ -20,7 +20,7 @@ from sigma_lite.serve.trained import Trained, load
 from sigma_lite.storage import StorageError, model_folder
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from store_reference import store  # noqa: E402
+from store_reference import store
 
 
 @pytest.fixture(scope="module")
