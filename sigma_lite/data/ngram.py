@@ -14,8 +14,8 @@ DISCOUNT = 0.75  # taken off every count and given to shorter contexts (Ney, Ess
 class NGram:
     """Interpolated absolute discounting: p(w | h) = max(c(hw) - d, 0) / c(h) + d N(h) / c(h) p(w | h').
 
-    h' is h without its first token. N(h) is how many different tokens followed h. The last fallback is the same for all tokens, 1 / V. A context that never
-    occurred, or only at the end of the text, gives what the shorter one gives.
+    h' is h without its first token, N(h) how many different tokens followed h. The last fallback is the same for all
+    tokens, 1 / V. A context that never occurred, or only at the end of the text, gives what the shorter one gives.
 
     Args:
         ids_T: the text it counts, document after document.
