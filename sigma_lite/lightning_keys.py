@@ -32,6 +32,7 @@ HOMES = {  # keys of the trainer that name classes, and where the usual ones liv
 WORDS = ("strategy", "profiler", "accelerator")  # of these, Lightning knows some by short names of its own
 PAPERS = tuple(sorted(f"sigma_lite.papers.{file.stem}" for file in Path(__file__).with_name("papers").glob("[!_]*.py")))
 BALANCERS = ("sigma_lite.balance.balancer", "sigma_lite.balance.scale_free", "sigma_lite.balance.shuffled", *PAPERS)
+RENAMED = {"save.beside": "save.in_background"}  # keys that had another name
 PARTS = {  # of a model, and where the usual ones live; the model hands its config to each but the last
     "router": ("sigma_lite.model.router", *PAPERS),
     "experts": ("sigma_lite.model.experts", *PAPERS),
@@ -68,7 +69,8 @@ def check_lightning_keys(settings: Mapping[str, Any]) -> None:
     for section, path in TAKERS.items():
         known = parameters(path)
         for key, value in group(settings.get(section, {}), section).items():
-            require(key in known, f"unknown key {section}.{key}; {nearest(key, known)}")
+            now = RENAMED.get(f"{section}.{key}")
+            require(key in known, f"unknown key {section}.{key}; {f'it is now {now}' if now else nearest(key, known)}")
             reason = FIXED.get(key) if section == "trainer" else None
             require(reason is None, f"trainer.{key}={value} cannot be chosen: leave it out; {reason}")
             require(fits(value, known[key].hint), f"{section}.{key}={value}: expected {type_name(known[key].hint)}")

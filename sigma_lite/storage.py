@@ -74,7 +74,7 @@ _no_locks: set[Path] = set()  # folders of which that was said
 
 
 @contextlib.contextmanager
-def alone(path: str | Path, *, waiting: str = "", refusal: str = "") -> Iterator[None]:
+def exclusive(path: str | Path, *, waiting: str = "", refusal: str = "") -> Iterator[None]:
     """One process at a time inside the block. The system drops the lock when its holder ends, also by `kill -9`.
 
     Inside the block the same process may ask again. Raises StorageError when the lock file cannot be made.
@@ -182,7 +182,7 @@ def run_alone(run: str | Path, instead: str = "") -> contextlib.AbstractContextM
     """
     instead = instead or "choose another trainer.default_root_dir"
     refusal = f"another command is at work in {run}: wait until it has ended, or {instead}"
-    return alone(Path(run, RUN_LOCK), refusal=refusal)
+    return exclusive(Path(run, RUN_LOCK), refusal=refusal)
 
 
 def readable(text: str) -> str:

@@ -22,6 +22,7 @@ from sigma_lite.lab.catalogue import WORTH
 from sigma_lite.model import Transformer
 from sigma_lite.record import read
 from sigma_lite.runfile import ALONE, GROUPS, load_run, overrides, split_files
+from sigma_lite.teach.session import CHAPTERS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -113,9 +114,10 @@ def test_it_stays_short_and_three_commands_open_the_notebooks():
 
 
 def test_every_chapter_stands_in_it_once_by_its_number():
-    table = re.findall(r"^\| \[(\d+) [^]]+\]\(notebooks/([^)]+)\)", README, re.M)
-    assert [name for _, name in table] == sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
-    assert [int(number) for number, _ in table] == [int(name[:2]) for _, name in table]
+    table = re.findall(r"^\| \[(\d+) ([^]]+)\]\(notebooks/([^)]+)\)", README, re.M)
+    assert [name for *_, name in table] == sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
+    assert [int(number) for number, *_ in table] == [int(name[:2]) for *_, name in table]
+    assert [title for _, title, _ in table] == [CHAPTERS[int(number)].title for number, *_ in table]
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))

@@ -18,7 +18,7 @@ from sphinx.errors import ExtensionError
 from sphinx.util.display import progress_message
 from tqdm import tqdm
 
-from sigma_lite.storage import alone
+from sigma_lite.storage import exclusive
 
 ROOT = Path(__file__).resolve().parents[2]
 STORE = ROOT / "book" / "_build" / "executed"
@@ -42,7 +42,7 @@ def execute(notebook: Path, *, fast: bool | None = None) -> Executed:
     """
     fast = os.environ.get("SIGMA_FAST", "0") not in ("", "0") if fast is None else fast
     store = STORE / ("fast" if fast else "full")
-    with alone(store / f"{notebook.stem}.lock"):  # tests run side by side, and two of them want the same chapters
+    with exclusive(store / f"{notebook.stem}.lock"):  # tests run side by side, and two of them want the same chapters
         return _executed(notebook, fast, store)
 
 
@@ -95,9 +95,9 @@ def outdated(app, env, added, changed, removed) -> list[str]:
     """Run what must be run, before Sphinx reads anything; returns the documents whose outputs are new."""
     chapters = [docname for docname in sorted(env.found_docs) if os.fspath(env.doc2path(docname)).endswith(".ipynb")]
     again = []
-    for number, docname in enumerate(chapters, start=1):
+    for docname in chapters:
         path = Path(env.doc2path(docname))
-        with progress_message(f"chapter {number} of {len(chapters)}, {path.name}"):
+        with progress_message(path.name):
             try:
                 result = execute(path)
             except nbclient.exceptions.CellExecutionError as error:
@@ -107,9 +107,18 @@ def outdated(app, env, added, changed, removed) -> list[str]:
     return again
 
 
+def numbered(content: dict, number: int) -> dict:
+    """The notebook with its number before its title. Sphinx would count the files, and some numbers are not taken yet."""
+    first, *rest = content["cells"]
+    lines = "".join(first["source"]).splitlines(keepends=True)
+    title = lines[0].replace("# ", f"# {number} · ", 1)
+    return content | {"cells": [first | {"source": [title, *lines[1:]]}, *rest]}
+
+
 def hand_over(app, docname: str, source: list[str]) -> None:
     if docname in app.executed_paths:
-        source[0] = app.executed_paths[docname].read_text("utf-8")
+        path = app.executed_paths[docname]
+        source[0] = json.dumps(numbered(json.loads(path.read_text("utf-8")), int(path.name[:2])))
 
 
 def setup(app):

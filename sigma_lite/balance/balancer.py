@@ -183,12 +183,12 @@ def balancer(config: BalanceConfig) -> Balancer:
     return WithBias(inner, config.bias, config.bias_rate, config.bias_decay, config.bias_centre)
 
 
-def as_balancer(own: Balancer | BalanceLoss) -> Balancer:
+def as_balancer(custom: Balancer | BalanceLoss) -> Balancer:
     """A reader's own object or function as a Balancer. Raises ConfigError for anything else."""
-    if isinstance(own, Balancer):
-        return own
-    if isinstance(own, type) or not callable(own):
+    if isinstance(custom, Balancer):
+        return custom
+    if isinstance(custom, type) or not callable(custom):
         raise ConfigError(
-            f"{own!r} is not a balancer: give a function (routing, f_E) -> scalar, or an object of a Balancer subclass"
+            f"{custom!r} is not a balancer: give a function (routing, f_E) -> scalar, or an object of a Balancer subclass"
         )
-    return FromFunction(own)
+    return FromFunction(custom)

@@ -64,9 +64,9 @@ class Objective:
         return Losses(total, terms, _measured(routings, f_LE))
 
 
-def objective(config: BalanceConfig, n_layers: int, own: Balancer | None = None) -> Objective:
+def objective(config: BalanceConfig, n_layers: int, custom: Balancer | None = None) -> Objective:
     """The objective that `config` names, with a balancer of your own in place of the one that it names."""
-    return Objective(own or balancer(config), config.weight, config.z_weight, n_layers)
+    return Objective(custom or balancer(config), config.weight, config.z_weight, n_layers)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Which domain a row belongs to, and an order of rows in which neighbours share one.
+"""An order of rows in which neighbours share a domain.
 
 A document's domain is the first folder of its name ("prose/asyncio/tasks.txt"), see `corpora.domain_of`; that of a row
 is the domain of all its tokens. Micro-batches of a single domain are where a balance loss that looks at one of them at
@@ -7,39 +7,12 @@ a time hurts: it asks every expert to serve every domain (Demons in the Detail, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
+from collections.abc import Callable
 
 import numpy as np
 
 from sigma_lite.config import require
-
-NO_DOMAIN = -1  # the number of "none", and of a row in which two domains meet
-
-
-class Domains:
-    """Who owns the tokens of a stream: stretches (domain or None, tokens), one after the other.
-
-    Args:
-        names: of all domains of the corpus; a domain's number is its place here.
-    """
-
-    def __init__(self, names: Sequence[str], stretches: Iterable[tuple[str | None, int]]):
-        self.names = tuple(names)
-        number = {None: NO_DOMAIN, **{name: i for i, name in enumerate(self.names)}}
-        runs = [(number[name], sum(n for _, n in group)) for name, group in groupby(stretches, key=lambda s: s[0])]
-        self.ids_R = np.array([*(i for i, _ in runs), NO_DOMAIN], np.int64)  # what follows the last token has none
-        self.ends_R = np.array([*np.cumsum([n for _, n in runs]), np.iinfo(np.int64).max], np.int64)
-
-    def of(self, first_N: np.ndarray, last_N: np.ndarray) -> np.ndarray:
-        """Number of the domain that owns all of tokens first..last, int64 [N]; NO_DOMAIN where two stretches meet."""
-        run_N = np.searchsorted(self.ends_R, first_N, side="right")
-        return np.where(last_N < self.ends_R[run_N], self.ids_R[run_N], NO_DOMAIN)
-
-    def tokens(self) -> dict[str, int]:
-        """Tokens of each domain, by name; those of none are left out."""
-        sizes_R = np.diff(self.ends_R[:-1], prepend=0)
-        return {name: int(sizes_R[self.ids_R[:-1] == i].sum()) for i, name in enumerate(self.names)}
+from sigma_lite.data.stream import NO_DOMAIN, Domains
 
 
 class Stretches:
@@ -67,15 +40,11 @@ class Stretches:
         return order_N[stretches[np.argsort(stretches[:, -1])].ravel()]  # by the row that fills the pile
 
 
-def stretches_for(
-    domains: Domains | None, of_rows: Callable[[np.ndarray], np.ndarray], n_rows: int, run: int
-) -> Stretches | None:
-    """The regrouping that `rows.domain_run` asks for; None for 1, which asks for none. `of_rows` is `Rows.domains`.
+def stretches_for(domains: Domains | None, of_rows: Callable[[np.ndarray], np.ndarray], n_rows: int, run: int) -> Stretches:
+    """The regrouping that `rows.domain_run` asks for. `of_rows` is `Rows.domains`.
 
     Raises ConfigError when the corpus has no domains, or one too small for a single stretch.
     """
-    if run == 1:
-        return None
     fix = "or set rows.domain_run to 1"
     require(
         domains is not None,

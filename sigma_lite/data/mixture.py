@@ -28,7 +28,7 @@ from sigma_lite.data.rows import Batch, Rows
 from sigma_lite.data.shards import Prepared
 from sigma_lite.data.tokenizer import FILE
 from sigma_lite.runfile import source_corpora
-from sigma_lite.storage import StorageError, alone, atomic_write, sha256_of, write_json
+from sigma_lite.storage import StorageError, atomic_write, exclusive, sha256_of, write_json
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def has_all_heldout(corpus: CorpusConfig, mixture: MixtureConfig) -> bool:
 def _tokenizer(corpus: CorpusConfig, mixture: MixtureConfig, progress: bool) -> bytes:
     """The tokenizer.json of all sources: named, or learned from a text in which each source has its share."""
     folder, path = Path(corpus.dir), Path(corpus.dir, FILE)
-    with alone(folder / "mixture.lock", waiting=f"another command prepares {folder}: waiting for it"):
+    with exclusive(folder / "mixture.lock", waiting=f"another command prepares {folder}: waiting for it"):
         now = {name: shards.settings_of(corpus)[name] for name in OF_ALL_SOURCES}
         found = stages.read_json(folder / "mixture.json", what="the folder")
         others = [] if found else [name for name in shards.contents(folder) if name not in mixture.sources]

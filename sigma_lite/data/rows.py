@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sigma_lite.config import RowsConfig, require
 from sigma_lite.data.copies import Copies
-from sigma_lite.data.domains import NO_DOMAIN, Stretches, stretches_for
+from sigma_lite.data.domains import Stretches, stretches_for
 from sigma_lite.data.kinds import SPECIAL
-from sigma_lite.data.stream import TokenStream
+from sigma_lite.data.stream import NO_DOMAIN, TokenStream
 
 IGNORED = -100  # target of a padded position; the default ignore_index of torch's cross entropy
 
@@ -230,7 +230,7 @@ def train_loader(
         require_a_row(rows, config.length)
         stretches = stretches_of(rows, config)
     sampler = TrainSampler(len(rows), config, rank, world, steps, first_step, stretches, rows_of)
-    return cls(rows, batch_sampler=sampler, collate_fn=_as_it_is, **options)
+    return cls(rows, batch_sampler=sampler, collate_fn=identity, **options)
 
 
 def require_a_row(rows: Rows, length: int, whose: str = "") -> None:
@@ -243,15 +243,17 @@ def require_a_row(rows: Rows, length: int, whose: str = "") -> None:
 
 
 def stretches_of(rows: Rows, config: RowsConfig) -> Stretches | None:
-    """How `domain_run` regroups the rows of one corpus."""
+    """How `domain_run` regroups the rows of one corpus; 1 asks for nothing."""
+    if config.domain_run == 1:
+        return None
     return stretches_for(rows.stream.domains, rows.domains, len(rows), config.domain_run)
 
 
 def heldout_loader(rows: Rows, config: RowsConfig, rank: int = 0, world: int = 1, **options) -> DataLoader:
     """Every held-out row once over all ranks; sum losses and bytes, then divide: the last batches are smaller."""
     sampler = HeldoutSampler(len(rows), config.per_micro, rank, world)
-    return DataLoader(rows, batch_sampler=sampler, collate_fn=_as_it_is, **options)
+    return DataLoader(rows, batch_sampler=sampler, collate_fn=identity, **options)
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def identity(batch: Batch) -> Batch:
     return batch

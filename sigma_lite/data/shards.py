@@ -33,10 +33,9 @@ from tokenizers import Tokenizer
 from sigma_lite.config import CorpusConfig, plain_path, require
 from sigma_lite.data import baselines, corpora, packages, stages, tokenizer
 from sigma_lite.data.copies import Copies, copies
-from sigma_lite.data.domains import Domains
 from sigma_lite.data.listing import Skipped
-from sigma_lite.data.stream import TokenStream, check_file, token_dtype
-from sigma_lite.storage import StorageError, alone, sha256_of, write_json
+from sigma_lite.data.stream import Domains, TokenStream, check_file, token_dtype
+from sigma_lite.storage import StorageError, exclusive, sha256_of, write_json
 
 FORMAT = 1
 RECIPE = 1  # raised by hand where the same text and settings give other tokens than before: a test sees that it must be
@@ -140,7 +139,7 @@ def prepare(
     folder = Path(corpus.dir)
     if not _is_finished(folder, corpus):
         prepare_parts(corpus, progress=progress, shard_tokens=shard_tokens, tokenizer=tokenizer)
-        with alone(folder / "prepare.lock", waiting=_waiting(folder)):
+        with exclusive(folder / "prepare.lock", waiting=_waiting(folder)):
             _finish(folder, corpus, progress)
     ready = load(folder)
     if (was := ready.manifest.get("recipe", 1)) < RECIPE:
@@ -170,10 +169,10 @@ def prepare_parts(
         f"ranks={ranks}: there are parts={corpus.parts} of the corpus to share out; set data.corpus.parts={ranks} or more",
     )
     folder = Path(corpus.dir)
-    with alone(folder / "tokenizer.lock", waiting=_waiting(folder)):
+    with exclusive(folder / "tokenizer.lock", waiting=_waiting(folder)):
         bpe = _begin(folder, corpus, progress, tokenizer)
     for part in range(rank, corpus.parts, ranks):
-        with alone(folder / f"part-{part:05}.lock", waiting=_waiting(folder)):
+        with exclusive(folder / f"part-{part:05}.lock", waiting=_waiting(folder)):
             stages.part_stage(folder, corpus, part, bpe, shard_tokens, progress)
     return [part for part in range(corpus.parts) if not stages.part_file(folder, part).exists()]
 

@@ -7,12 +7,11 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, groupby
 from pathlib import Path
 
 import numpy as np
 
-from sigma_lite.data.domains import Domains
 from sigma_lite.storage import StorageError, atomic_write, sha256_of
 
 ALWAYS_HASHED = 64_000_000  # bytes; a smaller file is hashed at every start, which costs a fraction of a second
@@ -55,6 +54,34 @@ def check_file(folder: Path, entry: dict, full: bool = False) -> None:
         raise StorageError(f"{path} has {size} bytes, {entry['bytes']} were written: delete it and {again}")
     if (full or size < ALWAYS_HASHED) and sha256_of(path) != entry["sha256"]:
         raise StorageError(f"{path} was altered after it was written (its sha256 differs): delete it and {again}")
+
+
+NO_DOMAIN = -1  # the number of "none", and of a row in which two domains meet
+
+
+class Domains:
+    """Who owns the tokens of a stream: stretches (domain or None, tokens), one after the other.
+
+    Args:
+        names: of all domains of the corpus; a domain's number is its place here.
+    """
+
+    def __init__(self, names: Sequence[str], stretches: Iterable[tuple[str | None, int]]):
+        self.names = tuple(names)
+        number = {None: NO_DOMAIN, **{name: i for i, name in enumerate(self.names)}}
+        runs = [(number[name], sum(n for _, n in group)) for name, group in groupby(stretches, key=lambda s: s[0])]
+        self.ids_R = np.array([*(i for i, _ in runs), NO_DOMAIN], np.int64)  # what follows the last token has none
+        self.ends_R = np.array([*np.cumsum([n for _, n in runs]), np.iinfo(np.int64).max], np.int64)
+
+    def of(self, first_N: np.ndarray, last_N: np.ndarray) -> np.ndarray:
+        """Number of the domain that owns all of tokens first..last, int64 [N]; NO_DOMAIN where two stretches meet."""
+        run_N = np.searchsorted(self.ends_R, first_N, side="right")
+        return np.where(last_N < self.ends_R[run_N], self.ids_R[run_N], NO_DOMAIN)
+
+    def tokens(self) -> dict[str, int]:
+        """Tokens of each domain, by name; those of none are left out."""
+        sizes_R = np.diff(self.ends_R[:-1], prepend=0)
+        return {name: int(sizes_R[self.ids_R[:-1] == i].sum()) for i, name in enumerate(self.names)}
 
 
 class TokenStream:

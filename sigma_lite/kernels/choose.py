@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from sigma_lite.kernels.cpu import grouped_swiglu_cpu
-from sigma_lite.kernels.cpu import obstacle as cpu_obstacle
+from sigma_lite.kernels.cpu import why_not as cpu_why_not
 from sigma_lite.kernels.cuda import grouped_swiglu_cuda
-from sigma_lite.kernels.cuda import obstacle as cuda_obstacle
+from sigma_lite.kernels.cuda import why_not as cuda_why_not
 from sigma_lite.kernels.loop import grouped_swiglu_loop
 from sigma_lite.kernels.naive import grouped_swiglu_naive
 from sigma_lite.kernels.padded import grouped_swiglu_padded
@@ -62,22 +62,22 @@ def choose_backend(x_TD: Tensor, w13: Tensor, backend: str = "auto", choices: in
     if wanted not in ("auto", *BACKENDS):
         raise ValueError(f"backend {wanted!r} does not exist: choose auto, {', '.join(BACKENDS)}")
     triton = partial(triton_obstacle, choices=choices)
-    obstacles = {"grouped": _grouped_obstacle, "cpu": cpu_obstacle, "triton": triton, "cuda": cuda_obstacle}
+    why_nots = {"grouped": _grouped_why_not, "cpu": cpu_why_not, "triton": triton, "cuda": cuda_why_not}
     if wanted != "auto":
-        if wanted in obstacles and (obstacle := obstacles[wanted](x_TD, w13)):
-            raise ValueError(f"backend {wanted!r} cannot run this: {obstacle}; use 'loop' or 'auto'")
+        if wanted in why_nots and (why_not := why_nots[wanted](x_TD, w13)):
+            raise ValueError(f"backend {wanted!r} cannot run this: {why_not}; use 'loop' or 'auto'")
         return wanted, f"asked for by {'argument' if backend == wanted else OVERRIDE}"
     reason = "grouped_mm is the fastest torch path for this dtype and shape"
     if x_TD.device.type == "cuda":
-        if not (obstacle := triton(x_TD, w13)):
+        if not (why_not := triton(x_TD, w13)):
             return "triton", "gather, SwiGLU and scatter are part of its matmuls: fewest bytes moved, fewest launches"
-        reason += f" where Triton cannot run ({obstacle})"
-    elif not (obstacle := cpu_obstacle(x_TD, w13)):
+        reason += f" where Triton cannot run ({why_not})"
+    elif not (why_not := cpu_why_not(x_TD, w13)):
         return "cpu", "its vectors hold one feature of many tokens, so that weights are read where they lie"
     else:
-        reason += f" where the cpu kernel cannot run ({obstacle})"
-    obstacle = _grouped_obstacle(x_TD, w13)
-    return ("loop", obstacle) if obstacle else ("grouped", reason)
+        reason += f" where the cpu kernel cannot run ({why_not})"
+    why_not = _grouped_why_not(x_TD, w13)
+    return ("loop", why_not) if why_not else ("grouped", reason)
 
 
 def explain_backend(x_TD: Tensor, w13: Tensor, backend: str = "auto") -> str:
@@ -85,7 +85,7 @@ def explain_backend(x_TD: Tensor, w13: Tensor, backend: str = "auto") -> str:
     return "{}: {}".format(*choose_backend(x_TD, w13, backend))
 
 
-def _grouped_obstacle(x_TD: Tensor, w13: Tensor) -> str:
+def _grouped_why_not(x_TD: Tensor, w13: Tensor) -> str:
     if x_TD.device.type == "mps":
         return "mps, on which grouped_mm was never tried"
     if x_TD.dtype not in (torch.float32, torch.bfloat16, torch.float16):

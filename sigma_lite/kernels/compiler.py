@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from sigma_lite.storage import alone
+from sigma_lite.storage import exclusive
 
 
 class BuildError(RuntimeError):
@@ -37,7 +37,7 @@ def build(command: tuple[str, ...], sources: tuple[Path, ...], machine: str = ""
     for source in sources:
         key.update(source.read_bytes())
     library = cache_folder() / f"{sources[0].stem}-{sources[0].suffix[1:]}-{key.hexdigest()[:16]}.so"
-    with alone(library.parent / "lock"):
+    with exclusive(library.parent / "lock"):
         if not library.exists():
             partial = library.with_suffix(".partial")
             run([*command, str(sources[0]), "-o", str(partial)])

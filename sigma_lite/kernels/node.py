@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-def asked_once(function: Callable) -> Callable:
+def assumed_constant(function: Callable) -> Callable:
     """torch.compile calls it while it traces, and keeps the answer.
 
     What torch.compiler.assume_constant_result does, without importing the compiler, which takes seconds.

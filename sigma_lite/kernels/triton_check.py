@@ -14,7 +14,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from sigma_lite.kernels.node import asked_once
+from sigma_lite.kernels.node import assumed_constant
 from sigma_lite.kernels.trial import TOLERANCE, wrong_results
 from sigma_lite.kernels.triton_tiles import rows_per_tile
 
@@ -44,7 +44,7 @@ def triton_obstacle(x_TD: Tensor, w13: Tensor, choices: int = 1) -> str:
     return _device_obstacle(x_TD.device.index, x_TD.dtype, D, F2 // 2, rows)
 
 
-@asked_once
+@assumed_constant
 def _device_obstacle(index: int, dtype: torch.dtype, D: int, F: int, rows: int) -> str:
     capability = torch.cuda.get_device_capability(index)
     if capability < (8, 0):

@@ -79,14 +79,14 @@ LOSS_FREE_6_OF_64 = Arm(
 
 
 def top1_lbl(temperature: float) -> Arm:
-    says = "the loss whose denominator closes the blind spot; a small temperature comes close to counting winners"
-    return Arm(f"Top-1 LBL, temperature {temperature:g}", says, balance(loss="top1", temperature=temperature))
+    description = "the loss whose denominator closes the blind spot; a small temperature comes close to counting winners"
+    return Arm(f"Top-1 LBL, temperature {temperature:g}", description, balance(loss="top1", temperature=temperature))
 
 
 def converted(share: float, parent: Arm = LOW8, head: list[int] = HEAD) -> Arm:
-    says = f"the checkpoint of {parent.name!r} at that share of the run, switched to one expert per token everywhere"
+    description = f"the checkpoint of {parent.name!r} at that share of the run, switched to one expert per token everywhere"
     name = f"converted at {share:.0%}" + ("" if parent is LOW8 else f", from {parent.name}")
-    return Arm(name, says, sparsity(Share(share), head), branch=(parent.name, share))
+    return Arm(name, description, sparsity(Share(share), head), branch=(parent.name, share))
 
 
 def one_seed(arm: Arm) -> Arm:
@@ -133,8 +133,8 @@ def scale_free(temperature: float, switch: Patch | None = None) -> Arm:
 def through_spread(temperature: float) -> Arm:
     """The same with a gradient that is orthogonal to the logits."""
     arm, more = scale_free(temperature), {"model": {"custom_balance": {"init_args": {"through_spread": True}}}}
-    says = "the gradient knows of the spread too, so that no step asks in vain for smaller logits"
-    return Arm(f"{arm.name}, through the spread", says, overlay(dict(arm.patch), more))
+    description = "the gradient knows of the spread too, so that no step asks in vain for smaller logits"
+    return Arm(f"{arm.name}, through the spread", description, overlay(dict(arm.patch), more))
 
 
 def slow_router(factor: float, arm: Arm = TOP1) -> Arm:
@@ -176,14 +176,14 @@ def k_everywhere(K: int) -> Arm:
 NO_SCHEDULE = {"head": [], "switch_step": 0}
 
 
-def dense(name: str, says: str, width: DenseWidth, more: Patch = {}) -> Arm:  # noqa: B006  read only
+def dense(name: str, description: str, width: DenseWidth, more: Patch = {}) -> Arm:  # noqa: B006  read only
     """The scale's model with one SwiGLU a layer in place of its router and experts."""
     model = {
         "net": {"n_experts": 1, "d_expert": width, "top_k": 1},
         "sparsity": NO_SCHEDULE,
         "balance": {"loss": "none", "z_weight": 0.0},
     }
-    return Arm(name, says, {"model": model, **more})
+    return Arm(name, description, {"model": model, **more})
 
 
 MIXTURE = Arm("mixture", "the scale's own model and schedule")
@@ -209,10 +209,10 @@ WORTH = (
 DOMAINS = {"source": "domains", "dir": "data/lab-domains", "dataset": None, "subset": None}  # also at scales that read hf
 
 
-def on_domains(name: str, says: str, micros: int, **model: object) -> Arm:
+def on_domains(name: str, description: str, micros: int, **model: object) -> Arm:
     """Stretches of a quarter of a step's rows, each of one domain: the same rows in the same steps for every arm."""
     rows = {"per_micro": RowShare(1 / micros), "domain_run": RowShare(1 / 4)}
-    return Arm(name, says, {"model": model, "data": {"corpus": DOMAINS, "rows": rows}}, seeds=(0,))
+    return Arm(name, description, {"model": model, "data": {"corpus": DOMAINS, "rows": rows}}, seeds=(0,))
 
 
 OTHER_CORPUS = Arm("four domains", "the same vocabulary size on another corpus", {"data": {"corpus": DOMAINS}}, seeds=(0,))

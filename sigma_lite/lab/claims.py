@@ -29,7 +29,7 @@ SIGMA_SCHEDULE = (8, 8, 6, 6, 4, 4, 2, 2)
 
 class Entry(NamedTuple):
     title: str
-    says: str  # the one
+    description: str  # the one
     against: str  # and the other
     found: str  # ours
     settled: str  # what follows

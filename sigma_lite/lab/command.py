@@ -209,7 +209,7 @@ def _experiment(found: Experiment) -> str:
     width = max(len(arm.name) for arm in found.arms)
     lines = [f"{found.name}: {found.question}"]
     for arm in found.arms:
-        lines += _hanging(f"  {arm.name:{width}}  ", arm.says)
+        lines += _hanging(f"  {arm.name:{width}}  ", arm.description)
     return "\n".join(lines)
 
 
@@ -219,7 +219,9 @@ def _scale(size: Scale) -> str:
     tokens = size.steps * rows["per_step"] * rows["length"]
     shape = f"{net['n_layers']} layers x {net['n_experts']} experts, width {net['d_model']}"
     seeds = f"{len(size.seeds)} seed{'s' * (len(size.seeds) > 1)}"
-    return "\n".join(_hanging(f"  {size.name:5}  ", f"{shape}, {tokens / 1e6:,.1f} M tokens an arm, {seeds}: {size.says}"))
+    return "\n".join(
+        _hanging(f"  {size.name:5}  ", f"{shape}, {tokens / 1e6:,.1f} M tokens an arm, {seeds}: {size.description}")
+    )
 
 
 def _hanging(first: str, text: str) -> list[str]:

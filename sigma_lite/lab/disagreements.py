@@ -56,7 +56,7 @@ def page() -> str:
     parts = [HEAD]
     for entry in (make() for make in ENTRIES):
         parts.append(
-            f"## {entry.title}\n\n- **One:** {entry.says}\n- **Other:** {entry.against}\n- **Here:** {entry.found}\n"
+            f"## {entry.title}\n\n- **One:** {entry.description}\n- **Other:** {entry.against}\n- **Here:** {entry.found}\n"
             f"- **So:** {entry.settled}\n"
         )
     parts.append("## Not settled here\n\n" + "\n".join(f"- {text}" for text in OPEN) + "\n")

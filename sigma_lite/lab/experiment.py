@@ -61,7 +61,7 @@ class Arm:
 
     Args:
         name: as it stands in legends.
-        says: one sentence: what is different here, and what one expects.
+        description: one sentence: what is different here, and what one expects.
         patch: yaml keys laid over the scale's.
         branch: (another arm's name, share of the run): begin from that arm's checkpoint at that share of its steps
             instead of from the start. Up to there the two must be the same run.
@@ -71,7 +71,7 @@ class Arm:
     """
 
     name: str
-    says: str
+    description: str
     patch: Patch = field(default_factory=dict)
     branch: tuple[str, float] | None = None
     seeds: tuple[int, ...] | None = None
@@ -111,13 +111,13 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Scale:
-    """How large: a whole yaml as nested keys, and the seeds. `says` gives hardware and time, as measured.
+    """How large: a whole yaml as nested keys, and the seeds. `description` gives hardware and time, as measured.
 
     Results of a `recorded` scale are kept beside the code, which must then be the code of a commit.
     """
 
     name: str
-    says: str
+    description: str
     settings: Patch
     seeds: tuple[int, ...] = (0,)
     recorded: bool = False

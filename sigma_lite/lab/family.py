@@ -24,7 +24,7 @@ BASE = "LBL, K = 1"
 
 def paper(
     name: str,
-    says: str,
+    description: str,
     *,
     balancer: Named | None = None,
     balance: Mapping[str, Any] | None = None,
@@ -44,7 +44,7 @@ def paper(
     if parts:
         model["parts"] = {part: _class(named) for part, named in parts.items()}
     given = {"balance": balance, "net": net}
-    return Arm(name, says, {"model": {**model, **{key: dict(value) for key, value in given.items() if value}}})
+    return Arm(name, description, {"model": {**model, **{key: dict(value) for key, value in given.items() if value}}})
 
 
 def _class(named: Named) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from sigma_lite import record
 from sigma_lite.config import ConfigError, nearest, require
 from sigma_lite.identity import changed_files, edited_since_import, package_code
 from sigma_lite.lab.experiment import Run, Scale
-from sigma_lite.storage import alone
+from sigma_lite.storage import exclusive
 
 CHOICES = ("again", "reuse")
 NOT_RECORDED = "which code made it was not recorded"
@@ -62,7 +62,7 @@ def forget(folder: Path) -> None:
     """Delete what a run has made, its measurements too: they are of weights that are no more."""
     from sigma_lite.checkpoint import checkpoints, remove
 
-    with alone(folder / "run.lock"):
+    with exclusive(folder / "run.lock"):
         for path in [folder / "record.jsonl", *folder.glob("*.json")]:
             path.unlink(missing_ok=True)
         for path in checkpoints(folder):

@@ -73,9 +73,9 @@ def write_results(path: Path, experiment: Experiment, scale: Scale, runs: Sequen
         "question": experiment.question,
         "figures": list(experiment.figures),
         "scale": scale.name,
-        "scale_says": scale.says,
+        "scale_says": scale.description,
         "command": command,
-        "arms": {arm.name: {"says": arm.says, "branch": arm.branch} for arm in experiment.arms},
+        "arms": {arm.name: {"says": arm.description, "branch": arm.branch} for arm in experiment.arms},
         **({"protocol": experiment.protocol} if experiment.protocol else {}),
         "runs": [run_facts(run, experiment.measure) for run in runs],
     }

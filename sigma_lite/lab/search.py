@@ -35,7 +35,7 @@ from sigma_lite.lab.experiment import Scale
 from sigma_lite.lab.expressions import Node, read
 from sigma_lite.lab.seeds import T95
 from sigma_lite.lab.trials import Trial, Trials
-from sigma_lite.storage import alone
+from sigma_lite.storage import exclusive
 
 FOUNDER = "mean(f * P)"
 TRIES = 200  # proposals that are not new, before a search says that it is at its end
@@ -263,7 +263,7 @@ def run_search(
     """
     out, log = Path(out), Path(out) / "search.jsonl"
     out.mkdir(parents=True, exist_ok=True)
-    with alone(out / "search.lock", waiting=f"another process searches in {out}: waiting for it"):
+    with exclusive(out / "search.lock", waiting=f"another process searches in {out}: waiting for it"):
         _begin(search, scale, log, command, reuse)
         trials = trials or Trials(scale, out, workers)
         try:

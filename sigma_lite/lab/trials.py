@@ -66,8 +66,8 @@ def search_scale(steps: int, corpus: str = "stdlib", seeds: Sequence[int] = (0,)
         "save": {"every": steps},
         "trainer": {"max_steps": steps, "accelerator": "cpu", "devices": 1},
     }
-    says = "200 steps took 8 to 14 s on one core, as other work grew beside; a search of 640 expressions trains 1,290 times"
-    return Scale(f"search-{corpus}", says, settings, tuple(seeds))
+    description = "200 steps took 8 to 14 s on one core, beside other work; a search of 640 expressions trains 1,290 times"
+    return Scale(f"search-{corpus}", description, settings, tuple(seeds))
 
 
 def arm_of_text(text: str, name: str = "") -> Arm:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sigma_lite.config import ConfigError, require
 from sigma_lite.runfile import load_run
-from sigma_lite.storage import RUN_LOCK, StorageError, alone
+from sigma_lite.storage import RUN_LOCK, StorageError, exclusive
 from sigma_lite.train.branch import branch
 from sigma_lite.train.run import RunCLI
 
@@ -25,7 +25,7 @@ def train(yaml: str | Path, parent: tuple[Path, int] | None = None, own: Any = N
     """
     yaml = Path(yaml)
     waiting = f"another process is at work in {yaml.parent}: waiting for it"
-    with alone(yaml.with_name(RUN_LOCK), waiting=waiting):
+    with exclusive(yaml.with_name(RUN_LOCK), waiting=waiting):
         if parent is not None:
             branch(*parent, yaml.parent, load_run([yaml]).sparsity)
         with RunCLI(["fit", "-c", str(yaml)], own=own, parts=parts) as cli:

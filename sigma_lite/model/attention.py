@@ -35,12 +35,14 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
 
-    def forward(self, x_BSD: Tensor, turn: Rotation, mask_BSS: Allowed = None, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(
+        self, x_BSD: Tensor, rotation: Rotation, mask_BSS: Allowed = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
         """[B, S, D] -> [B, S, D]. `mask_BSS` is True where a query may look, or says it shorter; None: plain causal."""
         q_BSHC, k_BSGC, v_BSGC = (
             project(x_BSD).unflatten(-1, (-1, self.head_dim)) for project in (self.query, self.key, self.value)
         )
-        q_BSHC, k_BSGC = rotate(self.q_norm(q_BSHC), turn), rotate(self.k_norm(k_BSGC), turn)
+        q_BSHC, k_BSGC = rotate(self.q_norm(q_BSHC), rotation), rotate(self.k_norm(k_BSGC), rotation)
         q, k, v = (t.transpose(1, 2) for t in (q_BSHC, k_BSGC, v_BSGC))
         if cache is not None:
             k, v = cache.append(k, v)

@@ -44,12 +44,12 @@ class Block(nn.Module):
     def forward(
         self,
         x_BSD: Tensor,
-        turn: Rotation,
+        rotation: Rotation,
         mask_BSS: Allowed = None,
         cache: KeyValueCache | None = None,
         ids_BS: Tensor | None = None,
     ) -> tuple[Tensor, Routing]:
         if self.attention:
-            x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), turn, mask_BSS, cache)
+            x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), rotation, mask_BSS, cache)
         y_BSD, routing = self.moe(self.moe_norm(x_BSD), ids_BS)
         return x_BSD + y_BSD, routing

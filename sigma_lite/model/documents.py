@@ -48,12 +48,12 @@ def attention_way(config: ModelConfig, length: int, device: torch.device, dtype:
     """
     half = dtype in (torch.bfloat16, torch.float16)
     way = config.attention_way(length, device.type == "cuda", half)
-    obstacle = _varlen_obstacle(config.head_dim, device, half) if way == "varlen" else ""
+    why_not = _varlen_why_not(config.head_dim, device, half) if way == "varlen" else ""
     if config.attention != "auto":
-        require(not obstacle, f"net.attention=varlen cannot run here: {obstacle}; set net.attention=auto")
+        require(not why_not, f"net.attention=varlen cannot run here: {why_not}; set net.attention=auto")
         return way, "asked for by net.attention"
-    if obstacle:
-        return "blocks", f"varlen cannot run here: {obstacle}"
+    if why_not:
+        return "blocks", f"varlen cannot run here: {why_not}"
     return way, {
         "masked": f"rows of {length} tokens: a table of who may look at whom is small",
         "blocks": f"rows of {length} tokens: a table for them would cost more than the attention",
@@ -61,7 +61,7 @@ def attention_way(config: ModelConfig, length: int, device: torch.device, dtype:
     }[way]
 
 
-def _varlen_obstacle(head_dim: int, device: torch.device, half: bool) -> str:
+def _varlen_why_not(head_dim: int, device: torch.device, half: bool) -> str:
     if device.type != "cuda":
         return f"flash attention needs a CUDA GPU, this is {device.type}"
     if not half:

@@ -44,7 +44,7 @@ class Parts:
         router: config -> module, [T, D] -> Routing. Most papers need a `Router` that chooses in another way.
         experts: config -> module, (x_TD, ids_TK, gates_TK) -> [T, D]. What works once per token, such as a shared expert,
             stands in `around(x_TD, routing, dispatch) -> [T, D]`, which calls dispatch with the experts inside.
-        attention: config -> module, (x_BSD, turn, mask_BSS, cache) -> [B, S, D].
+        attention: config -> module, (x_BSD, rotation, mask_BSS, cache) -> [B, S, D].
         dispatch: (x_TD, routing, experts) -> [T, D]; None: `dispatch.ragged` for a router that says it may leave slots
             empty, `dispatch.local` for others.
     """

@@ -55,11 +55,11 @@ def temperature(scaling: RopeScaling) -> float:
     return 0.1 * math.log(scaling.factor) + 1 if scaling.kind == "yarn" else 1.0
 
 
-def rotate(x_BSHC: Tensor, turn: Rotation) -> Tensor:
+def rotate(x_BSHC: Tensor, rotation: Rotation) -> Tensor:
     """Turn pair (i, i + C/2) of every head by its position's angle; lengths do not change.
 
     (a, b) becomes (a cos - b sin, b cos + a sin): x cos + (the other of each pair) (-sin, sin).
     """
-    cos, sin = turn.cos.to(x_BSHC.dtype), turn.sin.to(x_BSHC.dtype)
+    cos, sin = rotation.cos.to(x_BSHC.dtype), rotation.sin.to(x_BSHC.dtype)
     other_BSHC = x_BSHC.roll(x_BSHC.shape[-1] // 2, dims=-1)
     return torch.addcmul(x_BSHC * torch.cat((cos, cos), -1), other_BSHC, torch.cat((-sin, sin), -1))

@@ -96,11 +96,11 @@ class Transformer(nn.Module):
             raise ValueError(f"cache has {len(cache)} entries for {len(self.blocks)} layers: give one KeyValueCache a layer")
         seen, S = (cache[-1].length if cache is not None else 0), ids_BS.shape[1]
         positions_S = torch.arange(seen, seen + S, device=ids_BS.device)
-        turn = rotation(positions_S, self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
+        angles = rotation(positions_S, self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
         mask_BSS = self.who_may_look(seen, S, documents_BS, ids_BS.device)
         x_BSD, routings = self.embedding(ids_BS), []
         for block, layer_cache in zip(self.blocks, [None] * len(self.blocks) if cache is None else cache, strict=True):
-            x_BSD, routing = block(x_BSD, turn, mask_BSS, layer_cache, ids_BS)
+            x_BSD, routing = block(x_BSD, angles, mask_BSS, layer_cache, ids_BS)
             routings.append(routing)
         return self.norm(x_BSD), routings
 

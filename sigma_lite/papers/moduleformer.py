@@ -97,9 +97,9 @@ class StickBreaking(nn.Module):
             self.own_weights["router.weight"] = Weight(config.router_init_std, routes=True)
 
     def forward(
-        self, x_BSD: Tensor, turn: Rotation, mask_BSS: Tensor | None = None, cache: KeyValueCache | None = None
+        self, x_BSD: Tensor, rotation: Rotation, mask_BSS: Tensor | None = None, cache: KeyValueCache | None = None
     ) -> Tensor:
-        """As `Attention`; `turn` is not used: nearer keys come first by themselves."""
+        """As `Attention`; `rotation` is not used: nearer keys come first by themselves."""
         q, k, v = (
             project(x_BSD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for project in (self.query, self.key, self.value)

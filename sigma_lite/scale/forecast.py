@@ -12,7 +12,7 @@ from sigma_lite.config import require
 from sigma_lite.runfile import RunConfig
 from sigma_lite.scale import cost, keeping
 from sigma_lite.scale.cluster import Cluster, load_cluster
-from sigma_lite.scale.layout import IMBALANCE, Layout, choices, layout_of, obstacle, place, precision_of
+from sigma_lite.scale.layout import IMBALANCE, Layout, choices, layout_of, place, precision_of, why_not
 from sigma_lite.scale.memory import dispatch_per_layer, fits, kept_per_layer, memory, peak, usable
 from sigma_lite.scale.notes import notes, whole_model_everywhere
 from sigma_lite.scale.offloading import elsewhere
@@ -41,7 +41,7 @@ def forecast(
     described = load_cluster(cluster_name or _usual(run, nodes))
     cluster = place(run, described, nodes)
     given = layout_of(run, cluster, imbalance)
-    problem = obstacle(run.net, run.rows, given)
+    problem = why_not(run.net, run.rows, given)
     if not problem and cluster.devices > 1 and not given.sharded:
         problem = whole_model_everywhere(run, cluster)
     best = suggestion(run, cluster, imbalance)

@@ -20,7 +20,7 @@ NOTICE = 60  # seconds by which SLURM may be late with a signal, by its manual
 def checkpoints(run: RunConfig, layout: Layout, cluster: Cluster, step_seconds: float) -> dict[str, Any]:
     """Sizes in bytes and times in seconds of what `save` asks for.
 
-    `host_bytes` is memory of one node besides the devices': with `beside` a copy of all that its devices hold of the
+    `host_bytes` is memory of one node besides the devices': with `in_background` a copy of all that its devices hold of the
     checkpoint, without it a piece, and in both cases room to put a file together. `stop_seconds` is how long before its end
     a job must be told: twice the step under way, the checkpoint being written and its own, and how late a signal may come.
     """
@@ -32,14 +32,14 @@ def checkpoints(run: RunConfig, layout: Layout, cluster: Cluster, step_seconds: 
     steps = {*range(every, last + 1, every), *(m for m in milestones if m <= last)} if isinstance(last, int) else ()
     writers, own = (layout.devices, -(-size // layout.devices)) if layout.sharded else (1, size)
     file = min(PART, own) if layout.sharded else own
-    copied = own if save.get("beside") else file
+    copied = own if save.get("in_background") else file
     return {
         "checkpoint_bytes": size,
         "every": every,
         "write_seconds": seconds,
         "written": len(steps),
         "writing_seconds": len(steps) * seconds,
-        "beside": bool(save.get("beside")),
+        "in_background": bool(save.get("in_background")),
         "on_disk": on_disk,
         "disk_bytes": on_disk * size,
         "host_bytes": -(-writers // cluster.nodes) * (copied + file),

@@ -141,7 +141,7 @@ class Layout:
         return min(self.imbalance, self.expert_parallel)
 
 
-def obstacle(net: ModelConfig, rows: RowsConfig, layout: Layout) -> str:
+def why_not(net: ModelConfig, rows: RowsConfig, layout: Layout) -> str:
     """Why this layout cannot be run, with the nearest that can; "" where it can. The rules are scale/shard.py's."""
     ranks, experts = layout.devices, layout.expert_parallel
     if ranks % experts:
@@ -201,6 +201,6 @@ def choices(run: RunConfig, cluster: Cluster, imbalance: float = IMBALANCE) -> l
             for recompute in (False, True):
                 several = cluster.devices > 1 or recompute
                 layout = Layout(cluster.devices, expert, 2**power, recompute, several, imbalance)
-                if not obstacle(run.net, run.rows, layout):
+                if not why_not(run.net, run.rows, layout):
                     found.append(layout)
     return found

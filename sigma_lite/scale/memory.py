@@ -41,7 +41,7 @@ def memory(run: RunConfig, layout: Layout, cluster: Cluster, k_per_layer: Sequen
         "loss": (run.net.vocab_size * number.weight + T * number.compute) * D,
         "rows": 3 * T * INDEX + table(way, T, run.rows.length),  # ids, targets, documents, and who may look at whom
     }
-    if not gpu and run.save.get("beside"):
+    if not gpu and run.save.get("in_background"):
         items["checkpoint_copy"] = 3 * own  # a CPU's memory is the host's
     return items | {"working": max(_loss(run.net, T, number), _backward(run, layout, gpu, k_per_layer, kept, items))}
 

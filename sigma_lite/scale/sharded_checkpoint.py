@@ -44,7 +44,7 @@ PART = 2 << 30  # bytes: a rank needs this much host memory besides, three times
 def save_sharded(
     path: str | Path,
     checkpoint: Mapping[str, Any],
-    beside: Callable[[Callable[[], None]], None] | None = None,
+    in_background: Callable[[Callable[[], None]], None] | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> None:
     """Write nested dictionaries and lists with DTensors in them. Every rank calls this, on a disk that all ranks see.
@@ -52,16 +52,16 @@ def save_sharded(
     What is not a DTensor is written by the first rank. Raises StorageError, on all ranks, when one of them cannot write.
 
     Args:
-        beside: calls the writing later, such as a `Background`. Everything is copied first: as much host memory as a
+        in_background: calls the writing later, such as a `Background`. Everything is copied first: as much host memory as a
             rank's weights and moments take.
-        group: all ranks, on the CPU; with `beside`, one that nothing else uses.
+        group: all ranks, on the CPU; with `in_background`, one that nothing else uses.
     """
     path, rank = Path(path), dist.get_rank()
     partial = path.with_name(path.name + ".partial")
     tensors: dict[str, DTensor] = {}
     tree = _without_shards(checkpoint, "", tensors)
     pieces: Iterable[Piece] = _pieces(rank, tensors)
-    if beside:
+    if in_background:
         pieces = list(pieces)
 
     def write() -> None:
@@ -71,7 +71,7 @@ def save_sharded(
             files |= written
         _together(lambda: _finish(partial, path, {"tree": tree, "files": files}) if rank == 0 else None, group)
 
-    beside(write) if beside else write()
+    in_background(write) if in_background else write()
 
 
 def load_sharded(path: str | Path, like: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def _time(facts: dict[str, Any]) -> list[str]:
 
 def _disk(facts: dict[str, Any]) -> list[str]:
     saves, text = facts["checkpoints"], facts["data"]
-    while_training = "while training goes on" if saves["beside"] else "while training waits"
+    while_training = "while training goes on" if saves["in_background"] else "while training waits"
     written = f", {saves['written']} times in the run" if saves["written"] else ""
     lines = [
         _line("checkpoint", f"{size_of(saves['checkpoint_bytes'])}, every {saves['every']} steps{written}"),

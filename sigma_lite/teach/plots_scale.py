@@ -16,7 +16,7 @@ from sigma_lite.figures.style import BLUE, GREY, VERMILLION, fade
 from sigma_lite.runfile import RunConfig, load_run
 from sigma_lite.scale import cost
 from sigma_lite.scale.cluster import Cluster
-from sigma_lite.scale.layout import Layout, obstacle
+from sigma_lite.scale.layout import Layout, why_not
 from sigma_lite.scale.memory import GIB, fits, memory, peak, usable
 from sigma_lite.scale.plan import k_before_and_after
 from sigma_lite.teach.plots import MANY, heat
@@ -148,7 +148,7 @@ def published_figure(rows: Sequence[Mapping]) -> go.Figure:
 def planner(run: RunConfig, cluster: Cluster, expert_parallel: int, per_micro: int, recompute: bool) -> go.Figure:
     """Memory of a device item by item before and after the switch, against what it has; the step's seconds as title."""
     layout = Layout(cluster.devices, expert_parallel, per_micro, recompute, sharded=True)
-    problem = obstacle(run.net, run.rows, layout)
+    problem = why_not(run.net, run.rows, layout)
     limit = usable(cluster) / GIB
     figure = go.Figure()
     ks = k_before_and_after(run)

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sigma_lite.config import ConfigError, RowsConfig
-from sigma_lite.data.domains import Domains, Stretches
+from sigma_lite.data.domains import Stretches
 from sigma_lite.data.rows import Rows, TrainSampler, epoch_order, row_order, train_loader
 from sigma_lite.data.shards import load
+from sigma_lite.data.stream import Domains
 
 from .conftest import corpus_of, prepare_quietly
 

@@ -157,7 +157,7 @@ def test_the_list_names_everything(capsys):
         assert f"{experiment.name}: {experiment.question}" in printed
         assert all(arm.name in printed for arm in experiment.arms)
     for scale in lab.SCALES.values():
-        assert scale.says in printed
+        assert scale.description in printed
 
 
 @pytest.mark.parametrize("seeds", [(), (0, 0), (1, 2, 1)])

@@ -157,9 +157,9 @@ def test_an_attention_of_ones_own_is_given_the_mask():
     seen = []
 
     class Mine(Attention):
-        def forward(self, x_BSD, turn, mask_BSS=None, cache=None):
+        def forward(self, x_BSD, rotation, mask_BSS=None, cache=None):
             seen.append(mask_BSS)
-            return super().forward(x_BSD, turn, mask_BSS, cache)
+            return super().forward(x_BSD, rotation, mask_BSS, cache)
 
     docs, ids = numbered([[5, 7], [12]]), torch.randint(64, (2, 12))
     Transformer(ModelConfig(**NET, attention="blocks"), Parts(attention=Mine)).loss(ids, ids, documents_BS=docs)

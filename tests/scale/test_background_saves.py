@@ -1,4 +1,4 @@
-"""`save.beside`: a checkpoint is written while training goes on, and is what it would have been without."""
+"""`save.in_background`: a checkpoint is written while training goes on, and is what it would have been without."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_training_goes_on_while_one_file_is_written(place, finished, monkeypatch
     for owner, name in ((one_file, "write_packed"), (Diary, "on_train_batch_end")):
         monkeypatch.setattr(owner, name, getattr(owner, name))  # to be put back
     only_after_another_step(one_file)(0)
-    cli.main(["fit", "-c", str(tiny.write_config(place, save__beside=True))])
+    cli.main(["fit", "-c", str(tiny.write_config(place, save__in_background=True))])
     assert furthest(newest_checkpoint("run"), newest_checkpoint(finished / "run")) == 0
     assert [step_of(path) for path in checkpoints("run")] == [10, 12]
 
@@ -69,7 +69,7 @@ def test_training_goes_on_while_one_file_is_written(place, finished, monkeypatch
 @pytest.mark.slow
 def test_training_goes_on_while_ranks_write(place):
     done(fit(2, 2, trainer__default_root_dir="whole"))
-    done(fit(2, 2, only_after_another_step(sharded_checkpoint), save__beside=True))
+    done(fit(2, 2, only_after_another_step(sharded_checkpoint), save__in_background=True))
     assert furthest(newest_checkpoint("run"), newest_checkpoint("whole")) == 0
     assert curve(Path("run")) == curve(Path("whole"))
     assert [step_of(path) for path in checkpoints("run")] == [10, 12]

@@ -91,14 +91,14 @@ def test_ranks_killed_at_random_moments_lose_nothing(place, beside):
         victim, number = chance.randrange(2), chance.randint(1, 3)
         trap = in_a_save(victim, number, chance.uniform(0, 0.02)) if n % 2 else timed(victim, chance.uniform(0, 3))
         begun = time.time() - 0.01
-        codes = fit(2, 2, trap, save__beside=beside, **LOST, **settings)
+        codes = fit(2, 2, trap, save__in_background=beside, **LOST, **settings)
         assert codes[victim] == -signal.SIGKILL, (codes, Path("child.log").read_text("utf-8"))
         newest = newest_checkpoint("run")
         assert newest is None or step_of(newest) < last, "the run had ended before it could be killed"
         inside += any("partial" in p.name and p.stat().st_mtime > begun for p in Path("run").glob("checkpoints/*"))
         print(f"kill {n}: rank {victim}, newest {newest and step_of(newest)}, inside a save so far: {inside}")
     assert inside >= KILLS // 4, "too few kills fell into a save"
-    done(fit(2, 2, save__beside=beside, **settings))
+    done(fit(2, 2, save__in_background=beside, **settings))
     nothing_was_lost(last)
 
 
@@ -199,7 +199,7 @@ def test_a_full_disk_on_one_rank_ends_all(place, beside):
 
         sharded_checkpoint.write_packed = write
 
-    assert fit(2, 2, trap, save__beside=beside) == [2, 2], Path("child.log").read_text("utf-8")
+    assert fit(2, 2, trap, save__in_background=beside) == [2, 2], Path("child.log").read_text("utf-8")
     lines = [line for line in Path("child.log").read_text("utf-8").splitlines() if line.startswith("sigma-lite:")]
     assert len(lines) == 2 and all("no room to write" in line for line in lines)
     assert step_of(newest_checkpoint("run")) == 2 and (newest_checkpoint("run") / REST).is_file()

@@ -22,7 +22,7 @@ from sigma_lite.runfile import load_run
 from sigma_lite.scale import cost, traffic
 from sigma_lite.scale.cluster import BUILT_IN, built_in, load_cluster
 from sigma_lite.scale.forecast import forecast, suggestion
-from sigma_lite.scale.layout import PRECISIONS, Layout, choices, layout_of, obstacle
+from sigma_lite.scale.layout import PRECISIONS, Layout, choices, layout_of, why_not
 from sigma_lite.scale.memory import fits, memory, peak
 from sigma_lite.scale.plan import k_before_and_after
 from sigma_lite.scale.table import as_table, duration, size_of
@@ -163,7 +163,7 @@ def test_sharding_divides_what_it_shards(full):
 def test_the_suggestion_fits_can_be_run_and_is_not_slower_than_another_that_fits(full):
     node = load_cluster("h100-node").resized(nodes=8)
     best = suggestion(full, node)
-    assert obstacle(full.net, full.rows, best) == ""
+    assert why_not(full.net, full.rows, best) == ""
     k, plain = k_before_and_after(full)[0], cost.CRAFT["gpu"][1]
     able = [layout for layout in choices(full, node) if fits(memory(full, layout, node, k), node)]
     fastest = min(cost.step(full, layout, node, k, plain).seconds for layout in able)
@@ -191,8 +191,8 @@ def test_what_does_not_fit_is_told_how_many_nodes_would_do(full, tmp_path):
     ],
 )
 def test_layouts_that_cannot_be_run_are_named(full, layout, words):
-    assert words in obstacle(full.net, full.rows, layout)
-    assert obstacle(full.net, full.rows, Layout(8, 8, 2, sharded=True)) == ""
+    assert words in why_not(full.net, full.rows, layout)
+    assert why_not(full.net, full.rows, Layout(8, 8, 2, sharded=True)) == ""
 
 
 # ----------------------------------------------------------------------------------------------------------- command

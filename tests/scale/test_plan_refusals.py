@@ -209,7 +209,7 @@ def test_checkpoints_are_planned_by_what_save_says():
 
 
 def test_a_copy_beside_training_is_taken_from_a_cpus_own_memory(tmp_path):
-    plain, beside = (load_run([tiny.write_config(tmp_path, save__beside=b)]) for b in (False, True))
+    plain, beside = (load_run([tiny.write_config(tmp_path, save__in_background=b)]) for b in (False, True))
     more = [forecast(run, "laptop")["initial"]["peak_bytes"] for run in (plain, beside)]
     assert more[1] - more[0] == keeping.checkpoint_bytes(plain)
 

@@ -1,4 +1,4 @@
-"""Kernels as readers write them, right, wrong and empty, and what chapter 13 says; test_plots_of_gpu.py judges."""
+"""Kernels as readers write them, right, wrong and empty, and what chapter 17 says; test_plots_of_gpu.py judges."""
 
 import json
 
@@ -6,7 +6,7 @@ from sigma_lite.teach import exercises, interpreter
 
 triton, tl = interpreter.start()
 
-from sigma_lite.teach.exercises import kernels_13  # noqa: E402
+from sigma_lite.teach.exercises import kernels_17  # noqa: E402
 
 
 @triton.jit
@@ -77,7 +77,7 @@ def into_the_next_expert(
     tl.store(out_ptr + row[:, None] * F + n[None, :], acc, mask=live[:, None])
 
 
-ANSWERS = {name: getattr(kernels_13, name) for name in ("scale_rows", "gather_rows", "matmul_tile", "grouped_matmul")}
+ANSWERS = {name: getattr(kernels_17, name) for name in ("scale_rows", "gather_rows", "matmul_tile", "grouped_matmul")}
 ANSWERS |= {
     "scale_rows, empty": empty_scale,
     "grouped_matmul, empty": empty_grouped,

@@ -1,11 +1,11 @@
-"""What the solutions of chapters 8 to 10 claim. That they pass and mistakes are named: test_check.py."""
+"""What the solutions of chapters 8, 9 and 11 claim. That they pass and mistakes are named: test_check.py."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from sigma_lite.teach.exercises import chapter_08, chapter_09, chapter_10
+from sigma_lite.teach.exercises import chapter_08, chapter_09, chapter_11
 
 
 @pytest.mark.parametrize("k", [1, 2, 6])
@@ -34,7 +34,7 @@ def test_the_bounds_of_the_top1_loss_that_the_chapter_proves(k):
 
 def test_stages_hold_from_their_first_step_on():
     plan = [(0, (8, 4)), (5, (2,)), (9, ())]
-    lists = [chapter_10.stages(step, plan, 3) for step in range(10)]
+    lists = [chapter_11.stages(step, plan, 3) for step in range(10)]
     assert lists == [(8, 4, 1)] * 5 + [(2, 1, 1)] * 4 + [(1, 1, 1)]
 
 

@@ -1,4 +1,4 @@
-"""Figures of chapters 8 to 10: what is drawn is what the package computes."""
+"""Figures of chapters 8, 9 and 11: what is drawn is what the package computes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures, excerpts and exercises of chapter 13: what is drawn is what the compiler said, what is shown is in the file."""
+"""Figures, excerpts and exercises of chapter 17: what is drawn is what the compiler said, what is shown is in the file."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_excerpts_are_whole_definitions_with_true_line_numbers(file):
 
 
 def test_an_excerpt_can_be_folded_and_a_wrong_name_gets_the_nearest():
-    folded = excerpt("teach/exercises/kernels_13.py", "gather_rows", fold="a solution")
+    folded = excerpt("teach/exercises/kernels_17.py", "gather_rows", fold="a solution")
     assert folded.text.startswith("@triton.jit\ndef gather_rows(") and "def matmul_tile" not in folded.text
     assert "tl.load" not in repr(folded) and ">a solution</summary>" in folded._repr_html_()
     with pytest.raises(ConfigError, match="did you mean 'swizzle'"):

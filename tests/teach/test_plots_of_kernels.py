@@ -1,4 +1,4 @@
-"""Figures of chapter 12: what is drawn is what the formulas say."""
+"""Figures of chapter 16: what is drawn is what the formulas say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of chapters 14 and 15 draw what the package computes; processes that stand for machines answer, or say why not."""
+"""Figures of chapters 19 and 20 draw what the package computes; processes that stand for machines answer, or say why not."""
 
 from __future__ import annotations
 

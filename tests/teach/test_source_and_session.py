@@ -51,6 +51,8 @@ def test_setup_makes_two_sessions_alike(capsys, monkeypatch):
         assert torch.get_num_threads() == 1 and torch.get_default_dtype() == torch.float32
         assert pio.renderers.default == "plotly_mimetype"
         assert "min on two CPU cores" in capsys.readouterr().out
+        setup(chapter=11, version="0.1")  # was chapter 10 when its text was written
+        assert torch.initial_seed() == 10 and "chapter 11" in (said := capsys.readouterr().out) and "seed 10" in said
     finally:
         torch.set_num_threads(threads)
         pio.renderers.default = renderer

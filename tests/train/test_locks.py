@@ -17,7 +17,7 @@ from tiny import child, ending
 
 from sigma_lite import cli, storage
 from sigma_lite.lab.worker import train
-from sigma_lite.storage import StorageError, alone
+from sigma_lite.storage import StorageError, exclusive
 from sigma_lite.train.module import SigmaLit
 
 
@@ -87,11 +87,11 @@ def test_a_command_that_fails_at_once_leaves_no_folder(place):
     assert not Path("run").exists()
 
 
-def holder(path: str, take: str = "with alone(sys.argv[1]): print('in', flush=True); time.sleep(600)"):
+def holder(path: str, take: str = "with exclusive(sys.argv[1]): print('in', flush=True); time.sleep(600)"):
     """A process, of its own, that is inside."""
     import subprocess
 
-    code = f"import sys, time\nfrom sigma_lite.storage import alone\n{take}"
+    code = f"import sys, time\nfrom sigma_lite.storage import exclusive\n{take}"
     process = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "in\n"
     return process
@@ -100,11 +100,11 @@ def holder(path: str, take: str = "with alone(sys.argv[1]): print('in', flush=Tr
 def test_alone(tmp_path, capsys):
     path = tmp_path / "folder" / "lock"
     process = holder(str(path))
-    with pytest.raises(StorageError, match="^not now$"), alone(path, refusal="not now"):
+    with pytest.raises(StorageError, match="^not now$"), exclusive(path, refusal="not now"):
         pass
     process.kill()  # the lock goes with its holder
     process.wait()
-    with alone(path, refusal="not now"), alone(path, refusal="not now"):  # a command inside a command
+    with exclusive(path, refusal="not now"), exclusive(path, refusal="not now"):  # a command inside a command
         assert path.exists()
     assert capsys.readouterr().err == ""
 
@@ -112,7 +112,7 @@ def test_alone(tmp_path, capsys):
 def test_a_forked_child_holds_nothing(tmp_path):
     """A data loader's worker may outlive a killed parent by seconds."""
     path = tmp_path / "lock"
-    with alone(path):
+    with exclusive(path):
         pid = os.fork()
         while pid and not (tmp_path / "forked").exists():
             time.sleep(0.02)
@@ -120,7 +120,7 @@ def test_a_forked_child_holds_nothing(tmp_path):
             (tmp_path / "forked").touch()
             time.sleep(60)
             os._exit(0)
-    with alone(path, refusal="the child holds it"):
+    with exclusive(path, refusal="the child holds it"):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
 
@@ -137,13 +137,13 @@ def test_without_fcntl(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setitem(sys.modules, "fcntl", None)
     monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(locking=locking, LK_NBLCK=2))
-    with alone(tmp_path / "lock"):
+    with exclusive(tmp_path / "lock"):
         monkeypatch.setattr(storage, "_held", {})  # as in another process
-        with pytest.raises(StorageError, match="not now"), alone(tmp_path / "lock", refusal="not now"):
+        with pytest.raises(StorageError, match="not now"), exclusive(tmp_path / "lock", refusal="not now"):
             pass
     monkeypatch.setitem(sys.modules, "msvcrt", None)
     for _ in range(2):
-        with alone(tmp_path / "other"):
+        with exclusive(tmp_path / "other"):
             pass
     assert capsys.readouterr().err.count("can have no locks: let one command at a time") == 1
 

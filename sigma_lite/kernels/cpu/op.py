@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sigma_lite.kernels.compiler import BuildError
 from sigma_lite.kernels.cpu.binding import call, lanes
-from sigma_lite.kernels.node import asked_once, one_node
+from sigma_lite.kernels.node import assumed_constant, one_node
 from sigma_lite.kernels.trial import wrong_results
 from sigma_lite.storage import StorageError
 
@@ -25,7 +25,7 @@ def grouped_swiglu_cpu(x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor, w13: Tens
     return _apply(x_TD, ids_TK, gates_TK.to(x_TD.dtype), w13, w2)
 
 
-def obstacle(x_TD: Tensor, w13: Tensor) -> str:
+def why_not(x_TD: Tensor, w13: Tensor) -> str:
     """Why the kernel cannot run tensors like these; empty if it can. Compiles it, the first time on a machine."""
     if x_TD.device.type != "cpu":
         return f"tensors on {x_TD.device.type}"
@@ -37,7 +37,7 @@ def obstacle(x_TD: Tensor, w13: Tensor) -> str:
     return _obstacle_here()
 
 
-@asked_once
+@assumed_constant
 def _obstacle_here() -> str:
     return trial()
 

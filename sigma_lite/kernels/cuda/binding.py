@@ -33,7 +33,7 @@ class Layer(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int) for name in _NUMBERS] + [(name, ctypes.c_void_p) for name in _POINTERS]
 
 
-def obstacle(x_TD: Tensor, w13: Tensor) -> str:
+def why_not(x_TD: Tensor, w13: Tensor) -> str:
     """Why the kernel cannot run tensors like these; empty if it can. Does not compile anything."""
     E, F2, D = w13.shape
     if x_TD.dtype not in DTYPES:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sigma_lite.kernels.cuda.binding import DTYPES, call
-from sigma_lite.kernels.node import asked_once
+from sigma_lite.kernels.node import assumed_constant
 from sigma_lite.kernels.trial import wrong_results
 
 TILE = "SIGMA_LITE_CUDA_TILE"  # environment variable: rows of a tile, 32, 64 or 128, instead of the rule below
@@ -137,7 +137,7 @@ class _GroupedSwiGLU(torch.autograd.Function):
         return dx_TD, None, dgates_TK, dw13, dw2, None
 
 
-@asked_once
+@assumed_constant
 def _check(kind: str, index: int | None, dtype: torch.dtype) -> None:
     if kind == "cuda" and torch.cuda.is_current_stream_capturing():
         return  # the check would wait for the device; a call runs once before it is captured in a graph

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import pkgutil
 from importlib import import_module
 
 from sigma_lite.config import ConfigError
 from sigma_lite.teach.exercises.exercise import Exercise
 
-CHAPTERS = tuple(import_module(f"{__name__}.chapter_{number:02}") for number in range(1, 18))
+FILES = sorted(file.name for file in pkgutil.iter_modules(__path__) if file.name.startswith("chapter_"))
+CHAPTERS = tuple(import_module(f"{__name__}.{file}") for file in FILES)
 ALL: dict[str, Exercise] = {e.name: e for chapter in CHAPTERS for e in chapter.EXERCISES}
 
 

@@ -1,78 +1,60 @@
-"""A balance loss of your own: a loss that does not see the size of the logits, and how strongly the usual one does."""
+"""The grouped matmul: slots sorted by expert, and what its last tile wastes."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
-from sigma_lite.balance.scale_free import scale_free_load_balancing_loss
+from sigma_lite.kernels.plan import routing_plan
 from sigma_lite.teach.exercises.exercise import Exercise
+from sigma_lite.teach.plots_kernels import useful_rows as useful_rows_of
 
 
-def loss(logits_TE: Tensor, f_E: Tensor, temperature: float) -> Tensor:
-    return scale_free_load_balancing_loss(logits_TE, f_E, temperature).detach()  # either gradient is right
+def sorted_slots(ids_TK: Tensor, n_experts: int) -> tuple[Tensor, Tensor]:
+    """(slot_N, ends_E), both int64: the slots in the order of their experts, and the row behind each expert's last."""
+    plan = routing_plan(ids_TK, n_experts)
+    return plan.slot_N, plan.ends_E.long()
 
 
-def _spread_with_the_shift(logits_TE: Tensor, f_E: Tensor, temperature: float) -> Tensor:
-    spread = logits_TE.square().mean().sqrt()
-    return len(f_E) * (f_E * (logits_TE / (temperature * spread)).softmax(-1).mean(0)).sum()
+def _starts(ids_TK: Tensor, n_experts: int) -> tuple[Tensor, Tensor]:
+    slot_N, ends_E = sorted_slots(ids_TK, n_experts)
+    return slot_N, ends_E.roll(1).index_fill(0, torch.tensor([0]), 0)
 
 
-def _estimated_spread(logits_TE: Tensor, f_E: Tensor, temperature: float) -> Tensor:
-    z_TE = logits_TE - logits_TE.mean(-1, keepdim=True)
-    return len(f_E) * (f_E * (z_TE / (temperature * z_TE.std())).softmax(-1).mean(0)).sum()
+def useful_rows(counts_E: Tensor, rows: int) -> float:
+    """Share of the rows of all tiles that hold a token, when no tile serves two experts."""
+    return useful_rows_of(counts_E.numpy(), rows)
 
 
-def _spread_of_each_token(logits_TE: Tensor, f_E: Tensor, temperature: float) -> Tensor:
-    z_TE = logits_TE - logits_TE.mean(-1, keepdim=True)
-    spread_T = z_TE.square().mean(-1, keepdim=True).sqrt()
-    return len(f_E) * (f_E * (z_TE / (temperature * spread_T)).softmax(-1).mean(0)).sum()
+def _across_experts(counts_E: Tensor, rows: int) -> float:
+    total = int(counts_E.sum())
+    return total / (math.ceil(total / rows) * rows)
 
 
-def slope(logits_TE: Tensor, f_E: Tensor) -> Tensor:
-    """E mean_t cov_{p_t}(f, z_t): the slope of the usual loss along the logits."""
-    p_TE = logits_TE.softmax(-1)
-    leaning_TE = p_TE * (logits_TE - (p_TE * logits_TE).sum(-1, keepdim=True))
-    return (len(f_E) * (f_E * leaning_TE.mean(0)).sum()).detach()  # asked for as a value
-
-
-def _without_the_mean(logits_TE: Tensor, f_E: Tensor) -> Tensor:
-    return len(f_E) * (f_E * (logits_TE.softmax(-1) * logits_TE).mean(0)).sum()
-
-
-def _layers() -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(16)
-    logits = [shift + torch.randn(9, 5, generator=generator) for shift in (0.0, 3.0)]
-    return [(logits_TE, torch.rand(5, generator=generator).softmax(-1)) for logits_TE in logits]
-
-
-def _with_temperature() -> list:
-    return [(*layer, temperature) for layer, temperature in zip(_layers(), (0.3, 1.0), strict=True)]
+def _routings() -> list:
+    generator = torch.Generator().manual_seed(12)
+    some = [torch.rand(T, E, generator=generator).topk(K).indices for T, K, E in ((6, 1, 4), (5, 2, 3))]
+    return [(some[0], 4), (some[1], 3), (torch.tensor([[2], [0], [2]]), 4)]  # in the last one nobody asks for 1 and 3
 
 
 EXERCISES: tuple[Exercise, ...] = (
     Exercise(
-        name="scale_free_loss",
+        name="sorted_slots",
         chapter=16,
-        solution=loss,
-        inputs=_with_temperature,
-        mistake=_spread_with_the_shift,
-        says="your spread grows when all logits of a token are shifted: subtract each token's mean before you square",
-        others=(
-            (
-                _estimated_spread,
-                "almost: std() divides by n - 1, as an estimate from a sample would, with n = T E. These are all logits:"
-                " std(correction=0), or the root of the mean square",
-            ),
-            (_spread_of_each_token, "that is a spread for each token; the loss measures all of a layer's in one unit"),
-        ),
+        solution=sorted_slots,
+        inputs=_routings,
+        mistake=_starts,
+        says="those are the rows at which experts begin; an end is the row behind the last one, and the last end is T K",
+        axes="N",
     ),
     Exercise(
-        name="size_slope",
+        name="useful_rows",
         chapter=16,
-        solution=slope,
-        inputs=_layers,
-        mistake=_without_the_mean,
-        says="a softmax's derivative has a second term: subtract the mean of z under p, or a common shift would count",
+        solution=useful_rows,
+        inputs=lambda: [(torch.tensor([5, 3, 1]), 4), (torch.tensor([16, 0, 17]), 16)],
+        mistake=_across_experts,
+        says="so it would be if a tile could serve two experts; each expert fills up its own last tile",
     ),
 )

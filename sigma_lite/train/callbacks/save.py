@@ -31,16 +31,17 @@ class Save(Checkpoint):
         every: optimizer steps; must divide trainer.max_steps, so that the last step is saved.
         keep: how many to keep, at least 2: one more than the one being written.
         milestones: optimizer steps that are saved and kept besides, for other runs to branch from.
-        beside: write while training goes on. It costs a copy of weights and moments in host memory, and until a file is
-            whole a kill loses the steps since the one before; so it is for models whose writing takes longer than a step.
+        in_background: write while training goes on. It costs a copy of weights and moments in host memory, and until a
+            file is whole a kill loses the steps since the one before: it is for models whose writing takes longer than a
+            step.
     """
 
-    def __init__(self, every: int = 100, keep: int = 2, milestones: tuple[int, ...] = (), beside: bool = False):
+    def __init__(self, every: int = 100, keep: int = 2, milestones: tuple[int, ...] = (), in_background: bool = False):
         require_kept(every, keep)
         self.every, self.keep, self.milestones = every, keep, frozenset(milestones)
         for step in self.milestones:
             require(step >= 1, f"save.milestones: {step} is no optimizer step; the first is 1")
-        self.beside, self.writer = beside, Background()
+        self.in_background, self.writer = in_background, Background()
         self.ending = False  # something asked in the middle of a step to end the fit
         self.saved = 0  # the step of the newest checkpoint
 
@@ -111,9 +112,9 @@ class Save(Checkpoint):
         lap(trainer, "recording")
         self.saved = step = trainer.global_step
         self.writer.wait()  # for the checkpoint before, whose errors show here
-        beside = (lambda write: self.writer(lambda: self._finish(trainer, write))) if self.beside else None
-        trainer.save_checkpoint(checkpoint_path(trainer.default_root_dir, step), storage_options=beside)
-        if not self.beside:
+        in_background = (lambda write: self.writer(lambda: self._finish(trainer, write))) if self.in_background else None
+        trainer.save_checkpoint(checkpoint_path(trainer.default_root_dir, step), storage_options=in_background)
+        if not self.in_background:
             self._remove_oldest(trainer)
         lap(trainer, "saving")
 

@@ -63,7 +63,7 @@ def _forward_only(forward_flops: float, tokens_per_second: float, devices: int, 
 EXERCISES: tuple[Exercise, ...] = (
     Exercise(
         name="state_bytes",
-        chapter=15,
+        chapter=20,
         solution=state_bytes,
         inputs=lambda: [(TOY, 1), (TOY, 4), (TOY, 7), (NET, 64), (NET, 96)],
         mistake=_without_moments,
@@ -77,7 +77,7 @@ EXERCISES: tuple[Exercise, ...] = (
     ),
     Exercise(
         name="sent_bytes",
-        chapter=15,
+        chapter=20,
         solution=sent_bytes,
         inputs=lambda: [(1000, (1, 1), 64, 8), (10, (8, 4, 1), 32, 2)],
         mistake=_all_of_them_travel,
@@ -85,7 +85,7 @@ EXERCISES: tuple[Exercise, ...] = (
     ),
     Exercise(
         name="mfu",
-        chapter=15,
+        chapter=20,
         solution=mfu,
         inputs=lambda: [(1e9, 5e5, 8, 989), (4e6, 2e4, 1, 0.1)],
         mistake=_forward_only,

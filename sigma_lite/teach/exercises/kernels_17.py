@@ -1,4 +1,4 @@
-"""Solutions of chapter 13's kernels. Imports triton, so nobody imports this file but tests; the chapter shows its text."""
+"""Solutions of chapter 17's kernels. Imports triton, so nobody imports this file but tests; the chapter shows its text."""
 
 import triton
 import triton.language as tl
