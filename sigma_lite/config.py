@@ -684,9 +684,14 @@ def check_mixture(corpus: CorpusConfig, rows: RowsConfig, mixture: MixtureConfig
     require(rows.split_above == 1, f"rows.split_above={rows.split_above}: is of one corpus, not of a mixture; set it to 1")
 
 
-OF_ONE_SOURCE = ("source", "path", "dataset", "subset", "tasks", "worked", "max_documents")
+OF_ONE_SOURCE = ("source", "packages", "package_bytes", "path", "dataset", "subset", "tasks", "worked", "max_documents")
 OF_ALL_SOURCES = ("tokenizer", "end_of_text", "special_tokens", "single_digits", "vocab_size")
 """Keys of data.corpus that each source of a mixture has for itself, and those that all must share. The rest is inherited."""
+
+
+def check_threads(given: object) -> None:
+    fine = given in (None, "auto") or (type(given) is int and given > 0)
+    require(fine, f"threads={given!r}: give a number of threads, auto, or null for what OMP_NUM_THREADS or torch says")
 
 
 def check_schedule(net: ModelConfig, sparsity: SparsityConfig, steps: object = None) -> None:
