@@ -133,12 +133,11 @@ def _dies_at(step: int) -> None:
 
 
 def test_another_number_is_said(place, capsys):
-    cli.main(["fit", "-c", "tiny.yaml", "--threads=1"])
-    diary = Path("run/record.jsonl")
+    tiny.ending(tiny.child(["fit", "-c", "tiny.yaml", "--threads=1"], lambda: _dies_at(5)), 9)
     assert starts()[0]["threads"] == {"number": 1, "why": "asked for by threads", "seconds": {}}
+    diary = Path("run/record.jsonl")
     diary.write_text(diary.read_text("utf-8").replace('"threads":{"number":1', '"threads":{"number":2'), "utf-8")
-    longer = tiny.settings()["trainer"]["max_steps"] + 3
-    cli.main(["fit", "-c", "tiny.yaml", f"--trainer.max_steps={longer}", "--extend", "--threads=1"])
+    cli.main(["fit", "-c", "tiny.yaml", "--threads=1"])
     said = capsys.readouterr().out
     assert "this run began with 2 thread(s), and goes on with 1: threads=2 goes on to the last digit" in said
 
