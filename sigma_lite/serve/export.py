@@ -64,7 +64,7 @@ def export(
         net, K = trained.model.config, trained.model.k_per_layer[0]
         int8 = dtype == "int8"
         config = layout.hf_config(net, trained.length, trained.end_of_text, K, "bfloat16" if int8 else dtype)
-        config |= {"quantization_config": quantised.METHOD} if int8 else {}
+        config |= {"model_type": quantised.KIND + config["model_type"]} if int8 else {}
         write_json(folder / "config.json", config)
         write_json(folder / "generation_config.json", {key: config[key] for key in ("bos_token_id", "eos_token_id")})
         (folder / FILE).write_text(trained.tokenizer.to_str(pretty=True), "utf-8")

@@ -18,7 +18,7 @@ from sigma_lite.data import tokenizer
 from sigma_lite.runfile import RunConfig, load_run
 from sigma_lite.serve import layout
 from sigma_lite.serve.export import new_folder
-from sigma_lite.serve.quantised import METHOD, SCALE, dequantise
+from sigma_lite.serve.quantised import KIND, SCALE, dequantise
 from sigma_lite.storage import StorageError, model_folder, sha256_of
 
 RECIPE, RECORD = (
@@ -51,8 +51,7 @@ def as_checkpoint(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
     config = read_json(folder / "config.json")
     code = config.get("auto_map")
     require(not code, f"auto_map={code!r}: the folder brings code of its own, which is never run here")
-    known = config.get("quantization_config") == METHOD
-    net = layout.net_of({**config, "quantization_config": None} if known else config)
+    net = layout.net_of({**config, "model_type": (config.get("model_type") or "").removeprefix(KIND)})
     state = _weights(folder, net)
     rows = RowsConfig(length=config.get("max_position_embeddings") or RowsConfig.length)
     run = RunConfig(net=net, rows=rows)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sigma_lite.serve import layout
 
-METHOD = {"quant_method": "sigma_lite_int8"}  # under quantization_config: others refuse a method that they do not know
+KIND = "sigma_lite_int8_"  # begins the model_type: transformers refuses one that it does not know, and loads any integers
 SCALE = "_scale"  # ends the name of an integer tensor's scales
 
 

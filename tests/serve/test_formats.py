@@ -234,7 +234,7 @@ def test_int8_comes_back_rounded_and_nobody_else_takes_it_for_weights(shape, tmp
         got, was = again.blocks[layer].moe.experts.w13, block.moe.experts.w13
         step_EM = was.abs().amax(-1) / 127
         assert ((got - was).abs() <= 0.51 * step_EM[..., None]).all() and not torch.equal(got, was)
-    with pytest.raises(ValueError, match="sigma_lite_int8"):
+    with pytest.raises(ValueError, match="sigma_lite_int8_qwen3"):
         transformers.AutoModelForCausalLM.from_pretrained(folder)
 
 

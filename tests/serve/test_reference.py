@@ -99,7 +99,9 @@ def test_the_record_says_what_it_was_trained_on_and_what_it_scores(stored):
 
 def test_int8_files_are_for_this_package_alone(shipped):
     config = json.loads((shipped / "config.json").read_bytes())
-    assert config["quantization_config"] == {"quant_method": "sigma_lite_int8"}
+    assert config["model_type"] == "sigma_lite_int8_qwen3_moe"
+    card = (shipped / "README.md").read_text("utf-8")
+    assert "library_name: sigma_lite" in card and "transformers\nrefuses the `model_type`" in card and "GGUF" not in card
     from safetensors import safe_open
 
     with safe_open(shipped / "model.safetensors", "pt") as file:
