@@ -11,9 +11,9 @@ BIN := $(VENV)/bin
 PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
-# One thread by default: small matrices gain little from more, and on a machine that does other work two are slower than
-# one. On a quiet machine: make toy OMP_NUM_THREADS=4
-export OMP_NUM_THREADS ?= 1
+# Training times its first seconds to choose a number of threads (`threads: auto` in the config), unless it is given one:
+# make toy OMP_NUM_THREADS=1. All else has one thread: tests and figures must not depend on the machine, and run side by side.
+test test-slow lab book bench bench-gpu: export OMP_NUM_THREADS ?= 1
 
 # Test files run side by side in so many processes.
 WORKERS ?= 2

@@ -230,7 +230,8 @@ def _explore(options: argparse.Namespace) -> None:
 
     require(options.text is None or options.file is None, "give --text or --file, not both")
     require(options.tokens >= 1, f"tokens={options.tokens}: must be at least 1")
-    trained, out = opened(options), options.out or options.RUN / "routing.html"
+    trained, own = opened(options), options.RUN if options.RUN.is_dir() else Path()  # a model in the package stays as it is
+    out = options.out or own / "routing.html"
     text = text_to_read(trained, options.text, options.file, PROMPT)
     facts = explored(trained, text, options.data, options.tokens, options.file and options.file.name)
     print(f"explore       {write_explorer(facts, options.RUN.resolve().name, out)}")

@@ -424,24 +424,29 @@ class CorpusConfig:
     Three sources are this Python's own library, without a download. `programs` leaves out generated tables, and files that
     share much of their text are held out or trained on together, so that the held-out score is for text that was not
     seen. `stdlib` is every file, split by file. `domains` is the library as code, prose, bytecode and tables
-    (data/library.py). With `files`, the first folder below `path` in which a document lies is its domain.
+    (data/library.py). `packages` adds to its programs the Python of installed packages, without copies and generated files,
+    a domain each (data/packages.py). With `files`, the first folder below `path` in which a document lies is its domain.
 
     Two sources are conversations: `tasks` (generated problems, data/tasks.py) and `chat` (lines of messages). A row holds
     whole ones, as many as fit, and only what the assistant says is a target (data/conversations.py).
     """
 
-    source: str = "stdlib"  # programs | stdlib | domains (this Python's library) | files | hf (hub) | tasks | chat
+    source: str = "stdlib"  # programs | stdlib | domains | packages (installed here) | files | hf (hub) | tasks | chat
     dir: str = "data/stdlib"  # the prepared tokenizer and shards live here
     path: str | None = None  # files: a file, a folder or a glob of text, code or tables (data/tables.py); chat: of .jsonl
     dataset: str | None = None  # hf: name on the hub, or a local dataset script or folder
     subset: str | None = None  # hf: configuration name
+    packages: tuple[str, ...] = ()  # packages: names of distributions, such as numpy; one that is not installed is left out
+    package_bytes: int | None = None  # packages: most text of each of them, drawn by a hash of its files' names; null: all
     tasks: tuple[str, ...] = ()  # tasks: names with a number of digits, such as add2, sort5; they take turns
     worked: bool = True  # tasks: the steps stand before the answer, between <think> and </think> where these are reserved
     split: str = "train"  # hf
     text_field: str = "text"  # column that holds the text in jsonl, json, csv, parquet and hf
     missing_text: str = "refuse"  # refuse | empty: what a row without that column is; empty ones are left out and counted
     vocab_size: int = 4096  # of the byte-level BPE trained on the training documents; linked to the model's
-    tokenizer: str | None = None  # one that exists: a tokenizer.json, its folder, or a name on the hub; kept as it is
+    tokenizer: str | None = (
+        None  # one that exists: tokenizer.json, its folder, reference, or a name on the hub; kept as it is
+    )
     end_of_text: str | None = None  # its special token that ends a document; null: <|endoftext|>, </s> or what others use
     special_tokens: tuple[str, ...] = ()  # names to reserve besides <|endoftext|>, <|user|>, <|assistant|> and <|end|>
     single_digits: bool = False  # the BPE gives every digit a token of its own, so that numbers are read place by place
@@ -452,12 +457,15 @@ class CorpusConfig:
 
     def __post_init__(self) -> None:
         _all_finite(self)
-        sources = ("programs", "stdlib", "domains", "files", "hf", *CONVERSATIONS)
+        sources = ("programs", "stdlib", "domains", "packages", "files", "hf", *CONVERSATIONS)
         require(self.source in sources, f"corpus source {self.source!r} does not exist; {nearest(self.source, sources)}")
         reads = self.source in ("files", "chat")
         require(not reads or bool(self.path), f"corpus source {self.source!r} needs path: a file, folder or glob")
         require(self.source != "hf" or bool(self.dataset), "corpus source 'hf' needs dataset: a name such as 'org/name'")
+        require(self.source != "packages" or bool(self.packages), "corpus source 'packages' needs packages: a list of names")
+        require(len({*self.packages}) == len(self.packages), f"packages={list(self.packages)}: name each of them once")
         owners = {"path": ("files", "chat"), "dataset": ("hf",), "subset": ("hf",), "tasks": ("tasks",)}
+        owners |= {"packages": ("packages",), "package_bytes": ("packages",)}
         for name, whose in owners.items():
             value = getattr(self, name)
             require(
@@ -471,6 +479,7 @@ class CorpusConfig:
         self._check_tokenizer()
         require(0 < self.heldout < 1, f"heldout={self.heldout}: must lie strictly between 0 and 1; try 0.08")
         _positive(self, "parts")
+        require(self.package_bytes is None or self.package_bytes > 0, "package_bytes must be 1 or more, or null for all")
         most = self.max_documents
         require(most is None or most > 1, "max_documents must be at least 2: one to hold out")
         require(most is None or self.parts <= most, f"parts={self.parts} is more than max_documents={most}: lower it")
@@ -675,9 +684,14 @@ def check_mixture(corpus: CorpusConfig, rows: RowsConfig, mixture: MixtureConfig
     require(rows.split_above == 1, f"rows.split_above={rows.split_above}: is of one corpus, not of a mixture; set it to 1")
 
 
-OF_ONE_SOURCE = ("source", "path", "dataset", "subset", "tasks", "worked", "max_documents")
+OF_ONE_SOURCE = ("source", "packages", "package_bytes", "path", "dataset", "subset", "tasks", "worked", "max_documents")
 OF_ALL_SOURCES = ("tokenizer", "end_of_text", "special_tokens", "single_digits", "vocab_size")
 """Keys of data.corpus that each source of a mixture has for itself, and those that all must share. The rest is inherited."""
+
+
+def check_threads(given: object) -> None:
+    fine = given in (None, "auto") or (type(given) is int and given > 0)
+    require(fine, f"threads={given!r}: give a number of threads, auto, or null for what OMP_NUM_THREADS or torch says")
 
 
 def check_schedule(net: ModelConfig, sparsity: SparsityConfig, steps: object = None) -> None:

@@ -2,7 +2,8 @@
 
 Each entry has a `kind` and the optimizer `step` at which it was true:
 
-    run         command, versions, device, cpu, experts, commit, code, config, ledger, parameters, plan, data
+    run         command, versions, device, cpu, experts, commit, code, threads (of one process on a CPU: number, why, and
+                seconds of a step by number where it was measured), config, ledger, parameters, plan, data
                 once a start; a resumed run has several. `code` holds a fingerprint of each file that decides training
     step        tokens, terms, weighted, loss, lbl (measured, whatever is trained), lr, grad_norm, k, active_params,
                 tokens_per_s, seconds, perf (seconds waited so far by kind, mfu; peak_memory in bytes now and then),

@@ -24,6 +24,7 @@ from sigma_lite.config import (
     StartConfig,
     check_mixture,
     check_schedule,
+    check_threads,
     nearest,
     plain_path,
     require,
@@ -40,7 +41,7 @@ PLAIN = {"model": {"custom_balance", "parts"}, "data": {"num_workers"}}  # keys 
 GROUPS = {*SECTIONS, *TAKERS}
 STARTS = tuple(f.name for f in dataclasses.fields(StartConfig))  # what a run begins from: keys outside of all groups too
 FLAGS = {"extend"}  # that a command line gives without a value
-ALONE = {"seed_everything", "ckpt_path", "verbose", *STARTS}  # what `validate --print_config` says too
+ALONE = {"seed_everything", "ckpt_path", "verbose", "threads", *STARTS}  # what `validate --print_config` says too
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class RunConfig:
     trainer: Mapping[str, object] = field(default_factory=dict)  # Lightning's own keys, checked by lightning_keys.py
     save: Mapping[str, object] = field(default_factory=dict)  # when checkpoints are written: train/callbacks/save.py
     start: StartConfig = field(default_factory=StartConfig)
+    threads: int | str | None = None  # of a CPU that trains: a number, auto, or what OMP_NUM_THREADS and torch say
     custom_balance: object = None  # a balancer of the reader's own, which only training builds
     parts: object = None  # parts of the reader's own, likewise
 
@@ -64,6 +66,7 @@ class RunConfig:
         check_schedule(self.net, self.sparsity, self.trainer.get("max_steps"))
         check_mixture(self.corpus, self.rows, self.mixture)
         source_corpora(self.corpus, self.mixture)
+        check_threads(self.threads)
 
 
 def load_run(paths: Sequence[str | Path], over: Mapping[str, object] | None = None, fit: bool = False) -> RunConfig:
@@ -106,6 +109,7 @@ def checked(merged: Mapping[str, Any], fit: bool = False) -> RunConfig:
             parts[name] = from_mapping(cls, given.get(name, {}), where=f"{section}.{name}")
     for name in ("custom_balance", "parts"):
         parts[name] = merged.get("model", {}).get(name)
+    parts["threads"] = merged.get("threads")
     check_lightning_keys(merged)
     parts["start"] = from_mapping(StartConfig, {name: merged[name] for name in STARTS if name in merged}, where="")
     if fit:
@@ -199,7 +203,7 @@ def source_corpora(corpus: CorpusConfig, mixture: MixtureConfig) -> dict[str, Co
         where = f"data.mixture.sources.{name}"
         for key in group(given, where).keys() & {*OF_ALL_SOURCES}:
             require(False, f"{where}.{key}: all sources share one tokenizer; set data.corpus.{key}")
-        require("source" in given, f"{where} needs source: programs, stdlib, domains, files, hf, tasks or chat")
+        require("source" in given, f"{where} needs source: programs, stdlib, domains, packages, files, hf, tasks or chat")
         own = {"dir": os.path.join(corpus.dir, name), **given}
         try:
             from_mapping(CorpusConfig, {"heldout": corpus.heldout} | own, where)  # names and types, as they were given

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 RUN_LOCK = "run.lock"  # in a run's folder
+REFERENCE = "reference"  # a name in place of a run's folder: the trained model that comes with this package
 
 
 class StorageError(RuntimeError):
@@ -208,3 +209,19 @@ def _digest(file: BinaryIO) -> str:  # Python 3.10 has no file_digest
     while chunk := file.read(1 << 20):
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def model_folder(run: str | Path) -> Path:
+    """The folder of a model; of the name "reference", where no such folder is here, that of the one in this package.
+
+    Raises StorageError where this package came without it.
+    """
+    if Path(run) != Path(REFERENCE) or Path(run).exists():
+        return Path(run)
+    inside = Path(__file__).parent / REFERENCE
+    if not (inside / "config.json").is_file():
+        train, store = "`sigma-lite fit -c scaled_configs/reference.yaml`", "`python benchmarks/store_reference.py`"
+        raise StorageError(
+            f"this sigma_lite came without its model {REFERENCE!r}: {train} trains one, {store} puts it there"
+        )
+    return inside

@@ -21,7 +21,7 @@ from sigma_lite.scale.table import duration, size_of
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "scaled_configs"
-LADDER = ("toy", "laptop", "gpu_24gb", "gpu_80gb", "node_8gpu", "sigma_moe_tiny")  # from small to large
+LADDER = ("toy", "reference", "laptop", "gpu_24gb", "gpu_80gb", "node_8gpu", "sigma_moe_tiny")  # from small to large
 OVERLAYS = sorted(path.stem for path in (CONFIGS / "overlays").glob("*.yaml"))
 SCRIPTS = sorted((CONFIGS / "launch").iterdir())
 

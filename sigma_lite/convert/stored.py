@@ -16,30 +16,9 @@ from sigma_lite.model import Router
 from sigma_lite.model.assumes import Assumes
 from sigma_lite.model.experts import Experts
 from sigma_lite.model.weights import into_stream, passing
+from sigma_lite.serve.quantised import dequantise, quantise
 
 BITS = (4, 8, 16)
-
-
-def quantise(w: Tensor, bits: int, group: int = 0) -> tuple[Tensor, Tensor]:
-    """(integers, scales) with w close to integers x scale: |error| <= scale / 2. Symmetric: 0 stays 0.
-
-    Args:
-        w: [..., R, C].
-        group: numbers of a row that share a scale; 0: the whole row.
-
-    Returns: int8 [..., R, C] in -(2^(bits-1) - 1) .. 2^(bits-1) - 1, fp32 [..., R, C / group].
-    """
-    grouped = w.detach().float().unflatten(-1, (-1, group or w.shape[-1]))
-    most = 2 ** (bits - 1) - 1
-    scale = grouped.abs().amax(-1, keepdim=True) / most
-    integers = (grouped / scale.clamp(min=torch.finfo(torch.float32).tiny)).round().clamp(-most, most)
-    return integers.flatten(-2).to(torch.int8), scale[..., 0]
-
-
-def dequantise(integers: Tensor, scale: Tensor) -> Tensor:
-    """fp32 of the integers' shape."""
-    groups = scale.shape[-1]
-    return (integers.unflatten(-1, (groups, -1)).float() * scale[..., None]).flatten(-2)
 
 
 def packed(integers: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-"""Where text comes from: this Python's own standard library (its programs, all of it, or by domain), files, or Hugging
-Face datasets.
+"""Where text comes from: this Python's own standard library (its programs, all of it, or by domain), installed packages,
+files, or Hugging Face datasets.
 
 Every source gives its documents in an order that does not change, so that an interrupted `prepare` can continue.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sigma_lite.config import ConfigError, CorpusConfig, require
-from sigma_lite.data import conversations, library
+from sigma_lite.data import conversations, library, packages
 from sigma_lite.data.chat import Turn
 from sigma_lite.data.families import families
 from sigma_lite.data.listing import leave_out, listing
@@ -44,9 +44,9 @@ class Document(NamedTuple):
 
 
 def domain_of(config: CorpusConfig, name: str) -> str | None:
-    """A document's domain: the first folder of its name. None for a file in no folder, and but for `domains` and `files`."""
+    """A document's domain: the first folder of its name. None for a file in no folder, and for sources without domains."""
     folder, slash, _ = name.partition("/")
-    return folder if slash and config.source in ("domains", "files") else None
+    return folder if slash and config.source in ("domains", "files", "packages") else None
 
 
 def interpreter() -> str:
@@ -85,7 +85,7 @@ def documents_of_part(config: CorpusConfig, part: int, skipped: Counter, at: Pla
     """
     at = {} if at is None else at
     sources = {"programs": _programs, "stdlib": _stdlib, "domains": _domains, "files": _files, "hf": _hugging_face}
-    sources |= {"tasks": _tasks, "chat": _chat}
+    sources |= {"packages": _packages, "tasks": _tasks, "chat": _chat}
     count = at.get("documents", 0)
     source = sources[config.source](config, skipped, part, at)
     most = config.max_documents and config.max_documents // config.parts + (part < config.max_documents % config.parts)
@@ -132,6 +132,8 @@ def expected(config: CorpusConfig) -> int | None:
     """About how many documents will come (for a progress bar), or None when only reading would tell."""
     if config.source in ("hf", "domains", "tasks"):
         return config.max_documents
+    if config.source == "packages":
+        return len(packages.chosen(config.packages, config.package_bytes).sources)
     library_files = config.source in ("stdlib", "programs")
     counts = [count_rows(path) for path in (library.paths() if library_files else listing(config).files)]
     rows = None if None in counts else sum(counts)
@@ -161,6 +163,18 @@ def _programs(config: CorpusConfig, skipped: Counter, part: int, at: Place) -> I
         yield from (Document(name, text, key=family[name]) for name, text in programs.items())
 
     return _dealt(all_programs, config, skipped, part)
+
+
+def _packages(config: CorpusConfig, skipped: Counter, part: int, at: Place) -> Iterator[Document]:
+    """The library's programs and those of the packages that `packages` names (data/packages.py)."""
+
+    def all_packages(skipped: Counter) -> Iterator[Document]:
+        found = packages.chosen(config.packages, config.package_bytes)
+        for reason, name in found.left_out:
+            leave_out(skipped, reason, name)
+        yield from (Document(own.name, packages.read(own.path), own.key) for own in found.sources)
+
+    return _dealt(all_packages, config, skipped, part)
 
 
 def _library(skipped: Counter) -> Iterator[Document]:

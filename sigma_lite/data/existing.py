@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from sigma_lite.config import ConfigError, nearest, require
 from sigma_lite.data.tokenizer import FILE, n_ids, token_strings
 from sigma_lite.data.unpack import optional
+from sigma_lite.storage import model_folder
 
 PROBE = "Two  words,\n\tthen 12345 == x\r\n'It\u2019s' caf\u00e9, \u4f60\u597d, \U0001f642 \x00\x7f end  "
 
@@ -16,10 +17,11 @@ PROBE = "Two  words,\n\tthen 12345 == x\r\n'It\u2019s' caf\u00e9, \u4f60\u597d, 
 def existing(name: str) -> bytes:
     """The content of a tokenizer.json: `name` is that file, a folder that holds it, or a name on the hub ("org/name").
 
+    "reference" is that of the model which comes with this package.
     Of the hub only that one file is fetched (through huggingface_hub, which keeps it), and no code of it is run.
     Raises ConfigError, naming the nearest file where there is one of that name.
     """
-    path = Path(name)
+    path = model_folder(name)
     if path.is_dir():
         fix = "save it there with the `save_pretrained` of a fast tokenizer"
         require((path / FILE).is_file(), f"data.corpus.tokenizer={name!r} is a folder without {FILE}: {fix}")

@@ -31,7 +31,7 @@ from sigma_lite.data.kinds import COMMENT, DOCSTRING, WHITESPACE, byte_kinds
 
 BYTECODE_SHARE = 0.25  # of modules: instructions are longer than the text they come from, so both domains weigh the same
 _NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
-_REFERENCE = "pydoc_data/topics.py"  # a dict of texts
+REFERENCE = "pydoc_data/topics.py"  # a dict of texts
 
 
 def root() -> Path:
@@ -60,7 +60,7 @@ def domains(modules: Mapping[str, str]) -> dict[str, Iterator[tuple[str, str, st
     own = programs(modules)
     return {
         "code": (_document("code", name, ".py", code_and_prose(own[name])[0]) for name in _share(own, 0)),
-        "prose": _prose(own, modules.get(_REFERENCE)),
+        "prose": _prose(own, modules.get(REFERENCE)),
         "bytecode": (_document("bytecode", name, ".txt", bytecode(own[name])) for name in _share(own, 1)),
         "tables": _tables(modules),
     }
@@ -68,7 +68,11 @@ def domains(modules: Mapping[str, str]) -> dict[str, Iterator[tuple[str, str, st
 
 def programs(modules: Mapping[str, str]) -> dict[str, str]:
     """The modules that somebody wrote as a program: without generated tables, and without the reference that is a text."""
-    return {name: text for name, text in modules.items() if not _is_table(name) and name != _REFERENCE}
+    return {name: text for name, text in modules.items() if is_program(name)}
+
+
+def is_program(module: str) -> bool:
+    return not _is_table(module) and module != REFERENCE
 
 
 def _document(domain: str, module: str, suffix: str, text: str) -> tuple[str, str, str]:
@@ -94,7 +98,7 @@ def _prose(programs: Mapping[str, str], reference: str | None) -> Iterator[tuple
         yield _document("prose", name, ".txt", code_and_prose(text)[1])
     if reference is not None:
         topics = ast.literal_eval(ast.parse(reference).body[-1].value)
-        yield _document("prose", _REFERENCE, ".txt", "\n".join(topics.values()))
+        yield _document("prose", REFERENCE, ".txt", "\n".join(topics.values()))
 
 
 # ---------------------------------------------------------------------------------------------------- code and prose

@@ -31,7 +31,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from sigma_lite.config import CorpusConfig, plain_path, require
-from sigma_lite.data import baselines, corpora, stages, tokenizer
+from sigma_lite.data import baselines, corpora, packages, stages, tokenizer
 from sigma_lite.data.copies import Copies, copies
 from sigma_lite.data.listing import Skipped
 from sigma_lite.data.stream import Domains, TokenStream, check_file, token_dtype
@@ -121,7 +121,8 @@ class Prepared:
     def facts(self) -> dict:
         """What a run's record says about its data."""
         facts = {**{name: self.manifest[name] for name in (*stages.COUNTED, "interpreter")}, **self.manifest["baselines"]}
-        return {**facts, "recipe": self.manifest.get("recipe", 1)}
+        listed = {"packages": self.manifest["packages"]} if "packages" in self.manifest else {}
+        return {**facts, "recipe": self.manifest.get("recipe", 1), **listed}
 
 
 def prepare(
@@ -257,6 +258,8 @@ def _finish(folder: Path, corpus: CorpusConfig, progress: bool) -> None:
             raise StorageError(f"{folder}: what was built again differs, the corpus has changed: delete the folder")
         return
     data = _open(folder, manifest)
+    if corpus.source == "packages":
+        manifest["packages"] = packages.listed(corpus.packages, data.documents())
     words = tokenizer.token_strings(data.tokenizer)
     heldout = baselines.first_bytes(data.heldout, words)
     train = baselines.last_bytes(data.train, words, baselines.XZ_BYTES - len(heldout))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sigma_lite.serve.quantised import KIND
 from sigma_lite.serve.trained import Trained
 
 CARD = """---
-library_name: transformers
+library_name: {library}
 pipeline_tag: text-generation
 tags: [{kind}, mixture-of-experts, sigma-lite]
 ---
@@ -18,7 +19,10 @@ tags: [{kind}, mixture-of-experts, sigma-lite]
 {total:,} parameters, of which {active:,} and the embedding work for a token.
 Trained by sigma_lite to step {step:,} on rows of {length} tokens.{heldout}
 
-## Loading
+{loading}{traps}
+"""
+
+LOADING = """## Loading
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -34,7 +38,18 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
 - lm-evaluation-harness: `lm_eval --model hf --model_args pretrained=FOLDER,dtype={dtype}`.
 - vLLM reads this layout by its source; it was not run.
 - No code comes with the model: leave `trust_remote_code` at False.
-{traps}
+"""
+
+LOADING_INT8 = """## Loading
+
+```python
+from sigma_lite.serve.trained import Trained
+
+print("".join(Trained(FOLDER).continue_text("import os", 50)))
+```
+
+Experts are int8 with a scale for each row, routers fp32, the rest bfloat16: only sigma_lite reads that, and transformers
+refuses the `model_type`. `sigma-lite export FOLDER OUT` writes the same model for transformers.
 """
 
 NO_GGUF = """
@@ -50,9 +65,11 @@ with `norm_topk_prob: true`: with one expert that cuts the router off from the l
 def card(trained: Trained, config: Mapping[str, Any], bits_per_byte: float | None) -> str:
     """README.md of an export with this config.json."""
     net, K = trained.model.config, trained.model.k_per_layer
-    dense = net.n_experts == 1
+    dense, int8 = net.n_experts == 1, config["model_type"].startswith(KIND)
+    end = trained.tokenizer.id_to_token(trained.end_of_text)
     ledger = net.ledger(K)
     return CARD.format(
+        library="sigma_lite" if int8 else "transformers",
         kind=config["model_type"],
         title=f"A {'dense' if dense else 'mixture-of-experts'} language model",
         layers=net.n_layers,
@@ -63,7 +80,6 @@ def card(trained: Trained, config: Mapping[str, Any], bits_per_byte: float | Non
         step=trained.step,
         length=trained.length,
         heldout="" if bits_per_byte is None else f" Held-out text costs {bits_per_byte:.4f} bits per byte.",
-        end=trained.tokenizer.id_to_token(trained.end_of_text),
-        dtype=config["dtype"],
-        traps="" if dense or net.renormalise else NO_GGUF.format(top_k=K[0]),
+        loading=LOADING_INT8 if int8 else LOADING.format(end=end, dtype=config["dtype"]),
+        traps="" if dense or int8 or net.renormalise else NO_GGUF.format(top_k=K[0]),
     )

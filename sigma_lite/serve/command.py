@@ -50,7 +50,9 @@ def add_commands(command: Command, path: Callable[[str], Path]) -> None:
 
     sub = on_run("export", _export, "Write a run as a Hugging Face folder (Qwen3-MoE, or Qwen3 for one expert).")
     sub.add_argument("OUT", type=path, help="a new folder for config, safetensors, tokenizer and model card")
-    sub.add_argument("--dtype", default="float32", help="of the weights: float32 | bfloat16 (default: %(default)s)")
+    sub.add_argument(
+        "--dtype", default="float32", help="float32 | bfloat16 | int8 (for this package) (default: %(default)s)"
+    )
     sub.add_argument("--shard", default="5GB", help="most bytes of one file (default: %(default)s)")
 
     sub = command("import", _import, "Make a run of a Hugging Face folder with Qwen3-MoE or Qwen3 weights.")
@@ -60,7 +62,9 @@ def add_commands(command: Command, path: Callable[[str], Path]) -> None:
 
 def add_run(sub: argparse.ArgumentParser, path: Callable[[str], Path]) -> None:
     """RUN and what else `opened` takes."""
-    sub.add_argument("RUN", type=path, help="folder of the run, such as runs/toy, or of Hugging Face weights")
+    sub.add_argument(
+        "RUN", type=path, help="folder of a run or of Hugging Face weights; or reference, the model in this package"
+    )
     sub.add_argument("--data", type=path, help="folder with another tokenizer.json (default: the run's own)")
     sub.add_argument(
         "--own-parts",

@@ -8,16 +8,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sigma_lite.checkpoint import checkpoint_path, write_checkpoint
 from sigma_lite.config import ModelConfig, RowsConfig, require
 from sigma_lite.data import tokenizer
-from sigma_lite.runfile import RunConfig
+from sigma_lite.runfile import RunConfig, load_run
 from sigma_lite.serve import layout
 from sigma_lite.serve.export import new_folder
-from sigma_lite.storage import StorageError, sha256_of
+from sigma_lite.serve.quantised import KIND, SCALE, dequantise
+from sigma_lite.storage import StorageError, model_folder, sha256_of
+
+RECIPE, RECORD = (
+    "recipe.yaml",
+    "record.json",
+)  # beside a model that was stored with its training: benchmarks/store_reference.py
 
 
 def import_model(folder: str | Path, out: str | Path) -> ModelConfig:
@@ -29,6 +36,7 @@ def import_model(folder: str | Path, out: str | Path) -> ModelConfig:
     Raises: ConfigError naming the key or tensor that this model has no place for; StorageError for files that are missing or
         damaged, or where OUT holds something.
     """
+    folder = model_folder(folder)
     net, checkpoint = as_checkpoint(folder)
     with new_folder(out) as partial:
         if (Path(folder) / tokenizer.FILE).is_file():
@@ -43,12 +51,15 @@ def as_checkpoint(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
     config = read_json(folder / "config.json")
     code = config.get("auto_map")
     require(not code, f"auto_map={code!r}: the folder brings code of its own, which is never run here")
-    net = layout.net_of(config)
+    net = layout.net_of({**config, "model_type": (config.get("model_type") or "").removeprefix(KIND)})
     state = _weights(folder, net)
     rows = RowsConfig(length=config.get("max_position_embeddings") or RowsConfig.length)
     run = RunConfig(net=net, rows=rows)
     settings = {name: dataclasses.asdict(getattr(run, name)) for name in ("net", "sparsity", "balance", "optim", "rows")}
     settings["imported"] = {"eos": _end(folder, config)}
+    if (recipe := folder / RECIPE).is_file():
+        settings["corpus"] = dataclasses.asdict(load_run([recipe]).corpus)
+        settings["packages"] = read_json(folder / RECORD)["data"].get("packages")
     checkpoint: dict[str, Any] = {"state_dict": {f"model.{name}": tensor for name, tensor in state.items()}}
     checkpoint |= {"global_step": 0, "settings": json.dumps(settings)}
     if (words := folder / tokenizer.FILE).is_file():
@@ -68,7 +79,12 @@ def _weights(folder: Path, net: ModelConfig) -> dict[str, Tensor]:
         try:
             handles = [opened.enter_context(safe_open(folder / file, "pt")) for file in files]
             place = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118  a file, not a dict
-            return layout.to_ours(set(place), lambda name: place[name].get_tensor(name), net)
+
+            def read(name: str) -> Tensor:
+                tensor, scale = place[name].get_tensor(name), place.get(name + SCALE)
+                return dequantise(tensor, scale.get_tensor(name + SCALE)) if tensor.dtype == torch.int8 else tensor
+
+            return layout.to_ours({name for name in place if not name.endswith(SCALE)}, read, net)
         except SafetensorError as error:
             raise StorageError(f"the weights in {folder} are cut or altered: {error}") from error
 

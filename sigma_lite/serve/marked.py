@@ -5,6 +5,7 @@ Held-out rows where the prepared data is at hand; else texts that are given, or 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sigma_lite.config import require
-from sigma_lite.data import library, shards
+from sigma_lite.data import library, packages, shards
 from sigma_lite.data.kinds import SPECIAL, byte_kinds, token_kinds
 from sigma_lite.data.rows import IGNORED, Rows
 from sigma_lite.data.tokenizer import special_tokens, token_bytes
@@ -68,6 +69,10 @@ def heldout(trained: Trained, folder: str | Path | None = None, tokens: int | No
     data = shards.load(where, splits=("heldout",))
     same = data.tokenizer.to_str() == trained.tokenizer.to_str()
     require(same, f"{where} was prepared with another tokenizer than this model's: give the data that it was trained on")
+    was, now = trained.settings.get("packages"), data.manifest.get("packages")
+    if was and now and (other := [*packages.differences(was, now)]):
+        said = f"{where} is not the corpus that the model was trained on, some of what is held out here it may have read"
+        warnings.warn(f"{said}: {', '.join(other)}", stacklevel=2)
     split = trained.settings.get("rows", {}).get("split_above", 1.0)
     S, stream = trained.length, data.heldout
     rows = Rows(stream, data.token_bytes, S, padded=True, copies=data.copies(split) if split < 1 else None)

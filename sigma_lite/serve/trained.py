@@ -23,7 +23,7 @@ from sigma_lite.model.parts import as_parts
 from sigma_lite.runfile import from_mapping
 from sigma_lite.serve.generate import sample
 from sigma_lite.serve.weights import offload
-from sigma_lite.storage import StorageError
+from sigma_lite.storage import StorageError, model_folder
 
 
 def plain_prompt(given: str) -> str:
@@ -57,7 +57,8 @@ class Trained:
     """Model and tokenizer of a run's newest checkpoint that is whole, or of a folder in Hugging Face's format.
 
     Args:
-        run: folder of the run, or of Qwen3-MoE or Qwen3 weights. The text that it was trained on is not needed.
+        run: folder of the run, or of Qwen3-MoE or Qwen3 weights; or "reference", the model that comes with this package.
+            The text that it was trained on is not needed.
         data: a folder with another tokenizer.json, such as that of the prepared data; default: the run's own.
         parts: those of the run, where it has its own: a checkpoint holds their names and weights, not their code. Those of
             this package are found by their names.
@@ -76,6 +77,7 @@ class Trained:
         own_code: bool = False,
         resident: int | None = None,
     ):
+        run = model_folder(run)
         path = newest_whole(run)
         without = f"{run} holds no checkpoint in which experts could stay: `sigma-lite import` makes one of other weights"
         require(resident is None or path is not None, without)
@@ -124,6 +126,9 @@ class Trained:
         for token in tokens:
             yield decoder.decode(bytes_of[token] if token < len(bytes_of) else b"")
         yield decoder.decode(b"", final=True)
+
+
+load = Trained  # as chapters write it: load("reference")
 
 
 def seeded(seed: int) -> torch.Generator:

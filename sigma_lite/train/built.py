@@ -59,6 +59,11 @@ START_HELP = {
     "new_weights": "refuse (default) or begin: what becomes of parameters that init_from lacks or has in another shape.",
 }
 
+THREADS_HELP = (
+    "Of the CPU that `fit` computes on: a number; auto: timed when a run begins and kept when it goes on, unless"
+    " OMP_NUM_THREADS is set; null (default): what OMP_NUM_THREADS says, or torch chooses."
+)
+
 
 class BuiltCLI(LightningCLI):
     """Settings are checked before Lightning sees them; commands are methods of a subclass.
@@ -141,6 +146,7 @@ class BuiltCLI(LightningCLI):
             default = getattr(StartConfig(), name)
             kind = {"action": "store_true"} if name in FLAGS else {"type": str | None, "default": default}
             parser.add_argument(f"--{name}", **kind, help=START_HELP[name])
+        parser.add_argument("--threads", type=int | str | None, default=None, help=THREADS_HELP)
 
     def _set_seed(self) -> None:
         try:

@@ -36,6 +36,7 @@ from sigma_lite.train.predictions import write_predictions
 from sigma_lite.train.provenance import origin
 from sigma_lite.train.settings import ROUNDING, completed
 from sigma_lite.train.start import Start, find_start
+from sigma_lite.train.threads import Threads, candidates, cores, measure, recorded, threads_for, trial_step
 
 WITH_PARTS = ("total_params", "non_embedding_params", "active_params_initial", "active_params_target")
 
@@ -45,6 +46,8 @@ class RunCLI(BuiltCLI):
 
     What writes into the run's folder keeps it locked until the `with` block of this object ends.
     """
+
+    threads: Threads | None = None  # of one process on a CPU, once `fit` has begun
 
     def fit(self, model: SigmaLit, datamodule: TokenDataModule, ckpt_path: str | None = None, **_: Any) -> None:
         """Train to trainer.max_steps from where train/start.py says: mostly the newest checkpoint of the run's folder."""
@@ -60,6 +63,7 @@ class RunCLI(BuiltCLI):
         start = find_start(run_dir, self.words, self.settings(), None if trainer.is_global_zero else lambda sentence: None)
         if start.how == "resume" and step_of(start.checkpoint) >= trainer.max_steps:
             return
+        self._set_threads(start)
         if trainer.is_global_zero:
             self._say_at_start(start)
         next(c for c in trainer.callbacks if isinstance(c, Begin)).start = start
@@ -78,6 +82,22 @@ class RunCLI(BuiltCLI):
         except RuntimeError as error:
             require(not lost_rank(error), f"{lost_rank(error)}; the same command continues from the last checkpoint")
             raise
+
+    def _set_threads(self, start: Start) -> None:
+        """One process on a CPU chooses; several share the cores out among themselves, and a GPU needs none."""
+        if self.trainer.strategy.root_device.type != "cpu" or self.trainer.world_size > 1:
+            return
+        goes_on = start.how in ("resume", "extend")
+        before = next(iter(record.read(self.run_dir / "record.jsonl", "run")), None) if goes_on else None
+        own = self.threads = threads_for(self.planned.threads, before, self._measured)
+        torch.set_num_threads(own.number)
+        self.remarks += [f"{own.number} thread(s): {own.why}"] if self.planned.threads == "auto" else []
+        if before and (was := recorded(before)) != own.number:
+            keep = f"threads={was} goes on to the last digit"
+            self.remarks.append(f"this run began with {was} thread(s), and goes on with {own.number}: {keep}")
+
+    def _measured(self) -> Threads:
+        return measure(trial_step(self.model, self.datamodule.rows), candidates(cores()))
 
     def _lock(self) -> None:
         """On the first rank only, which does the writing; the others follow it, or wait for it in vain."""
@@ -197,6 +217,7 @@ class RunCLI(BuiltCLI):
                 self.datamodule.rows.per_micro * self.datamodule.rows.length,
                 str(self.trainer.precision),
             ),
+            **({"threads": self.threads._asdict()} if self.threads else {}),
             "config": self.model.run_settings or self.settings(),
             "ledger": {
                 "total": counts["total_params"],

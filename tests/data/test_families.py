@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import lzma
+
+import numpy as np
 import pytest
 
 from sigma_lite.config import CorpusConfig
+from sigma_lite.data import baselines
 from sigma_lite.data.baselines import seen_lines, xz_bits_per_byte, xz_given_training
 from sigma_lite.data.corpora import documents, is_heldout
 from sigma_lite.data.families import COMMON, families
@@ -76,3 +80,11 @@ def test_programs_hold_out_text_that_was_not_seen(split):
 def test_families_lie_on_one_side(split):
     sides = {d.name: side for side, found in split["programs"].items() for d in found}
     assert sides["ntpath.py"] == sides["posixpath.py"] and sides["cProfile.py"] == sides["profile.py"]
+
+
+def test_xz_forgets_nothing_and_small_texts_cost_what_they_did(monkeypatch):
+    """A window as large as the text; up to the preset's own the same bytes come out, so recorded numbers stay."""
+    text = np.random.default_rng(0).integers(0, 256, 40_000, np.uint8).tobytes()
+    assert baselines._xz(text) == len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME))
+    monkeypatch.setattr(baselines, "PRESET_WINDOW", 4096)
+    assert xz_given_training(text, text[:8000]) < 1, "it lies 40,000 bytes behind; forgotten it would cost 8 bits"

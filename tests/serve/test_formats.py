@@ -224,6 +224,20 @@ def test_an_import_of_an_export_is_the_same_run(shape, tmp_path, words):
     assert {name for name in first if first[name] != second[name]} <= {"README.md"}, "the step is another"
 
 
+@pytest.mark.parametrize("shape", ["top-1", "dense"])
+def test_int8_comes_back_rounded_and_nobody_else_takes_it_for_weights(shape, tmp_path, words):
+    ours = saved_run(tmp_path / "run", words, **SHAPES[shape])
+    folder = export(tmp_path / "run", tmp_path / "out", dtype="int8")
+    import_model(folder, tmp_path / "again")
+    again = Trained(tmp_path / "again").model
+    for layer, block in enumerate(ours.blocks):
+        got, was = again.blocks[layer].moe.experts.w13, block.moe.experts.w13
+        step_EM = was.abs().amax(-1) / 127
+        assert ((got - was).abs() <= 0.51 * step_EM[..., None]).all() and not torch.equal(got, was)
+    with pytest.raises(ValueError, match="sigma_lite_int8_qwen3"):
+        transformers.AutoModelForCausalLM.from_pretrained(folder)
+
+
 MOE = {"num_experts": 6, "num_experts_per_tok": 1, "moe_intermediate_size": 16, "mlp_only_layers": []}
 COMMON = {
     "vocab_size": 300,
