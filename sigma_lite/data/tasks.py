@@ -44,8 +44,13 @@ class Problem(NamedTuple):
         return f"{self.steps}>{self.answer}" if self.steps else self.answer
 
     def solved_by(self, response: str) -> bool:
-        """Whether what follows the last `>` is the answer, to the digit."""
-        return response.rpartition(">")[2] == self.answer
+        """Whether its result is the answer, to the digit."""
+        return result(response) == self.answer
+
+
+def result(response: str) -> str:
+    """What follows the last `>`; all of it where there is none."""
+    return response.rpartition(">")[2]
 
 
 def add(rng: random.Random, digits: int) -> Problem:
