@@ -35,8 +35,9 @@ def add_commands(command: Command, path: Callable[[str], Path]) -> None:
     sub.add_argument(
         "TASK",
         nargs="+",
-        help="heldout | specialisation | ablation (of held-out text); drift (from an earlier run, see --against); add2, sort5,"
-        " reverse6, two_step5 (with any number of digits); sigma_text, sigma_choice, sigma_code; a file of JSON lines (text; query, choices, gold; prompt, check)",
+        help="heldout | specialisation | ablation (of held-out text); drift (from an earlier run, see --against); add2,"
+        " sort5, reverse6, two_step5 (with any number of digits); sigma_text, sigma_choice, sigma_code; a file of JSON lines"
+        " (text; query, choices, gold; prompt, check)",
     )
     sub.add_argument("--tokens", type=int, help="of held-out text (default: all; specialisation 30000, ablation 4096)")
     sub.add_argument("--problems", type=int, default=200, help="of a generated task (default: %(default)s)")
