@@ -153,6 +153,12 @@ class SigmaLit(pl.LightningModule):
         first = (micro * trainer.world_size + trainer.global_rank) * len(batch.ids_BS)  # as data/rows.py shares them out
         return self.reinforce(batch, trainer.global_step, first)
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """A step whose groups are all dead, on every rank, changes nothing: AdamW passes over weights without a gradient."""
+        if self.reward.answers and float(self.gradient_norm()) == 0:
+            optimizer.zero_grad(set_to_none=True)
+            self.pooled.reset()
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         step = self.trainer.global_step
         super().optimizer_step(*args, **kwargs)

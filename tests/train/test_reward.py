@@ -20,6 +20,7 @@ from sigma_lite.data.rows import IGNORED, Batch
 from sigma_lite.model import Transformer
 from sigma_lite.runfile import checked, load_run
 from sigma_lite.serve.generate import Continuation
+from sigma_lite.train.callbacks import names
 from sigma_lite.train.reward import (
     Reinforcement,
     advantages,
@@ -256,6 +257,7 @@ def test_the_diary_says_rewards_lengths_and_dead_groups(rewarded, monkeypatch):
         assert 0 <= found["reward"] <= found["ended"] <= 1 and 1 <= found["length"] <= 6 and 0 <= found["dead"] <= 1
         assert found["experts_differ"] == 0 and found["logp_differ"] < 1e-4
     assert record.read("one/record.jsonl", "run")[0]["config"]["reward"]["answers"] == 8
+    assert names.of_step(steps[0], {})["reward/dead"] == steps[0]["rewards"]["dead"], "loggers are told too"
 
 
 def test_a_step_without_a_live_group_changes_nothing(here):
@@ -265,6 +267,22 @@ def test_a_step_without_a_live_group_changes_nothing(here):
     assert [entry["dead"] for entry in told("idle")] == [1, 1], "an answer of one token cannot end"
     before, after = tiny.state("run")["state_dict"], tiny.state("idle")["state_dict"]
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_dead_step_moves_nothing_by_momentum_either(here, monkeypatch):
+    rewards, calls = Reinforcement.rewards, []
+
+    def then_none(self, asked, written):
+        calls.append(len(asked))
+        return rewards(self, asked, written) if len(calls) <= 4 else [False] * len(written)
+
+    monkeypatch.setattr(Reinforcement, "rewards", then_none)
+    fit("stuck", "begun", **REWARDED | {"trainer__max_steps": 4})
+    assert [entry["dead"] == 1 for entry in told("stuck")][-2:] == [True, True]
+    before, after = tiny.state("stuck", 2), tiny.state("stuck", 4)
+    assert all(torch.equal(before["state_dict"][name], after["state_dict"][name]) for name in before["state_dict"])
+    moments = before["optimizer_states"][0]["state"].values()
+    assert any(one["exp_avg"].any() for one in moments), "there was a momentum that could have moved them"
 
 
 def test_the_null_arm_is_another_run(here):

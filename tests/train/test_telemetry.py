@@ -88,8 +88,9 @@ def test_a_strangers_logger_gets_the_names_of_the_table_and_the_run_stays_the_sa
     monkeypatch.syspath_prepend(str(place))
     watched(place)
     cli.main(["fit", "-c", "watched.yaml"])
-    elsewhere = {name for name in table() if "rank" in name or name.startswith("val/{source}")}  # of ranks, of a mixture
-    assert {pattern(name) for *_, found in told() for name in found} == table() - elsewhere and len(elsewhere) == 4
+    others = ("val/{source}", "reward/")  # of a mixture, of rewards
+    elsewhere = {name for name in table() if "rank" in name or name.startswith(others)}
+    assert {pattern(name) for *_, found in told() for name in found} == table() - elsewhere and len(elsewhere) == 5
     first = json.loads(Path("lines.jsonl").read_text("utf-8").splitlines()[0])
     assert {"net", "optim", "trainer"} <= set(first[2]["settings"])
     weights, plain = (read_checkpoint(newest_checkpoint(run))["state_dict"] for run in ("run", finished / "run"))
