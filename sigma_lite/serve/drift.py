@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,13 +38,19 @@ class Read(NamedTuple):
 
 
 def drift(
-    now: Trained, before: Trained, data: str | Path | None = None, tokens: int | None = None, count: int = 200
+    now: Trained,
+    before: Trained,
+    data: str | Path | None = None,
+    tokens: int | None = None,
+    count: int = 200,
+    tasks: Mapping[str, bool] | None = None,
 ) -> dict[str, Any]:
     """What lies between two runs of one model, by layer where it says so.
 
     Args:
         data: folder of the prepared held-out text; default: the one of the earlier run, else this Python's library.
         count: problems of each task.
+        tasks: {task: whether its steps are written}; default: those that the later run was trained on.
 
     Returns: of `text` and, where the tokenizer has the marks of a conversation, of `problems`: changed, the share of tokens
         that change expert; changed_old_routers, the same if the earlier run's routers are put into the later model; unused
@@ -58,8 +64,8 @@ def drift(
     require(same, "drift: the two runs have other tokenizers, so no token is the same")
     text = at_hand(before, data, tokens or TOKENS)
     sets = {"text": Read(text, text.kinds_BS.where(text.targets_BS != IGNORED, -1), KINDS)}
-    if tasks := tasks_of(now):
-        sets["problems"] = problem_rows(now, tasks, count)
+    if asked := tasks_of(now) if tasks is None else tasks:
+        sets["problems"] = problem_rows(now, asked, count)
     found: dict[str, Any] = {"rows": sum(len(read.labels_BS) for read in sets.values()), "source": text.source}
     for name, read in sets.items():
         for what, value in _between(now, before, read).items():
@@ -136,7 +142,7 @@ def tasks_of(trained: Trained) -> dict[str, bool]:
     return found or {"add2": True}
 
 
-def problem_rows(trained: Trained, tasks: dict[str, bool], count: int) -> Read:
+def problem_rows(trained: Trained, tasks: Mapping[str, bool], count: int) -> Read:
     """Held-out problems with their answers, one a row; only what the assistant says is scored.
 
     Raises: ConfigError for a tokenizer without the marks of a conversation.
