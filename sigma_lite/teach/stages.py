@@ -62,7 +62,7 @@ def rewarded(
     steps: int,
     reward: RewardConfig,
     problems: int = 16,
-    lr: float = 3e-4,
+    lr: float = 1e-4,
     length: int = 128,
 ) -> Iterator[tuple[Trained, dict[str, float]]]:
     """A copy of the model and what the diary would say, after each step of rewards; no loss but the policy's."""

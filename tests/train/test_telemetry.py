@@ -217,12 +217,13 @@ def test_every_moment_is_of_one_kind(monkeypatch):
     trainer.callbacks = [clock]
     module = SimpleNamespace(net=net(), model=SimpleNamespace(k_per_layer=(1, 1)), parts=SimpleNamespace(custom={}))
     batch, clock.peak_flops = SimpleNamespace(ids_BS=torch.zeros(2, 5)), 1e6
+    outputs = {"routings": [SimpleNamespace(ids=torch.zeros(10, 1))]}
     clock.on_train_epoch_start(trainer, module)
     for n in range(3):
         now[0] += 0.5  # data
         clock.on_train_batch_start(trainer, module, batch, n)
         now[0] += 2.0
-        clock.on_train_batch_end(trainer, module, None, batch, n)
+        clock.on_train_batch_end(trainer, module, outputs, batch, n)
         now[0] += 0.25
         throughput.lap(trainer, "recording")
         now[0] += 1.0
