@@ -21,6 +21,7 @@ from sigma_lite.teach.session import fast, folder
 from sigma_lite.train.optim import clip_gradients, optimizer_of, total_norm
 from sigma_lite.train.reward import Reinforcement
 
+WARMUP = 5  # steps of rewards
 OPTIM = OptimConfig(lr=2e-3, warmup_steps=10, decay_fraction=0.3, weight_decay=0.0)
 
 
@@ -76,6 +77,8 @@ def rewarded(
     for step, batch in enumerate(batches):
         outcome = learner(batch, step, 0)
         optimizer.zero_grad()
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / WARMUP)  # Adam's first steps are as long as its rate, whatever they saw
         if outcome.live:
             outcome.loss.backward()
             gradients = (p.grad for p in found.model.parameters() if p.grad is not None)
