@@ -321,6 +321,27 @@ class BalanceConfig:
         _positive(self, "temperature", "window_tokens", "bias_rate")
 
 
+@dataclass(frozen=True)
+class RewardConfig:
+    """Reinforcement from rewards that a rule gives (GRPO, 2402.03300) instead of learning what the rows say.
+
+    Rows are generated problems, one each (data.rows.packed=false), so rows.per_step is how many are asked in a step. The
+    model draws answers of its own, at temperature 1; right ones earn 1, others 0. See train/reward.py.
+    """
+
+    answers: int = 0  # drawn to each problem: a group; 0 switches reinforcement off, from 2 on it is on
+    max_new_tokens: int = 64  # of an answer; one that has not ended by then is wrong
+    normalise: bool = True  # divide advantages by their group's standard deviation (GRPO); false: do not (Dr. GRPO)
+    null: bool = False  # the null arm: rewards are shuffled inside each group, so that they say nothing of the answers
+    seed: int = 0  # of the answers
+
+    def __post_init__(self) -> None:
+        _positive(self, "max_new_tokens")
+        few = f"reward.answers={self.answers}: a group needs 2 answers or more to be compared; 0 switches rewards off"
+        require(self.answers == 0 or self.answers >= 2, few)
+        require(self.seed >= 0, f"reward.seed={self.seed}: must be 0 or more")
+
+
 BALANCE_CHOICES = {
     "loss": ("global", "micro", "sequence", "top1", "none"),
     "bias": ("none", "sign", "proportional"),
@@ -341,7 +362,7 @@ class OptimConfig:
     """
 
     lr: float = 3e-3  # peak learning rate
-    router_lr: float = 1.0  # factor on lr for the routers: loads react far more to a step than anything else does
+    router_lr: float = 1.0  # factor on lr for the routers, whose loads react far more to a step than the rest; 0: they stay
     optimizer: str | dict = "adamw"  # adamw | muon (attention and expert matrices orthogonalised, AdamW for the rest)
     schedule: str | dict = "wsd"  # wsd (warmup, stable, decay) | cosine | linear: factor on lr after the warmup
     warmup_steps: int = 100  # linear from 0
@@ -353,7 +374,8 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _all_finite(self)
-        _positive(self, "lr", "router_lr", "eps")
+        _positive(self, "lr", "eps")
+        require(self.router_lr >= 0, f"router_lr={self.router_lr}: must be 0 (routers stay as they are) or more")
         class_named(self.optimizer, "optim.optimizer", OPTIMIZERS)
         class_named(self.schedule, "optim.schedule", SCHEDULES)
         require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps}: must be 0 or more")
@@ -602,6 +624,7 @@ class RowsConfig:
     domain_run: int = 1  # rows in a stretch of one domain; with n * per_micro, each micro-batch holds a single domain
     split_above: float = 1.0  # inputs: tokens with a larger share of the text get several ids; 1 = none (data/copies.py)
     ramp: tuple[tuple[int, int], ...] = ()  # [[0, 4], [200, 8]]: rows per step from a step on; ends with per_step
+    packed: bool = True  # conversations: as many to a row as fit; false: one to a training row, as rewards need
 
     def __post_init__(self) -> None:
         _all_finite(self)
@@ -682,6 +705,27 @@ def check_mixture(corpus: CorpusConfig, rows: RowsConfig, mixture: MixtureConfig
         )
     require(rows.domain_run == 1, f"rows.domain_run={rows.domain_run}: is of one corpus, not of a mixture; set it to 1")
     require(rows.split_above == 1, f"rows.split_above={rows.split_above}: is of one corpus, not of a mixture; set it to 1")
+
+
+def check_reward(
+    reward: RewardConfig, balance: BalanceConfig, corpora: Mapping[str, CorpusConfig], rows: RowsConfig, weights: Mapping
+) -> None:
+    """ConfigError for a stage of rewards that could not ask, or would learn something else.
+
+    Args:
+        corpora: settings of each source; a source without a weight is read.
+    """
+    if not reward.answers:
+        return
+    asks = f"model.reward.answers={reward.answers}"
+    require(not rows.packed, f"{asks} asks one problem a row: set data.rows.packed=false")
+    for name, corpus in corpora.items():
+        asked = corpus.source == "tasks" or weights.get(name, 1) == 0
+        which = f"source {name!r} of data.mixture is" if name else "data.corpus.source is"
+        fix = "set its weight to 0 to measure it only" if name else "set tasks"
+        require(asked, f"{asks}: {which} {corpus.source!r}, and only answers to generated problems can be judged: {fix}")
+    each = f"{asks}: balance.loss=sequence is of rows of one length, and answers have their own: choose global"
+    require(balance.loss != "sequence", each)
 
 
 OF_ONE_SOURCE = ("source", "packages", "package_bytes", "path", "dataset", "subset", "tasks", "worked", "max_documents")

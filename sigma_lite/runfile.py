@@ -19,10 +19,12 @@ from sigma_lite.config import (
     MixtureConfig,
     ModelConfig,
     OptimConfig,
+    RewardConfig,
     RowsConfig,
     SparsityConfig,
     StartConfig,
     check_mixture,
+    check_reward,
     check_schedule,
     check_threads,
     nearest,
@@ -33,7 +35,10 @@ from sigma_lite.lightning_keys import TAKERS, check_end, check_lightning_keys, g
 from sigma_lite.reading import from_yaml, overlay, read_yaml
 
 SECTIONS: dict[str, dict[str, type]] = {
-    "model": {"net": ModelConfig, "sparsity": SparsityConfig, "balance": BalanceConfig, "optim": OptimConfig},
+    "model": {
+        **{"net": ModelConfig, "sparsity": SparsityConfig, "balance": BalanceConfig, "optim": OptimConfig},
+        "reward": RewardConfig,
+    },
     "data": {"corpus": CorpusConfig, "rows": RowsConfig, "mixture": MixtureConfig},
 }
 PLAIN = {"model": {"custom_balance", "parts"}, "data": {"num_workers"}}  # keys without a class, which LightningCLI checks
@@ -52,6 +57,7 @@ class RunConfig:
     sparsity: SparsityConfig = field(default_factory=SparsityConfig)
     balance: BalanceConfig = field(default_factory=BalanceConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     rows: RowsConfig = field(default_factory=RowsConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
@@ -65,7 +71,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_schedule(self.net, self.sparsity, self.trainer.get("max_steps"))
         check_mixture(self.corpus, self.rows, self.mixture)
-        source_corpora(self.corpus, self.mixture)
+        sources = source_corpora(self.corpus, self.mixture) or {"": self.corpus}
+        check_reward(self.reward, self.balance, sources, self.rows, self.mixture.weights)
         check_threads(self.threads)
 
 

@@ -19,12 +19,12 @@ class Losses(NamedTuple):
     """The losses of one micro-batch, all scalars."""
 
     total: Tensor  # the sum of the weighted terms: call backward on it
-    terms: dict[str, Tensor]  # "lm", "balance" and "z" before their weights; the last two are means over layers
+    terms: dict[str, Tensor]  # `main`, "balance" and "z" before their weights; the last two are means over layers
     lbl: Tensor  # measured, no gradient: global-batch LBL, mean over layers; 1 = balanced, or blind
 
 
 class Objective:
-    """total = lm + sum over layers of (weight * balance loss + z_weight * router z-loss).
+    """total = main + sum over layers of (weight * balance loss + z_weight * router z-loss).
 
     Weights multiply each layer's loss and the layers are summed, as in Megatron. A term is shown as a mean over layers,
     because one reads it so; `term_weights` therefore holds the weight of a layer times the number of layers.
@@ -34,17 +34,18 @@ class Objective:
         weight: of one layer's balance loss.
         z_weight: of one layer's router z-loss.
         n_layers: L.
+        main: name of what is learned: lm, the language-model loss, or policy, that of train/reward.py.
     """
 
-    def __init__(self, balancer: Balancer, weight: float, z_weight: float, n_layers: int):
-        self.balancer = balancer
-        self.term_weights: Mapping[str, float] = {"lm": 1.0, "balance": weight * n_layers, "z": z_weight * n_layers}
+    def __init__(self, balancer: Balancer, weight: float, z_weight: float, n_layers: int, main: str = "lm"):
+        self.balancer, self.main = balancer, main
+        self.term_weights: Mapping[str, float] = {main: 1.0, "balance": weight * n_layers, "z": z_weight * n_layers}
 
-    def __call__(self, lm: Tensor, routings: Sequence[Routing], pooled: PooledCounts, n_rows: int) -> Losses:
+    def __call__(self, loss: Tensor, routings: Sequence[Routing], pooled: PooledCounts, n_rows: int) -> Losses:
         """The losses of one micro-batch.
 
         Args:
-            lm: language-model loss, mean nats per scored token.
+            loss: the main one, a mean over scored tokens.
             routings: one of each layer.
             pooled: what was counted in this optimizer step so far: loads, and the balancer's own statistics. This
                 micro-batch's are added to it.
@@ -56,7 +57,7 @@ class Objective:
                 own = self.balancer.statistics(routings)
         f_LE = pooled.add(counts_of(routings), own)
         terms = {
-            "lm": lm,
+            self.main: loss,
             "balance": self.balancer.losses(routings, f_LE, n_rows).mean(),
             "z": torch.stack([z_loss(r.logits) for r in routings]).mean(),
         }
@@ -64,9 +65,9 @@ class Objective:
         return Losses(total, terms, _measured(routings, f_LE))
 
 
-def objective(config: BalanceConfig, n_layers: int, custom: Balancer | None = None) -> Objective:
+def objective(config: BalanceConfig, n_layers: int, custom: Balancer | None = None, main: str = "lm") -> Objective:
     """The objective that `config` names, with a balancer of your own in place of the one that it names."""
-    return Objective(custom or balancer(config), config.weight, config.z_weight, n_layers)
+    return Objective(custom or balancer(config), config.weight, config.z_weight, n_layers, main)
 
 
 @torch.no_grad()

@@ -116,7 +116,8 @@ class TokenDataModule(pl.LightningDataModule):
             fits = self.rows.split_above >= 1
             require(fits, f"rows.split_above={self.rows.split_above}: rewrites plain text, not source {kind!r}; set it to 1")
             stream, frame = getattr(source, split), marks(source.tokenizer, source.manifest["end_of_text"])
-            return PackedRows(stream, source.token_bytes, self.rows.length, frame)
+            several = self.rows.packed or split == "heldout"
+            return PackedRows(stream, source.token_bytes, self.rows.length, frame, several)
         copies = source.copies(self.rows.split_above)
         return Rows(getattr(source, split), source.token_bytes, self.rows.length, split == "heldout", copies)
 
@@ -178,7 +179,8 @@ class TokenDataModule(pl.LightningDataModule):
         """
         if self.trainer.state.fn != TrainerFn.FITTING:
             return
-        saved = {"rows.domain_run": 1, "rows.ramp": [], **state_dict}  # which older checkpoints do not name
+        unnamed = {"rows.domain_run": 1, "rows.ramp": [], "rows.packed": True}  # by older checkpoints
+        saved = {**unnamed, **state_dict}
         branched = state_dict.get("branched", False)  # onto other rows, and that was asked for
         for name, value in ({} if branched else self._sequence()).items():
             was = saved.get(name)
@@ -234,7 +236,7 @@ class TokenDataModule(pl.LightningDataModule):
     def _sequence(self) -> dict[str, Any]:
         """The settings that fix which tokens row number i holds, and how many rows a step takes."""
         self.setup()
-        names = ("length", "per_step", "seed", "domain_run")
+        names = ("length", "per_step", "seed", "domain_run", "packed")
         settings = {f"rows.{name}": getattr(self.rows, name) for name in names}
         settings["rows.ramp"] = [list(pair) for pair in self.rows.ramp]
         if self.mixture.sources:

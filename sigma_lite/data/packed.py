@@ -20,14 +20,17 @@ class PackedRows(Rows):
     What is left of a row is filled with ends of text, which are documents of their own. A conversation that is longer than
     a row is left out: cut, it would teach an answer without an end. The row behind the last is empty.
 
+    Args:
+        several: False: one conversation a row.
+
     Raises: ConfigError where all are too long.
     """
 
-    def __init__(self, stream: TokenStream, token_bytes_V: np.ndarray, length: int, frame: Marks):
+    def __init__(self, stream: TokenStream, token_bytes_V: np.ndarray, length: int, frame: Marks, several: bool = True):
         super().__init__(stream, token_bytes_V, length)
         self.frame = frame
         starts_N = np.append(beginnings(stream), len(stream))
-        self.spans_R2, longest = packed(starts_N, length + 1), int(np.diff(starts_N).max(initial=0))
+        self.spans_R2, longest = packed(starts_N, length + 1, several), int(np.diff(starts_N).max(initial=0))
         self.n_rows = len(self.spans_R2)
         lost = int((np.diff(starts_N) > length + 1).sum())
         here = f"rows.length={length}: {lost} of {len(starts_N) - 1} conversations do not fit into a row"
@@ -56,18 +59,19 @@ def beginnings(stream: TokenStream) -> np.ndarray:
     return np.concatenate(found)
 
 
-def packed(starts_N: np.ndarray, room: int) -> np.ndarray:
+def packed(starts_N: np.ndarray, room: int, several: bool = True) -> np.ndarray:
     """(first token, token behind the last) of each row, int64 [R, 2]: neighbouring documents, as many as have room.
 
     Args:
         starts_N: where documents begin, and where the last one ends.
         room: tokens; a document that has more is left out.
+        several: False: one document a row.
     """
     rows: list[list[int]] = []
     for first, end in zip(starts_N[:-1].tolist(), starts_N[1:].tolist(), strict=True):
         if end - first > room:
             continue
-        if rows and rows[-1][1] == first and end - rows[-1][0] <= room:
+        if several and rows and rows[-1][1] == first and end - rows[-1][0] <= room:
             rows[-1][1] = end
         else:
             rows.append([first, end])

@@ -44,20 +44,30 @@ class Problem(NamedTuple):
         return f"{self.steps}>{self.answer}" if self.steps else self.answer
 
     def solved_by(self, response: str) -> bool:
-        """Whether what follows the last `>` is the answer, to the digit."""
-        return response.rpartition(">")[2] == self.answer
+        """Whether its result is the answer, to the digit."""
+        return result(response) == self.answer
+
+
+def result(response: str) -> str:
+    """What follows the last `>`; all of it where there is none."""
+    return response.rpartition(">")[2]
 
 
 def add(rng: random.Random, digits: int) -> Problem:
-    """Fixed width, from the last place on, carries written out."""
     one, other = rng.randrange(10**digits), rng.randrange(10**digits)
-    first, second, carry, steps = f"{one:0{digits}d}", f"{other:0{digits}d}", 0, []
+    first, second = f"{one:0{digits}d}", f"{other:0{digits}d}"
+    canonical = "add:{}+{}".format(*sorted((one, other)))
+    return Problem(f"{first}+{second}=", column_steps(first, second), f"{one + other:0{digits + 1}d}", canonical)
+
+
+def column_steps(first: str, second: str) -> str:
+    """A sum of two numbers of one width, column by column from the last one on, with every carry: "7+8+0=15;3+5+1=09"."""
+    carry, steps = 0, []
     for x, y in zip(first[::-1], second[::-1], strict=True):
         total = int(x) + int(y) + carry
         steps.append(f"{x}+{y}+{carry}={total:02d}")
         carry = total // 10
-    canonical = "add:{}+{}".format(*sorted((one, other)))
-    return Problem(f"{first}+{second}=", ";".join(steps), f"{one + other:0{digits + 1}d}", canonical)
+    return ";".join(steps)
 
 
 def sort(rng: random.Random, digits: int) -> Problem:

@@ -11,6 +11,7 @@ from sigma_lite.figures.series import Entries, column, ema, known, last, of_kind
 
 TERMS = {  # name in the record: (what it is, unit)
     "lm": ("language-model loss", "nats per token"),
+    "policy": ("policy loss", "−advantage × log p"),
     "balance": ("balance loss", "1 = balanced"),
     "z": ("router z-loss", "squared log-sum-exp"),
 }

@@ -10,7 +10,7 @@ from sigma_lite.report.document import Plot, Section
 
 def known_section(entries: Entries) -> list[Section]:
     """One section, or none where nothing was evaluated; of each task the latest result counts."""
-    latest = {entry["task"]: entry for entry in of_kind(entries, "eval")}
+    latest = {entry["task"]: entry for entry in of_kind(entries, "eval") if entry["task"] != "drift"}  # of report/after.py
     if not latest:
         return []
     of = {task: latest.get(task, {}) for task in ("heldout", "specialisation", "ablation")}

@@ -6,6 +6,7 @@ from sigma_lite import figures
 from sigma_lite.figures import series
 from sigma_lite.figures.series import Entries
 from sigma_lite.report import markup
+from sigma_lite.report.after import after_section
 from sigma_lite.report.document import Plot, Section
 from sigma_lite.report.headlines import n_experts
 from sigma_lite.report.known import known_section
@@ -23,6 +24,7 @@ def sections_of(entries: Entries) -> list[Section]:
         _machine(entries),
         Section("planned", "Planned and measured", "", (comparison(entries),)),
         *known_section(entries),
+        *after_section(entries),
         Section("samples", "Samples", "", (_samples(entries),)),
         Section("provenance", "How to repeat this run", "", tuple(make(entries) for make in PROVENANCE)),
     ]

@@ -35,12 +35,14 @@ def add_commands(command: Command, path: Callable[[str], Path]) -> None:
     sub.add_argument(
         "TASK",
         nargs="+",
-        help="heldout | specialisation | ablation (of held-out text); add2, sort5, reverse6, two_step5 (with any number of"
-        " digits); sigma_text, sigma_choice, sigma_code; a file of JSON lines (text; query, choices, gold; prompt, check)",
+        help="heldout | specialisation | ablation (of held-out text); drift (from an earlier run, see --against); add2,"
+        " sort5, reverse6, two_step5 (with any number of digits); sigma_text, sigma_choice, sigma_code; a file of JSON lines"
+        " (text; query, choices, gold; prompt, check)",
     )
     sub.add_argument("--tokens", type=int, help="of held-out text (default: all; specialisation 30000, ablation 4096)")
     sub.add_argument("--problems", type=int, default=200, help="of a generated task (default: %(default)s)")
     sub.add_argument("--seed", type=int, default=0, help="of these problems (default: %(default)s)")
+    sub.add_argument("--against", type=path, help="drift: folder of the earlier run (default: the one that RUN began from)")
     sub.add_argument("--no-execute", action="store_true", help="only parse code that the model writes, do not run it")
 
     sub = command("rows", _rows, "Name the rows of one training step: source, epoch, number and documents.")
@@ -112,7 +114,7 @@ def _eval(options: argparse.Namespace) -> None:
     from sigma_lite.serve.evaluate import Options, evaluate, keep, summary
 
     data = options.data if options.data and (options.data / "manifest.json").is_file() else None
-    chosen = Options(data, options.tokens, options.problems, options.seed, not options.no_execute)
+    chosen = Options(data, options.tokens, options.problems, options.seed, not options.no_execute, options.against)
     trained, kept = opened(options), None
     for task in options.TASK:
         found = evaluate(trained, task, chosen)

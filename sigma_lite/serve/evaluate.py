@@ -7,6 +7,7 @@ lm-evaluation-harness), rows with `query`, `choices` and `gold` as multiple choi
     cd FOLDER_OF_TASKS; lm_eval --model hf --model_args pretrained=EXPORT,dtype=float32 --include_path . --tasks sigma_text
 
 `heldout`, `specialisation` and `ablation` look at the held-out text of the run; `add2`, `sort5` and so on are generated.
+`drift` compares a run with an earlier one.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from sigma_lite import record
 from sigma_lite.config import nearest, require
 from sigma_lite.data import tasks
 from sigma_lite.serve.answers import code, exact_match
+from sigma_lite.serve.drift import drift
 from sigma_lite.serve.inside import INSIDE
 from sigma_lite.serve.likelihood import choices, texts
 from sigma_lite.serve.trained import Trained
 from sigma_lite.storage import StorageError
 
 TASKS = Path(__file__).parent / "tasks"
+DRIFT = "drift"
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Options:
     problems: int = 200  # of a generated task
     seed: int = 0  # of these problems
     execute: bool = True  # run the code that a model writes, in a process with limits
+    against: str | Path | None = None  # of drift: folder of the earlier run; None: the one that this run began from
 
     def __post_init__(self) -> None:
         require(self.tokens is None or self.tokens >= 1, f"tokens={self.tokens}: must be at least 1")
@@ -52,6 +56,8 @@ def evaluate(trained: Trained, task: str | Path, options: Options = Options()) -
     """
     if str(task) in INSIDE:
         return INSIDE[str(task)](trained, options.data, options.tokens)
+    if str(task) == DRIFT:
+        return _drifted(trained, options)
     if tasks.NAME.fullmatch(str(task)):
         return exact_match(trained, str(task), options.problems, options.seed)
     rows = _read(task)
@@ -67,6 +73,14 @@ def evaluate(trained: Trained, task: str | Path, options: Options = Options()) -
     return {"rows": len(rows), **choices(trained, rows)}
 
 
+def _drifted(trained: Trained, options: Options) -> dict[str, Any]:
+    against = options.against or (trained.settings.get("parent") or {}).get("run")
+    require(against is not None, "drift: this run began from no other: give --against, the folder of an earlier run")
+    before = Trained(against, parts=trained.model.parts)
+    found = drift(trained, before, options.data, options.tokens, options.problems)
+    return {"against": str(against), "against_step": before.step, **found}
+
+
 def summary(task: str, found: dict[str, Any]) -> list[str]:
     """A result as lines: its scores, or those of each layer; then what each kind and domain costs."""
     scores = [f"{name} {value:.4f}" for name, value in found.items() if isinstance(value, float)]
@@ -74,12 +88,21 @@ def summary(task: str, found: dict[str, Any]) -> list[str]:
         if isinstance(value, list) and all(own is None or isinstance(own, float) for own in value):
             scores.append(f"{name} by layer " + " ".join("–" if own is None else f"{own:.3f}" for own in value))
     lines = [f"eval          {task}: {', '.join(scores)} ({found['rows']} rows)"]
+    for name, value in found.items():
+        if isinstance(value, dict) and value.keys() == {"before", "now"}:
+            lines.append(f"  {name:<24} " + ", ".join(f"{when} {_shown(own)}" for when, own in value.items()))
     for mark, costs in found.get("by", {}).items():
         for name, own in costs.items():
             bits = f"{own['bits_per_byte']:.4f} bits per byte" if "bits_per_byte" in own else ""
             nats = f"{own['nats_per_token']:8.4f} nats a token, {own['tokens']:,} tokens"
             lines.append(f"  {mark:<8} {name:<12} {bits:>21}  {nats}")
     return lines
+
+
+def _shown(value: int | float | list) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_shown, value))
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def keep(run: str | Path, trained: Trained, task: str, found: dict[str, Any]) -> Path | None:
@@ -93,7 +116,7 @@ def keep(run: str | Path, trained: Trained, task: str, found: dict[str, Any]) ->
 def _read(task: str | Path) -> list[dict[str, Any]]:
     path, names = Path(task), [p.stem for p in TASKS.glob("*.jsonl")]
     if not path.suffix:
-        every = [*names, *INSIDE, *(f"{name}2" for name in tasks.MAKERS)]
+        every = [*names, *INSIDE, DRIFT, *(f"{name}2" for name in tasks.MAKERS)]
         require(str(task) in names, f"task {str(task)!r}; {nearest(str(task), every)}, or give a file of JSON lines")
         path = TASKS / f"{task}.jsonl"
     try:

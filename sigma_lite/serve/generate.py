@@ -41,12 +41,14 @@ class Written(NamedTuple):
     rows: list[int]  # which prompts of the batch
     tokens: list[int]  # what comes next in each; a stop token is here, and ends its row
     routings: list[Routing]  # one a layer, of the positions read for it: N * S tokens, S = 1 but for the prompt
+    logits_NV: Tensor  # fp32, of the model itself: before temperature and cuts
 
 
 class Continuation(NamedTuple):
     tokens: list[int]  # without the stop token
     stopped: bool  # False: cut at max_new_tokens
     experts: list[Tensor]  # of each layer, int64 [positions read, K], if asked for; -1: an empty slot
+    logps: list[float]  # log p of each token and of the stop token, by the model itself, if asked for
 
 
 def generate(
@@ -59,6 +61,7 @@ def generate(
     seeds: Sequence[int] | None = None,
     at_once: int = 64,
     experts: bool = False,
+    logps: bool = False,
 ) -> list[Continuation]:
     """Continue many prompts, in their order. Each gets the tokens that it would get alone with its seed.
 
@@ -70,6 +73,7 @@ def generate(
         seeds: one for each prompt; default: 0, 1, 2, ...
         at_once: most prompts in a batch; memory grows with it.
         experts: also return which experts each position chose.
+        logps: also return how probable each token was, whatever the temperature.
 
     Raises: ConfigError as `stream`.
     """
@@ -85,7 +89,7 @@ def generate(
             places = group[first : first + at_once]
             ids_BS, own = torch.tensor([list(prompts[p]) for p in places]), [generators[p] for p in places]
             steps = stream(model, ids_BS, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, generators=own)
-            found |= zip(places, _collected(steps, len(places), stop, experts), strict=True)
+            found |= zip(places, _collected(steps, len(places), stop, experts, logps), strict=True)
     return [found[place] for place in range(len(prompts))]
 
 
@@ -128,8 +132,9 @@ def _steps(
     rows = list(range(len(ids_BS)))
     for _ in range(count):
         x_BSD, routings = model.backbone(ids_BS.to(device), cache=cache)
-        tokens_B = draw_each(model.head(x_BSD[:, -1]).float().cpu(), sampling, generators)
-        yield Written(rows, tokens_B.tolist(), routings)
+        logits_BV = model.head(x_BSD[:, -1]).float().cpu()
+        tokens_B = draw_each(logits_BV, sampling, generators)
+        yield Written(rows, tokens_B.tolist(), routings, logits_BV)
         left = (~torch.isin(tokens_B, stop)).nonzero()[:, 0]
         if not len(left):
             return
@@ -222,18 +227,23 @@ def _require_prompts(prompts: Sequence[Sequence[int]]) -> None:
         require(len(prompt) > 0, f"prompt {place} is empty: give at least one token to continue")
 
 
-def _collected(steps: Iterator[Written], B: int, stop: Collection[int], experts: bool) -> list[Continuation]:
+def _collected(steps: Iterator[Written], B: int, stop: Collection[int], experts: bool, logps: bool) -> list[Continuation]:
     tokens: list[list[int]] = [[] for _ in range(B)]
+    likely: list[list[float]] = [[] for _ in range(B)]
     chosen: list[list[list[Tensor]]] = [[] for _ in range(B)]  # of each row, step by step, layer by layer: [S, K]
     for step in steps:
+        if logps:
+            nats_N = F.cross_entropy(step.logits_NV, torch.tensor(step.tokens), reduction="none")
+            for row, nats in zip(step.rows, nats_N.tolist(), strict=True):
+                likely[row].append(-nats)
         for place, (row, token) in enumerate(zip(step.rows, step.tokens, strict=True)):
             tokens[row].append(token)
             if experts:
                 chosen[row].append([r.ids.cpu().unflatten(0, (len(step.rows), -1))[place] for r in step.routings])
     ended = [bool(own) and own[-1] in set(stop) for own in tokens]
     return [
-        Continuation(own[: len(own) - end], end, [joined(layer) for layer in zip(*reads, strict=True)])
-        for own, end, reads in zip(tokens, ended, chosen, strict=True)
+        Continuation(own[: len(own) - end], end, [joined(layer) for layer in zip(*reads, strict=True)], logp)
+        for own, end, reads, logp in zip(tokens, ended, chosen, likely, strict=True)
     ]
 
 

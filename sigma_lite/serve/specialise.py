@@ -54,9 +54,9 @@ def specialisation(ids_TK: Tensor, labels_BS: Tensor, E: int, G: int, deals: int
         deals: how often rows' labels are dealt anew, for z and p.
     """
     experts, labels = ids_TK.numpy().reshape(*labels_BS.shape, -1), labels_BS.numpy()
-    counts_EG = _counts(experts, labels, E, G)
+    counts_EG = counted(experts, labels, E, G)
     rng = np.random.default_rng(seed)
-    dealt = np.stack([_counts(experts, labels[rng.permutation(len(labels))], E, G) for _ in range(deals)])
+    dealt = np.stack([counted(experts, labels[rng.permutation(len(labels))], E, G) for _ in range(deals)])
     mean_EG, sd_EG = dealt.mean(0), dealt.std(0)
     z_EG = np.divide(counts_EG - mean_EG, sd_EG, out=np.zeros_like(mean_EG), where=sd_EG > 0)
     bits, by_chance = information(counts_EG), np.array([information(one) for one in dealt])
@@ -66,7 +66,7 @@ def specialisation(ids_TK: Tensor, labels_BS: Tensor, E: int, G: int, deals: int
     return Specialisation(counts_EG, z_EG, bits, float(by_chance.mean()), p, entropy)
 
 
-def _counts(experts_BSK: np.ndarray, labels_BS: np.ndarray, E: int, G: int) -> np.ndarray:
+def counted(experts_BSK: np.ndarray, labels_BS: np.ndarray, E: int, G: int) -> np.ndarray:
     """Slots of each expert and label, int64 [E, G]."""
     labels_BSK = np.broadcast_to(labels_BS[..., None], experts_BSK.shape)
     known = (experts_BSK >= 0) & (labels_BSK >= 0)

@@ -12,6 +12,7 @@ from sigma_lite.teach.predict import predict
 from sigma_lite.teach.routing import RoutingExplorer
 from sigma_lite.teach.session import fast, folder, recorded, setup
 from sigma_lite.teach.source import reveal, show
+from sigma_lite.teach.trained import trained
 
 __all__ = [
     "Explore",
@@ -27,4 +28,5 @@ __all__ = [
     "setup",
     "show",
     "solution",
+    "trained",
 ]

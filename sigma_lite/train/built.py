@@ -14,7 +14,7 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from sigma_lite.config import ConfigError, StartConfig, plain_path
+from sigma_lite.config import ConfigError, StartConfig, plain_path, require
 from sigma_lite.data.datamodule import TokenDataModule
 from sigma_lite.model.parts import as_parts
 from sigma_lite.reading import overlay
@@ -86,6 +86,10 @@ class BuiltCLI(LightningCLI):
             options = [*options, *in_run_folder(run.trainer.get("logger"), root)]
             if strategy_config(run.trainer.get("strategy")):
                 refuse_custom(as_parts(run.parts).custom)
+                alone = "ranks would write answers of different lengths, and wait for each other's experts for ever"
+                require(
+                    not run.reward.answers, f"model.reward with expert parallelism: {alone}; choose trainer.strategy=ddp"
+                )
             self.remarks, self.words, self.planned = without_effect(run), run.start, run
             if parts is None and run.parts:  # jsonargparse would make a router itself, with a config of its own
                 self.parts = as_parts(run.parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,16 @@ from sigma_lite.balance.metrics import ExpertLoad
 from sigma_lite.balance.objective import objective
 from sigma_lite.balance.pooled import PooledCounts
 from sigma_lite.balance.schedule import k_per_layer
-from sigma_lite.config import BalanceConfig, ModelConfig, OptimConfig, SparsityConfig, check_schedule, require
+from sigma_lite.config import (
+    BalanceConfig,
+    ModelConfig,
+    OptimConfig,
+    RewardConfig,
+    SparsityConfig,
+    check_schedule,
+    require,
+)
+from sigma_lite.data.chat import marks
 from sigma_lite.data.rows import IGNORED
 from sigma_lite.identity import identify
 from sigma_lite.lightning_keys import require_clipping, require_precision
@@ -28,6 +38,7 @@ from sigma_lite.train.callbacks.replan import Replan
 from sigma_lite.train.callbacks.sparsity_schedule import SparsitySchedule
 from sigma_lite.train.checkpoint import require_finite
 from sigma_lite.train.optim import clip_gradients, optimizer_of, own_identities, schedule_of, total_norm
+from sigma_lite.train.reward import Outcome, Reinforcement
 
 if TYPE_CHECKING:
     from sigma_lite.data.rows import Batch
@@ -44,6 +55,7 @@ class SigmaLit(pl.LightningModule):
         optim: the optimizer, AdamW unless it says otherwise, and the learning rate.
         custom_balance: your own balancer or balance loss instead of what `balance` names; see balance/balancer.py.
         parts: your own router, experts, attention or dispatch, as a `Parts` or as plain values; see model/parts.py.
+        reward: learn from rewards for the model's own answers, not from what the rows say.
     """
 
     def __init__(
@@ -54,15 +66,17 @@ class SigmaLit(pl.LightningModule):
         optim: OptimConfig = OptimConfig(),  # noqa: B008
         custom_balance: Balancer | Callable | None = None,  # so spelt, yaml can name a class with init_args, or a function
         parts: Any = None,  # of yaml they are plain values: no parser may make a router before there is a config
+        reward: RewardConfig = RewardConfig(),  # noqa: B008
     ):
         super().__init__()
         check_schedule(net, sparsity)
-        self.net, self.sparsity, self.balance, self.optim = net, sparsity, balance, optim
+        self.net, self.sparsity, self.balance, self.optim, self.reward = net, sparsity, balance, optim, reward
         self.schedule = schedule_of(optim)
         self.balance_with(custom_balance)
         self.made_of(as_parts(parts))
         self.run_settings: dict[str, Any] = {}  # of the whole run, where one command made it
         self.told_by_lightning: bool | None = None  # None: loggers are, if there are any; False: a diary tells them
+        self.reinforce: Reinforcement | None = None  # once a stage of rewards begins
         self.branched: Branch | None = None  # how the next checkpoint is read, where its settings were others
         self.pooled = PooledCounts()
         self.grad_norm = float("nan")  # of the last finished optimizer step, before clipping
@@ -75,7 +89,8 @@ class SigmaLit(pl.LightningModule):
         """Use this Balancer or BalanceLoss instead of what the settings name; None: what they name."""
         self.custom_balance = own
         self.own_identity = None if own is None else identify(own)  # before training can change its state
-        self.objective = objective(self.balance, self.net.n_layers, None if own is None else as_balancer(own))
+        main = "policy" if self.reward.answers else "lm"
+        self.objective = objective(self.balance, self.net.n_layers, None if own is None else as_balancer(own), main)
 
     def made_of(self, parts: Parts) -> None:
         """Build the model of these parts."""
@@ -111,15 +126,38 @@ class SigmaLit(pl.LightningModule):
         """A fit before this one may have ended in the middle of a step."""
         self.pooled.reset()
         self._norm = None
+        if self.reward.answers:
+            source = next(iter(self.trainer.datamodule.prepared.sources.values()))  # one tokenizer serves all
+            frame = marks(source.tokenizer, source.manifest["end_of_text"])
+            text = functools.partial(source.tokenizer.decode, skip_special_tokens=False)
+            self.reinforce = Reinforcement(self.reward, self.model, frame, text)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        lm, routings = self.model.loss(batch.ids_BS, batch.targets_BS, documents_BS=batch.documents_BS)
-        losses = self.objective(lm, routings, self.pooled, len(batch.ids_BS))
-        terms = {name: term.detach() for name, term in losses.terms.items()}
-        shown = {"lm": terms["lm"], "lbl": losses.lbl, **({"balance": terms["balance"]} if self.custom_balance else {})}
-        for name, value in shown.items():
+        learned = self._learned(batch, batch_idx)
+        losses = self.objective(learned.loss, learned.routings, self.pooled, len(batch.ids_BS))
+        terms, main = {name: term.detach() for name, term in losses.terms.items()}, self.objective.main
+        shown = {main: terms[main], "lbl": losses.lbl, **({"balance": terms["balance"]} if self.custom_balance else {})}
+        for name, value in {**shown, **learned.told}.items():
             self.log(name, value, prog_bar=True, batch_size=len(batch.ids_BS), logger=self.told_by_lightning)
-        return {"loss": losses.total, "terms": terms, "lbl": losses.lbl, "routings": _detach(routings)}
+        total = losses.total if learned.live else 0 * losses.total
+        out = {"loss": total, "terms": terms, "lbl": losses.lbl, "routings": _detach(learned.routings)}
+        return {**out, "rewards": learned.told}
+
+    def _learned(self, batch: Batch, batch_idx: int) -> Outcome:
+        """From what the rows say, or from rewards."""
+        if self.reinforce is None:
+            lm, routings = self.model.loss(batch.ids_BS, batch.targets_BS, documents_BS=batch.documents_BS)
+            return Outcome(lm, routings, True, {})
+        trainer = self.trainer
+        micro = batch_idx % trainer.accumulate_grad_batches
+        first = (micro * trainer.world_size + trainer.global_rank) * len(batch.ids_BS)  # as data/rows.py shares them out
+        return self.reinforce(batch, trainer.global_step, first)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """A step whose groups are all dead, on every rank, changes nothing: AdamW passes over weights without a gradient."""
+        if self.reward.answers and float(self.gradient_norm()) == 0:
+            optimizer.zero_grad(set_to_none=True)
+            self.pooled.reset()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         step = self.trainer.global_step
@@ -216,6 +254,7 @@ class SigmaLit(pl.LightningModule):
     def settings(self) -> dict[str, Any]:
         """The settings that weights depend on, as plain values."""
         parts = {"net": self.net, "sparsity": self.sparsity, "balance": self.balance, "optim": self.optim}
+        parts |= {"reward": self.reward} if self.reward.answers else {}
         named = {name: dataclasses.asdict(part) for name, part in parts.items()}
         return {**named, "custom_balance": self.own_identity, **self.parts_identity, **own_identities(self.optim)}
 

@@ -287,3 +287,15 @@ def test_copies_of_tokens_are_of_plain_text(problems):
 
 def test_every_named_task_can_be_made():
     assert list(tasks.MAKERS) == list(TASKS) and all(tasks.MAKERS[name].__name__ == name for name in TASKS)
+
+
+def test_a_row_may_hold_one_conversation_only():
+    """As rewards need it. What is held out is packed all the same: it is measured, not asked."""
+    starts = np.array([0, 4, 9, 10, 25])
+    assert packed(starts, 10, several=False).tolist() == [[0, 4], [4, 9], [9, 10]], "one that is too long is left out"
+    assert packed(starts, 10).tolist() == [[0, 10]]
+
+
+def test_column_steps_carry():
+    assert tasks.column_steps("999", "001") == "9+1+0=10;9+0+1=10;9+0+1=10"
+    assert tasks.column_steps("37", "58") == "7+8+0=15;3+5+1=09"

@@ -39,7 +39,7 @@ def test_a_model_that_knows_half_of_the_answers_gets_half(trained, monkeypatch):
             right = encode(trained.tokenizer, one.response)
             wrong = right[:-1] + [right[-1] + 1]
             assert len(right) < max_new_tokens
-            written.append(Continuation(right if place % 4 in (0, 1) else wrong, place % 4 != 1, []))
+            written.append(Continuation(right if place % 4 in (0, 1) else wrong, place % 4 != 1, [], []))
         return written
 
     monkeypatch.setattr(answers, "generate", knows)
@@ -83,7 +83,7 @@ def test_code_is_scored_by_parsing_and_by_running(trained, monkeypatch):
     texts = [" 2\nprint('not this')", " 3", " (", "", " 1"]
 
     def writes(model, prompts, **options):
-        return [Continuation(trained.ids(text), True, []) for text in texts]
+        return [Continuation(trained.ids(text), True, [], []) for text in texts]
 
     monkeypatch.setattr(answers, "generate", writes)
     found = code(trained, rows)

@@ -26,6 +26,20 @@ from sigma_lite.train.schedules import cosine, linear, wsd
 NET = from_mapping(ModelConfig, tiny.SETTINGS["model"]["net"], "net")
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_rate_of_zero_keeps_the_routers_to_the_bit(name):
+    model = Transformer(NET)
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    optimizer = optimizer_of(model, OptimConfig(optimizer=name, lr=1e-2, router_lr=0))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    still = [n for n, p in model.named_parameters() if torch.equal(p, before[n])]
+    assert still == [n for n in before if "router" in n] and len(still) == NET.n_layers
+    with pytest.raises(ConfigError, match="router_lr=-1"):
+        OptimConfig(router_lr=-1)
+
+
 # --------------------------------------------------------------------------------------------------------- schedules
 
 

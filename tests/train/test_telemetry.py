@@ -88,8 +88,9 @@ def test_a_strangers_logger_gets_the_names_of_the_table_and_the_run_stays_the_sa
     monkeypatch.syspath_prepend(str(place))
     watched(place)
     cli.main(["fit", "-c", "watched.yaml"])
-    elsewhere = {name for name in table() if "rank" in name or name.startswith("val/{source}")}  # of ranks, of a mixture
-    assert {pattern(name) for *_, found in told() for name in found} == table() - elsewhere and len(elsewhere) == 4
+    others = ("val/{source}", "reward/")  # of a mixture, of rewards
+    elsewhere = {name for name in table() if "rank" in name or name.startswith(others)}
+    assert {pattern(name) for *_, found in told() for name in found} == table() - elsewhere and len(elsewhere) == 5
     first = json.loads(Path("lines.jsonl").read_text("utf-8").splitlines()[0])
     assert {"net", "optim", "trainer"} <= set(first[2]["settings"])
     weights, plain = (read_checkpoint(newest_checkpoint(run))["state_dict"] for run in ("run", finished / "run"))
@@ -216,12 +217,13 @@ def test_every_moment_is_of_one_kind(monkeypatch):
     trainer.callbacks = [clock]
     module = SimpleNamespace(net=net(), model=SimpleNamespace(k_per_layer=(1, 1)), parts=SimpleNamespace(custom={}))
     batch, clock.peak_flops = SimpleNamespace(ids_BS=torch.zeros(2, 5)), 1e6
+    outputs = {"routings": [SimpleNamespace(ids=torch.zeros(10, 1))]}
     clock.on_train_epoch_start(trainer, module)
     for n in range(3):
         now[0] += 0.5  # data
         clock.on_train_batch_start(trainer, module, batch, n)
         now[0] += 2.0
-        clock.on_train_batch_end(trainer, module, None, batch, n)
+        clock.on_train_batch_end(trainer, module, outputs, batch, n)
         now[0] += 0.25
         throughput.lap(trainer, "recording")
         now[0] += 1.0

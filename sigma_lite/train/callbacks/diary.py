@@ -48,7 +48,7 @@ class Diary(pl.Callback):
             names.publish(trainer, trainer.global_step, names.OF[kind](facts))
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        for name, term in {**outputs["terms"], "lbl": outputs["lbl"]}.items():
+        for name, term in {**outputs["terms"], "lbl": outputs["lbl"], **outputs.get("rewards", {})}.items():
             self._sums[name] = self._sums.get(name, 0) + term
         self._micro_batches += 1
         if not completes_step(trainer, batch_idx):
@@ -73,12 +73,14 @@ class Diary(pl.Callback):
         k = module.model.k_per_layer
         speed = next(c for c in trainer.callbacks if isinstance(c, Throughput))
         more = {"mfu": speed.mfu and round(speed.mfu, 5), "peak_memory": peak or None}
+        rewards = {name: mean for name, mean in means.items() if name not in weights and name != "lbl"}
         return {
             "tokens": speed.tokens,
             "terms": terms,
             "weighted": weighted,
             "loss": sum(weighted.values()),
             "lbl": means["lbl"],
+            **({"rewards": rewards} if rewards else {}),
             "lr": module.optim.lr * module.rate_factor(trainer.global_step - 1),
             "grad_norm": module.grad_norm,
             "k": list(k),

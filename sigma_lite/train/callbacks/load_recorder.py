@@ -40,7 +40,7 @@ class LoadRecorder(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.window.update(outputs["routings"])
         self.logits_L = torch.maximum(self.logits_L, largest_logits(outputs["routings"]))
-        self.tokens += batch.ids_BS.numel() * trainer.world_size
+        self.tokens += len(outputs["routings"][0].ids) * trainer.world_size
         if not completes_step(trainer, batch_idx):
             return
         step, k = trainer.global_step, module.k_at(trainer.global_step - 1)

@@ -10,6 +10,9 @@ over everything since it came before. The last step always comes.
     train/lr                            learning rate of this step
     train/grad_norm                     L2 norm of the whole gradient before clipping
     train/tokens                        tokens trained on so far, over all ranks
+    reward/{what}                       of a stage of rewards, means over the answers of a step: reward (share right), length
+                                        (tokens), ended, entropy (nats a token); dead, the share of groups that are left out;
+                                        experts_differ and logp_differ between writing and training, see train/reward.py
     data/{source}/rows                  rows of this step from each source; one that is no mixture is named corpus
     data/{source}/passes                how often the source has been read by the end of this step
     perf/tokens_per_second              of training steps alone, over all ranks
@@ -71,6 +74,7 @@ def of_step(entry: Mapping[str, Any], perf: Mapping[str, float]) -> Metrics:
     """Of a `step` entry, and of means since the last one that loggers were told of."""
     plain = {name: entry[name] for name in ("loss", "lbl", "lr", "grad_norm", "tokens")}
     train = {f"train/{name}": value for name, value in {**entry["terms"], **plain}.items()}
+    train |= {f"reward/{name}": value for name, value in entry.get("rewards", {}).items()}
     peak = entry["perf"].get("peak_memory")
     memory = {} if peak is None else {"perf/peak_memory_gib": peak / 2**30}
     data = {f"data/{source}/{what}": n for what in ("rows", "passes") for source, n in entry.get(what, {}).items()}

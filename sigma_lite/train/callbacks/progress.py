@@ -13,6 +13,7 @@ from sigma_lite.train.callbacks.diary import completes_step
 
 SHOWN = {
     "lm": "loss",
+    "reward": "reward",
     "balance": "balance",  # of a loss of your own; the LBL is measured whatever is trained
     "lbl": "LBL",
     "layer0_max_deviation": "layer 0 max",

@@ -50,7 +50,7 @@ class Throughput(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.lap("step")
-        tokens = batch.ids_BS.numel() * trainer.world_size
+        tokens = len(outputs["routings"][0].ids) * trainer.world_size  # of answers, where these are learned from
         self.tokens += tokens
         if self.peak_flops:
             self.flops += tokens * flops_per_token(module.net, module.model.k_per_layer, batch.ids_BS.shape[1]).training
