@@ -37,7 +37,6 @@ FAST_SECONDS = 20  # of processor time, the chapter's own cells
 STARTUP_SECONDS = 40  # kernel, torch and plotly
 COLUMNS = 84  # of code that a page of the book shows without a scroll bar
 READING_MINUTES = 45
-LONG = ("04",)  # not rewritten yet
 STEP = re.compile(r"^### Step (\d+) · (.+)\n\n(\d+) min · difficulty (\d)/5 · importance (\d)/5$", re.M)
 STUB = re.compile(r"def (\w+)\([^)]*\):\n(?:    .*\n){1,6}\n*teach\.check\.exercise\(\"(\w+)\", \1\)")
 NEW = [path for path in CHAPTERS if "### Step 1 ·" in path.read_text("utf-8")]  # written on the path
@@ -184,7 +183,7 @@ def reading_minutes(path: Path) -> float:
 def test_the_minutes_that_it_claims_are_honest(path):
     claimed = int(re.search(r"reading\** (\d+) min", read(path).cells[0].source)[1])
     assert abs(claimed - (minutes := reading_minutes(path))) <= 4, f"it takes {minutes:.0f} minutes"
-    assert minutes <= READING_MINUTES or path.name[:2] in LONG
+    assert minutes <= READING_MINUTES
     if path in NEW:
         steps = sum(e.minutes for e in exercises.ALL.values() if e.chapter == int(path.name[:2]))
         assert f"**steps** {steps} min" in read(path).cells[0].source

@@ -8,14 +8,21 @@ from collections.abc import Sequence
 
 import ipywidgets
 
+_kept: dict[str, str] = {}  # question -> the reader's choice, so that Run All asks nobody twice; of this kernel
+
 
 class Prediction(ipywidgets.VBox):
-    """A question with radio buttons. The choice is kept in `.guess` (text, or None before the reader chose)."""
+    """A question with radio buttons. The choice is kept in `.guess` (text, or None before the reader chose), also when the
+    cell is run again."""
 
     def __init__(self, question: str, options: Sequence[str]):
         self.question, self.options = question, [str(option) for option in options]
         self.key = "sigma_lite-guess-" + hashlib.sha256(question.encode()).hexdigest()[:10]
-        self._radio = ipywidgets.RadioButtons(options=self.options, value=None, layout={"width": "max-content"})
+        before = _kept.get(self.key)
+        self._radio = ipywidgets.RadioButtons(
+            options=self.options, value=before if before in self.options else None, layout={"width": "max-content"}
+        )
+        self._radio.observe(lambda change: _kept.__setitem__(self.key, change["new"]), "value")
         super().__init__([ipywidgets.HTML(f"<b>Predict:</b> {html.escape(question)}"), self._radio])
 
     @property

@@ -166,7 +166,7 @@ class TestExercise:
 
     @pytest.mark.parametrize("answer, says", BIZARRE, ids=lambda value: getattr(value, "__name__", str(value))[:20])
     def test_a_bizarre_answer_gets_a_true_sentence(self, exercise, answer, says):
-        verdict = exercise.judge(answer, seconds=0.05)
+        verdict = exercise.judge(answer, seconds=0.05 if answer is _never_ends else 60)
         assert verdict.kind in ("wrong", "not tried") and says in verdict.says
 
     def test_its_folds_show_no_result(self, exercise):

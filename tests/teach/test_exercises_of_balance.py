@@ -1,11 +1,14 @@
-"""What the solutions of chapters 8, 9 and 11 claim. That they pass and mistakes are named: test_check.py."""
+"""What the solutions of chapters 4, 8, 9 and 11 claim. That they pass and mistakes are named: test_check.py."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from sigma_lite.teach.exercises import chapter_08, chapter_09, chapter_11
+from sigma_lite.config import ModelConfig
+from sigma_lite.model.router import Router
+from sigma_lite.teach import predict
+from sigma_lite.teach.exercises import chapter_04, chapter_08, chapter_09, chapter_11
 
 
 @pytest.mark.parametrize("k", [1, 2, 6])
@@ -41,3 +44,31 @@ def test_stages_hold_from_their_first_step_on():
 def test_spread_of_a_bias_that_always_moves_the_same_way():
     counts_NE = torch.tensor([[5, 3, 1]]).expand(4, 3)
     torch.testing.assert_close(chapter_09.spreads(counts_NE, 0.5), torch.tensor([1.0, 2.0, 3.0, 4.0]))
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_the_router_that_readers_write_is_the_packages(k):
+    package = Router(ModelConfig(n_experts=6, d_model=8, top_k=k))
+    x_TD, weight_ED = torch.randn(5, 8), torch.randn(6, 8)
+    wanted = torch.func.functional_call(package, {"weight": weight_ED}, x_TD)
+    gates_TK, ids_TK = chapter_04.router(x_TD, weight_ED, k)
+    torch.testing.assert_close(gates_TK, wanted.gates)
+    torch.testing.assert_close(chapter_04.gates(wanted.logits, k), wanted.gates)
+    assert torch.equal(ids_TK, wanted.ids)
+
+
+def test_a_fair_gap_bounds_who_can_be_reached():
+    """An expert further below the top bias than the fair gap gets fewer tokens than a fair share."""
+    score_TE = torch.rand(40, 5, generator=torch.Generator().manual_seed(0))
+    bias_E = torch.zeros(5)
+    gap = chapter_09.fair_gap(score_TE, bias_E + torch.tensor([1e-9, 0, 0, 0, 0]))
+    bias_E[0] = gap + 1e-4
+    counts_E = torch.bincount(chapter_09.choose(score_TE, bias_E)[0], minlength=5)
+    assert (counts_E[1:] < 40 / 5).all()
+
+
+def test_a_guess_is_kept_when_its_cell_is_run_again():
+    first = predict("how many?", ["one", "two"])
+    first.children[1].value = "two"
+    assert predict("how many?", ["one", "two"]).guess == "two"
+    assert predict("how many?", ["none"]).guess is None and predict("another?", ["one", "two"]).guess is None
