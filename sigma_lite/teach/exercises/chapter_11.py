@@ -75,11 +75,6 @@ def _one_step_late(step: int, stages: Stages, n_layers: int) -> tuple[int, ...]:
     return k_per_layer(0, switch_step=1, n_layers=n_layers, head=reached[-1])
 
 
-def _first_stage_reached(step: int, stages: Stages, n_layers: int) -> tuple[int, ...]:
-    reached = [head for first, head in stages if first <= step]
-    return k_per_layer(0, switch_step=1, n_layers=n_layers, head=reached[0])
-
-
 def mean_active(net: ModelConfig, head: Sequence[int], switch_step: int, steps: int) -> float:
     lists = (k_per_layer(step, switch_step=switch_step, n_layers=net.n_layers, head=head) for step in range(steps))
     return sum(net.ledger(k).active for k in lists) / steps
@@ -246,7 +241,6 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_stages,
         mistake=_one_step_late,
         says="your stages begin one step late: a stage holds from its first step on",
-        others=((_first_stage_reached, "you stay in the first stage: of all stages that have begun, take the last"),),
     ),
     Exercise(
         name="mean_active",
