@@ -105,7 +105,7 @@ class Steps:
         asked = self.exercise
         parts = [("hint: the idea", _prose(asked.hint)), ("hint: what the check calls it with", _prose(asked.described()))]
         if asked.also:
-            parts.append(("one solution", coloured(textwrap.dedent(inspect.getsource(asked.also)))))
+            parts.append(("one solution", coloured(asked.solved())))
         if asked.source:
             package = Source(asked.source)
             parts.append((f"the package's: {package.file}", package.coloured()))

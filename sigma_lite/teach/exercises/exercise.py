@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections import namedtuple
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,10 @@ class Exercise:
             arguments = ", ".join(f"{name}{_short(value)}" for name, value in case._asdict().items())
             lines.append(f"case {number}: {arguments} → {_kind(self.solution(*case), self.axes)}")
         return "\n".join(lines)
+
+    def solved(self) -> str:
+        """The text of the plain solution, as its fold shows it."""
+        return textwrap.dedent(inspect.getsource(self.also))
 
     def verdict(self, mine: object) -> str:
         """ "" for a right answer, otherwise one sentence: a typical mistake by name, or the first case that differs."""
