@@ -69,11 +69,10 @@ def along(logits_TE: Tensor, gradient_TE: Tensor) -> Tensor:
     return (logits_TE * gradient_TE).sum().detach()
 
 
-def _along_in_a_loop(logits_TE: Tensor, gradient_TE: Tensor) -> Tensor:
+def _along_token_by_token(logits_TE: Tensor, gradient_TE: Tensor) -> Tensor:
     total = torch.zeros(())
-    for row, gradient in zip(logits_TE, gradient_TE, strict=True):
-        for z, g in zip(row, gradient, strict=True):
-            total = total + z * g
+    for z_E, gradient_E in zip(logits_TE, gradient_TE, strict=True):
+        total = total + (z_E * gradient_E).sum()
     return total
 
 
@@ -266,7 +265,7 @@ EXERCISES: tuple[Exercise, ...] = (
         difficulty=1,
         importance=4,
         solution=along,
-        also=_along_in_a_loop,
+        also=_along_token_by_token,
         source="teach.exercises.chapter_13.along",
         hint="If every logit z grows by a small share of itself, the loss changes by that share times the sum of z times its"
         " gradient.",
