@@ -6,7 +6,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 from samples import NET, routed
 
 from sigma_lite.balance.schedule import SIGMA_HEAD
