@@ -8,7 +8,7 @@ import pytest
 
 from sigma_lite.config import ModelConfig
 from sigma_lite.scale.decode import reads
-from sigma_lite.teach.plots_serving import BATCHES, cache_figure, cache_rates, decode_figure, guesses_figure
+from sigma_lite.teach.plots_serving import cache_figure, cache_rates, decode_figure, guesses_figure
 
 TRACE = [0, 1, 0, 2, 0, 1, 3, 0, 1, 0, 2, 4, 0]
 
@@ -17,11 +17,9 @@ def test_one_sequence_is_as_fast_as_its_reads_allow():
     """16-bit weights at the H100's 3,350 GB/s; with nothing in memory, the link decides."""
     dense, sigma, away = decode_figure(0.0, 10).data
     net = ModelConfig.preset("sigma_moe_tiny")
-    assert sigma.y[0] == pytest.approx(3350e9 / (2 * reads(net).all)) and dense.y[0] == pytest.approx(sigma.y[0], rel=1e-3)
+    assert sigma.y[0] == pytest.approx(3350e9 / (2 * reads(net).all)) and dense.y[0] == pytest.approx(sigma.y[0], rel=0.02)
     assert away.y[0] == pytest.approx(10e9 / (2 * reads(net).experts))
-    assert dense.y[-1] == pytest.approx(
-        len(BATCHES) and 1024 * 3350e9 / (2 * reads(dataclasses.replace(net, n_experts=1)).all)
-    )
+    assert dense.y[-1] == pytest.approx(1024 * 3350e9 / (2 * reads(dataclasses.replace(net, n_experts=1)).all))
     assert decode_figure(1.0, 10).data[2].y == decode_figure(1.0, 10).data[1].y
 
 
