@@ -13,10 +13,10 @@ from sigma_lite.data.shards import Prepared
 from sigma_lite.data.tokenizer import keep_tokenizer
 from sigma_lite.model import Transformer
 from sigma_lite.serve.trained import Trained
+from sigma_lite.storage import REFERENCE, StorageError
 from sigma_lite.teach import practice
 from sigma_lite.teach.session import fast, folder
 
-REFERENCE = "reference"  # data/reference: the run that scaled_configs/ and the classroom's zip bring
 STEPS = 400  # of the small one
 
 
@@ -28,9 +28,8 @@ def trained(fresh: bool = False) -> Trained:
     Args:
         fresh: the small one, whatever is stored: a chapter that trains it further must not depend on what a reader has.
     """
-    stored = Path(folder(REFERENCE))
-    if not fresh and newest_whole(stored) is not None:
-        found = Trained(stored)
+    found = None if fresh else _reference()
+    if found:
         print(f"the reference model, step {found.step:,}: {_shape(found)}")
         return found
     data = practice.corpus()
@@ -40,6 +39,14 @@ def trained(fresh: bool = False) -> Trained:
     found = Trained(run)
     print(f"a small model, trained here for {found.step} steps: {_shape(found)}")
     return found
+
+
+def _reference() -> Trained | None:
+    """The model that comes with the package; None where the package came without it."""
+    try:
+        return Trained(REFERENCE)
+    except StorageError:
+        return None
 
 
 def _train(run: Path, data: Prepared) -> None:

@@ -33,7 +33,8 @@ def test_a_small_model_is_trained_once_and_is_a_run(here, monkeypatch, capsys):
     assert "".join(again.continue_text("import", 5)), "and it writes"
 
 
-def test_what_is_stored_is_taken(here, finished, capsys):
+def test_what_is_stored_is_taken(here, finished, monkeypatch, capsys):
+    monkeypatch.chdir(here)
     shutil.copytree(finished / "run", here / "reference")
     assert trained().step == 12 and "the reference model, step 12" in capsys.readouterr().out
     assert trained(fresh=True).step == 3
