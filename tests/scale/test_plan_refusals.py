@@ -205,7 +205,7 @@ def test_checkpoints_are_planned_by_what_save_says():
     held = keeping.checkpoints(dataclasses.replace(run, save={"every": 500}), layout, node, 5.0)
     own = facts["checkpoint_bytes"] / 64
     assert facts["host_bytes"] == pytest.approx(8 * (own + keeping.PART), rel=1e-6)
-    assert held["host_bytes"] == 8 * 2 * keeping.PART and not held["beside"]
+    assert held["host_bytes"] == 8 * 2 * keeping.PART and not held["in_background"]
 
 
 def test_a_copy_beside_training_is_taken_from_a_cpus_own_memory(tmp_path):

@@ -155,6 +155,7 @@ EXERCISES: tuple[Exercise, ...] = (
         importance=3,
         hint="Out and back, forward and backward: four times k rows. Only the share (ranks - 1) / ranks of them travels.",
         also=_bytes_written,
+        source="scale.traffic.exchanged",
     ),
     Exercise(
         name="makespan",
