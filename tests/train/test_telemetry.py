@@ -50,6 +50,7 @@ class Lines(Logger):
         self.write([step, metrics])
 '''
 OFTEN = {"trainer__log_every_n_steps": 6, "telemetry__every": 4, "telemetry__cluster": "cpu-core"}
+OTHERS = ("val/{source}", "reward/")  # names of a mixture's runs, and of a stage of rewards
 
 
 def table() -> set[str]:
@@ -88,8 +89,7 @@ def test_a_strangers_logger_gets_the_names_of_the_table_and_the_run_stays_the_sa
     monkeypatch.syspath_prepend(str(place))
     watched(place)
     cli.main(["fit", "-c", "watched.yaml"])
-    others = ("val/{source}", "reward/")  # of a mixture, of rewards
-    elsewhere = {name for name in table() if "rank" in name or name.startswith(others)}
+    elsewhere = {name for name in table() if "rank" in name or name.startswith(OTHERS)}
     assert {pattern(name) for *_, found in told() for name in found} == table() - elsewhere and len(elsewhere) == 5
     first = json.loads(Path("lines.jsonl").read_text("utf-8").splitlines()[0])
     assert {"net", "optim", "trainer"} <= set(first[2]["settings"])
@@ -293,7 +293,7 @@ def test_tensorboard_holds_what_a_shipped_config_logs(place):
     events = EventAccumulator("run/tensorboard")
     events.Reload()
     assert {pattern(name) for name in events.Tags()["scalars"]} == {
-        name for name in table() if "rank" not in name and not name.startswith("val/{source}")
+        name for name in table() if "rank" not in name and not name.startswith(OTHERS)
     }
     assert [event.step for event in events.Scalars("train/loss")] == [6, 12]
 
