@@ -226,6 +226,22 @@ def test_a_list_is_an_order():
     assert exercise.verdict(lambda *inputs: exercise.solution(*inputs).tolist()) == ""
 
 
+def _lbl(probs_TE, ids_TK, slots):
+    E = probs_TE.shape[1]
+    return E * (ids_TK.flatten().bincount(minlength=E) / slots * probs_TE.mean(0)).sum()
+
+
+def _shrunk(logits_TE, g):
+    probs_TE = (g * logits_TE).softmax(-1)
+    ids_TK = probs_TE.argmax(-1, keepdim=True)
+    return _lbl(probs_TE, ids_TK, len(ids_TK)).item(), ids_TK.flatten().bincount().max().item() / len(ids_TK)
+
+
+def _advantages(rewards_PG, small):
+    beyond_PG, spread_P1 = rewards_PG - rewards_PG.mean(1, keepdim=True), rewards_PG.std(1, keepdim=True, correction=0)
+    return beyond_PG / (spread_P1 + small) if small else torch.where(spread_P1 > 0, beyond_PG / spread_P1, 0.0)
+
+
 @pytest.mark.parametrize(
     "name, mine, says",
     [
@@ -233,6 +249,19 @@ def test_a_list_is_an_order():
         ("state_bytes", lambda net, devices: 16 * net.ledger().total / devices, "Round the share up"),
         ("state_bytes", lambda net, devices: 16 * (net.ledger().total // devices), "belong to nobody"),
         ("state_bytes", lambda net, devices: 16 * -(-net.ledger().total // devices), ""),
+        ("mean_probability", lambda probs: probs.numpy().mean(0), "its inputs carry them"),
+        ("moved_tokens", lambda before, after: (before.argmax(1) != after.argmax(1)).mean(), "with .float())"),
+        ("load_balancing_loss", lambda probs, ids: _lbl(probs, ids, slots=1), "f must sum to 1"),
+        ("lbl_covariance", lambda f, P: 1 + len(f) ** 2 * ((f - f.mean()) * (P - P.mean())).sum(), "is a mean"),
+        ("shrunk_logits", lambda z, g: _shrunk(z, g), "fair shares"),
+        ("lump_variance", lambda counts, E, k: (E / k - 1) * (counts**2).sum(), "you square the counts"),
+        ("lumps_of", lambda table: (table.shape[1] * table / table.sum(1, keepdims=True)).var(1).sum(), "all tokens"),
+        ("conversation", lambda said, answer: [0, 1, said, 2, answer, 3], "lists"),
+        ("answer_targets", lambda ids: ids.where((ids == 2).cumsum(0) > (ids == 3).cumsum(0), -100)[:-1], "itself"),
+        ("advantages", lambda rewards: _advantages(rewards, 0.0), ""),
+        ("advantages", lambda rewards: _advantages(rewards, 1e-8), ""),
+        ("policy_loss", lambda z, ids, a: -(a * z.log_softmax(1).gather(1, ids[:, None])).mean(), "N x N"),
+        ("changed_experts", lambda b, n: sum(set(x) != set(y) for x, y in zip(b, n, strict=True)) / len(b), "tolist"),
     ],
 )
 def test_answers_that_students_gave(name, mine, says):

@@ -38,6 +38,10 @@ def _per_token(probs_TE: Tensor, ids_TK: Tensor) -> Tensor:
     return loss(probs_TE, ids_TK) * ids_TK.shape[1]
 
 
+def _not_divided(probs_TE: Tensor, ids_TK: Tensor) -> Tensor:
+    return loss(probs_TE, ids_TK) * ids_TK.numel()
+
+
 def our_weight(theirs: float, k: int, n_layers: int) -> float:
     """Their term: theirs * mean over layers of K * LBL. Ours: weight * sum over layers of LBL."""
     return theirs * k / n_layers
@@ -71,6 +75,13 @@ def _gradient_by_hand(logits_TE: Tensor) -> Tensor:
     return E / T * p_TE * (f_E - (p_TE * f_E).sum(-1, keepdim=True))
 
 
+def _one_sum_for_all(logits_TE: Tensor) -> Tensor:
+    T, E = logits_TE.shape
+    p_TE = logits_TE.detach().softmax(-1)
+    f_E = torch.bincount(p_TE.argmax(-1), minlength=E) / T
+    return E / T * p_TE * (f_E - (p_TE * f_E).sum())
+
+
 def _on_the_probabilities(logits_TE: Tensor) -> Tensor:
     T, E = logits_TE.shape
     return (E / T * load_share(expert_counts(logits_TE.detach().topk(1).indices, E))).expand(T, E)
@@ -88,6 +99,10 @@ def _covariance(f_E: Tensor, P_E: Tensor) -> Tensor:
 
 def _unbiased(f_E: Tensor, P_E: Tensor) -> Tensor:
     return 1 + len(f_E) ** 2 * torch.cov(torch.stack((f_E, P_E)))[0, 1]
+
+
+def _sum_of_products(f_E: Tensor, P_E: Tensor) -> Tensor:
+    return 1 + len(f_E) ** 2 * ((f_E - f_E.mean()) * (P_E - P_E.mean())).sum()
 
 
 def shrunk(logits_TE: Tensor, g: float) -> tuple[float, float]:
@@ -109,6 +124,11 @@ def _shrunk_plainly(logits_TE: Tensor, g: float) -> tuple[float, float]:
 def _scaled_probabilities(logits_TE: Tensor, g: float) -> tuple[float, float]:
     value, busiest = shrunk(logits_TE, 1.0)
     return g * value, busiest
+
+
+def _in_shares(logits_TE: Tensor, g: float) -> tuple[float, float]:
+    value, busiest = shrunk(logits_TE, g)
+    return value, busiest / logits_TE.shape[1]
 
 
 def moved(before_TE: Tensor, after_TE: Tensor) -> float:
@@ -198,7 +218,10 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_routed,
         mistake=_without_e,
         says="right up to a factor: multiply by the number of experts, so that a balanced layer scores 1",
-        others=((_per_token, "right for K = 1. With more, your f sums to K: divide by the number of slots, not of tokens"),),
+        others=(
+            (_per_token, "right for K = 1. With more, your f sums to K: divide by the number of slots, not of tokens"),
+            (_not_divided, "your f holds counts: divide them by the number of all slots, since f must sum to 1"),
+        ),
     ),
     Exercise(
         name="our_weight",
@@ -231,6 +254,7 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_shares,
         mistake=_unbiased,
         says="torch.cov divides by E - 1, as an estimate from a sample would. These are all experts: divide by E",
+        others=((_sum_of_products, "you add the products up: a covariance is a mean, so divide by E"),),
     ),
     Exercise(
         name="lbl_gradient",
@@ -247,13 +271,14 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_logits,
         mistake=_on_the_probabilities,
         says="that is the gradient on the probabilities, which depend on all logits: go on through the softmax",
+        others=((_one_sum_for_all, "the inner sum runs over experts: one number for each token, sum(-1, keepdim=True)"),),
         axes="TE",
     ),
     Exercise(
         name="shrunk_logits",
         chapter=6,
         asks="the cheap way out",
-        minutes=5,
+        minutes=8,
         difficulty=2,
         importance=5,
         solution=shrunk,
@@ -263,6 +288,7 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_scaled,
         mistake=_scaled_probabilities,
         says="you multiplied the probabilities by g, so they no longer sum to 1: multiply the logits, then take the softmax",
+        others=((_in_shares, "your second number is a share of the tokens: multiply by E, so that it is in fair shares"),),
         tolerance=Tolerance(1e-4, 1e-5),
     ),
     Exercise(

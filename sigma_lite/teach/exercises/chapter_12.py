@@ -84,6 +84,10 @@ def _always_one(counts_V: np.ndarray, n_experts: int, k: int) -> float:
     return zipf.lump_variance(counts_V, n_experts)
 
 
+def _counts_not_shares(counts_V: np.ndarray, n_experts: int, k: int) -> float:
+    return zipf.lump_variance(counts_V, n_experts, k) * counts_V.sum() ** 2
+
+
 def lumps_of(table_VE: np.ndarray) -> float:
     facts = zipf.load_variance(table_VE)
     return float(facts["own"] * facts["std"] ** 2)
@@ -101,6 +105,11 @@ def _all_of_the_load(table_VE: np.ndarray) -> float:
 
 def _in_shares(table_VE: np.ndarray) -> float:
     return lumps_of(table_VE) / table_VE.shape[1] ** 2
+
+
+def _each_row_alone(table_VE: np.ndarray) -> float:
+    E = table_VE.shape[1]
+    return float(sum((E * row_E / row_E.sum()).var() for row_E in table_VE))
 
 
 def explained(table_VE: np.ndarray) -> float:
@@ -132,6 +141,11 @@ def _entropy(counts_E: np.ndarray) -> float:
 
 def _what_is_left(table_VE: np.ndarray) -> float:
     return 1 - explained(table_VE)
+
+
+def _of_ln_e(table_VE: np.ndarray) -> float:
+    left = (1 - explained(table_VE)) * _entropy(table_VE.sum(0))
+    return 1 - left / float(np.log(table_VE.shape[1]))
 
 
 def _largest_heap_first(lumps_L: Sequence[float], budget: int) -> tuple[int, ...]:
@@ -228,7 +242,7 @@ EXERCISES: tuple[Exercise, ...] = (
         name="lump_variance",
         chapter=12,
         asks="lumps at random",
-        minutes=10,
+        minutes=15,
         difficulty=3,
         importance=5,
         solution=zipf.lump_variance,
@@ -239,7 +253,10 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_texts,
         mistake=_one_home,
         says="almost: the K homes of a token are different experts, which makes it E / K - 1, not (E - 1) / K",
-        others=((_always_one, "that is right for K = 1: with K homes, a token is K smaller lumps"),),
+        others=(
+            (_always_one, "that is right for K = 1: with K homes, a token is K smaller lumps"),
+            (_counts_not_shares, "you square the counts: p holds shares of the text, so divide by all tokens first"),
+        ),
     ),
     Exercise(
         name="lumps_of",
@@ -257,13 +274,16 @@ EXERCISES: tuple[Exercise, ...] = (
         mistake=_all_of_the_load,
         says="that is the variance of the load, in which tokens also add up or make up for each other:"
         " take the variance of each row first, and then the sum",
-        others=((_in_shares, "right in shares of the text: a fair share is 1 / E, so multiply by E squared"),),
+        others=(
+            (_in_shares, "right in shares of the text: a fair share is 1 / E, so multiply by E squared"),
+            (_each_row_alone, "you divide each row by its own sum, so a rare token weighs as much: divide by all tokens"),
+        ),
     ),
     Exercise(
         name="explained",
         chapter=12,
         asks="what the token explains",
-        minutes=10,
+        minutes=15,
         difficulty=3,
         importance=3,
         solution=explained,
@@ -274,7 +294,10 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_tables,
         mistake=_unweighted_rows,
         says="you average over kinds of tokens: a frequent token must weigh as much as it is frequent",
-        others=((_what_is_left, "that is what the token leaves open: take 1 minus it"),),
+        others=(
+            (_what_is_left, "that is what the token leaves open: take 1 minus it"),
+            (_of_ln_e, "you divide by ln E, as if all experts were equally busy: divide by the entropy of all experts"),
+        ),
     ),
     Exercise(
         name="k_list",

@@ -65,6 +65,16 @@ def _all_of_it(ids_S: Tensor) -> Tensor:
     return ids_S[1:]
 
 
+def _itself(ids_S: Tensor) -> Tensor:
+    said_S = (ids_S == ASSISTANT).cumsum(0) > (ids_S == END).cumsum(0)
+    return ids_S.where(said_S, IGNORED)[:-1]
+
+
+def _with_its_mark(ids_S: Tensor) -> Tensor:
+    said_S = (ids_S == ASSISTANT).cumsum(0) > (ids_S == END).cumsum(0)
+    return ids_S.where(said_S, IGNORED)[1:]
+
+
 def _rows() -> list:
     one, other = conversation([7, 8], [5, 6]), conversation([9], [4])
     return [(torch.tensor(one),), (torch.tensor(one + other),), (torch.tensor([*other, 0, 0]),)]
@@ -108,6 +118,14 @@ def fill(lengths: list[int], room: int) -> list[int]:
     return [sum(first <= start < end for start in starts[:-1].tolist()) for first, end in spans]
 
 
+def _room_not_reduced(lengths: list[int], room: int) -> list[int]:
+    rows, left = [], 0
+    for length in lengths:
+        fits = length <= left
+        rows, left = ([*rows[:-1], rows[-1] + 1], left - length) if fits else ([*rows, 1], room)
+    return rows
+
+
 def fill_plain(lengths: list[int], room: int) -> list[int]:
     rows, left = [], 0
     for length in lengths:
@@ -134,7 +152,7 @@ def _lengths() -> list:
 
 
 def advantages(rewards_PG: Tensor) -> Tensor:
-    return reward.advantages(rewards_PG, normalise=True)[0]
+    return reward.advantages(rewards_PG.detach(), normalise=True)[0]  # a reward has no gradient
 
 
 def advantages_plain(rewards_PG: Tensor) -> Tensor:
@@ -189,6 +207,10 @@ def _of_probabilities(logits_NV: Tensor, tokens_N: Tensor, advantages_N: Tensor)
     return -(advantages_N.detach() * probs_N).mean()
 
 
+def _every_with_every(logits_NV: Tensor, tokens_N: Tensor, advantages_N: Tensor) -> Tensor:
+    return -(advantages_N.detach() * logits_NV.log_softmax(-1).gather(1, tokens_N[:, None])).mean()
+
+
 def _draws() -> list:
     draw = torch.Generator().manual_seed(21)
     sizes = ((6, 5), (3, 9))
@@ -217,6 +239,10 @@ def _in_order(before_TK: Tensor, now_TK: Tensor) -> float:
 
 def _slots(before_TK: Tensor, now_TK: Tensor) -> float:
     return round((before_TK.sort(1).values != now_TK.sort(1).values).double().mean().item(), 5)
+
+
+def _sets_of_tensors(before_TK: Tensor, now_TK: Tensor) -> float:
+    return sum(set(before) != set(now) for before, now in zip(before_TK, now_TK, strict=True)) / len(before_TK)
 
 
 def _routings() -> list:
@@ -259,13 +285,17 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_talks,
         mistake=_without_end,
         says="the mark behind the answer is missing: a model that never saw it would not know when to stop",
-        others=((_without_begin, "each conversation is a document of its own: the end of text comes first"),),
+        others=(
+            (_without_begin, "each conversation is a document of its own: the end of text comes first"),
+            (lambda said, answer: [0, 1, said, 2, answer, 3], "your list contains lists: join them with +, or write *said"),
+            (lambda said, answer: [0, 1, *said, 3, 2, *answer, 3], "the mark 3 ends only what the assistant says"),
+        ),
     ),
     Exercise(
         name="answer_targets",
         chapter=21,
         asks="what is learned",
-        minutes=10,
+        minutes=15,
         difficulty=3,
         importance=5,
         solution=targets,
@@ -276,7 +306,11 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_rows,
         mistake=_late,
         says="that is shifted by one: at the assistant's mark the first token of the answer is to be told already",
-        others=((_all_of_it, "the problem would be learned too: only what the assistant says is a target"),),
+        others=(
+            (_all_of_it, "the problem would be learned too: only what the assistant says is a target"),
+            (_itself, "place s holds token s itself: it must hold the next token, ids_S[s + 1]"),
+            (_with_its_mark, "the mark 2 is given and the mark 3 is said: ask who speaks at s, not at s + 1"),
+        ),
         axes="S",
     ),
     Exercise(
@@ -310,7 +344,10 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_lengths,
         mistake=_leaves_a_gap,
         says="a conversation that fills a row to its last place fits: compare with <=",
-        others=((_sorted_first, "conversations stay in their order: nothing is sorted here"),),
+        others=(
+            (_sorted_first, "conversations stay in their order: nothing is sorted here"),
+            (_room_not_reduced, "the conversation that opens a row takes room too: what is left is room - length"),
+        ),
     ),
     Exercise(
         name="advantages",
@@ -337,7 +374,7 @@ EXERCISES: tuple[Exercise, ...] = (
         name="policy_loss",
         chapter=21,
         asks="the policy's loss",
-        minutes=8,
+        minutes=10,
         difficulty=3,
         importance=5,
         solution=policy,
@@ -349,6 +386,10 @@ EXERCISES: tuple[Exercise, ...] = (
         says="the sign is turned: a step downhill must make answers with a positive advantage more likely",
         others=(
             (_of_probabilities, "that is p, not log p: its slope vanishes for answers that are rare, which need it most"),
+            (
+                _every_with_every,
+                "gather gave a column [N, 1], and a column times [N] is N x N: take [:, 0] before you multiply",
+            ),
         ),
     ),
     Exercise(
@@ -365,7 +406,10 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_routings,
         mistake=_in_order,
         says="the order of a token's experts does not matter: compare sets",
-        others=((_slots, "count tokens, not slots: a token of which one expert changed has changed"),),
+        others=(
+            (_slots, "count tokens, not slots: a token of which one expert changed has changed"),
+            (_sets_of_tensors, "two tensors with the same number differ in a set: make whole numbers of them with tolist()"),
+        ),
     ),
     Exercise(
         name="unused_experts",

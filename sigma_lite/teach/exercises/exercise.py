@@ -17,6 +17,11 @@ from sigma_lite.teach.limit import TooLong, within
 
 FEW = 8  # numbers of a tensor that a verdict still writes out
 SECONDS = 10.0  # for all cases of an exercise
+PLAINLY = {  # what torch says about a habit from numpy, and what it means here
+    "on Tensor that requires grad": "the check looks at gradients too, so its inputs carry them; stay with torch functions",
+    "could not infer output dtype": "turn True and False into numbers first, with .float()",
+    "bincount only supports 1-d": "bincount wants a flat tensor of whole numbers, none of them below 0",
+}
 
 
 class Verdict(NamedTuple):
@@ -98,7 +103,8 @@ class Exercise:
         except NotImplementedError:
             return NOTHING
         except (Exception, SystemExit) as error:  # what a reader's code raises is a verdict, not a crash of the chapter
-            return f"it raises {type(error).__name__}: {error}"
+            plainly = next((f" ({says})" for part, says in PLAINLY.items() if part in str(error)), "")
+            return f"it raises {type(error).__name__}: {str(error).rstrip('.')}{plainly}"
 
     def _named(self, mine: Callable, cases: Sequence[tuple]) -> str:
         """What to say about the mistake that equals `mine` on every case; "" when none does."""
