@@ -94,7 +94,7 @@ def test_guess_is_kept_and_shown_beside_the_measurement(page, site):
 
 def test_folded_solution_opens(page, site):
     page.goto((site / "notebooks" / f"{CHAPTERS[0]}.html").as_uri())
-    fold = page.locator("details", has_text="the source").first
+    fold = page.locator("details", has=page.locator("summary", has_text="the package's")).first
     source = fold.locator("pre")
     assert not source.is_visible()
     fold.locator("summary").click()

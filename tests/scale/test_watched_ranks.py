@@ -12,7 +12,7 @@ from launch import done, fit
 from sigma_lite import record
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
-from test_telemetry import LOGGER, OFTEN, pattern, table, told
+from test_telemetry import LOGGER, OFTEN, OTHERS, pattern, table, told
 
 pytestmark = pytest.mark.slow
 R, STEPS, L = 2, 12, 2
@@ -38,8 +38,8 @@ def test_only_the_first_rank_speaks_and_says_all_that_the_table_has(told_by):
     lines = told_by(R, R)
     assert {rank for rank, *_ in lines} == {"0"}
     assert len(lines) == len({(step, *sorted(found)) for _, step, found in lines}), "nothing is told twice"
-    of_mixtures = {name for name in table() if name.startswith("val/{source}")}
-    assert {pattern(name) for *_, found in lines for name in found} == table() - of_mixtures
+    of_others = {name for name in table() if name.startswith(OTHERS)}
+    assert {pattern(name) for *_, found in lines for name in found} == table() - of_others
     steps = {e["step"]: e for e in record.read("run2x2/record.jsonl", "step")}
     for _, step, found in lines:
         rows = [found[name] for name in sorted(found) if name.startswith("moe/expert_rank_")]
