@@ -109,12 +109,13 @@ def floor(found: Sequence[Row], results: Mapping, others: Iterable[Mapping] = ()
 
 
 def verdict(row: Row, noise: Floor) -> str:
-    """What the difference from BASE says. An interval that holds 0 says nothing, nor does what another machine makes too."""
+    """What the difference from BASE says. An interval that holds 0 says nothing, nor what seeds or another machine make."""
     if row.arm == BASE:
         return "the baseline"
     if row.difference.seeds < 2:
         return "one seed only"
-    if not row.difference.is_clear or abs(row.difference.mean) <= max(map(abs, noise.machines), default=0.0):
+    nothing = (noise.seeds, *map(abs, noise.machines))  # nan, where no arm has two seeds, is below none
+    if not row.difference.is_clear or any(abs(row.difference.mean) <= size for size in nothing):
         return "within noise"
     return "worse" if row.difference.mean > 0 else "better"
 
