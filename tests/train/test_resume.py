@@ -129,7 +129,7 @@ def check_equal(run: Path, whole) -> None:
 
 
 def test_killed_at_every_kind_of_moment(place, whole):
-    """One run, killed eleven times in a row at chosen places; its clock counts no time twice, nor any from before it began."""
+    """One run, killed eleven times in a row at chosen places; its clock counts no time twice and none from before."""
     begun = time.perf_counter()
     for where, (trap, step) in TRAPS.items():
         assert ending(child(["fit", "-c", "tiny.yaml"], trap)) == -signal.SIGKILL, where
