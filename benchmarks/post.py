@@ -59,7 +59,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "frozen routers": sft(["add2"], 250, model={"optim": {"router_lr": 0.0}}),
     "replay": sft(["add2"], 250, replay=0.1),
     "family": sft(FAMILY, 420, replay=0.1),
-    START: sft(["add2"], 160),
+    START: sft(["add2"], 145),
     "rewarded": rewards(200),
     "null rewards": rewards(200, null=True),
 }
