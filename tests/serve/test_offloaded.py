@@ -216,9 +216,8 @@ def test_a_right_guess_is_read_before_it_is_asked_for(tmp_path):
 
 def test_a_slow_disk_is_as_slow_as_it_says(file):
     files, into = Mapped(file, bytes_per_second=2e5), torch.empty(2 * NET.d_expert, NET.d_model)
-    files.copy("blocks.0.moe.experts.w13", 0, into)
     begun = time.perf_counter()
-    for expert in range(10):
+    for expert in range(10):  # all that were ever read: a read makes up for what the one before has overslept
         files.copy("blocks.1.moe.experts.w13", expert, into)
     took = time.perf_counter() - begun
     assert 0.9 < took / (10 * into.numel() * 4 / 2e5) < 1.3
