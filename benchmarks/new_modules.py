@@ -1,7 +1,7 @@
 """Text of another kind: new experts beside frozen ones against fine-tuning, and what each forgets; then half of the experts.
 
-The model is a finished run of usual experts. The other text is this repository's own prose (README.md and book/*.md) or the
-files given, read by the run's tokenizer. Writes results/bench/new_modules-NAME.json.
+The model is a finished run of usual experts. The other text is this repository's own prose (README.md, book/*.md and
+book/log/*.md) or the files given, read by the run's tokenizer. Writes results/bench/new_modules-NAME.json.
 
     python benchmarks/new_modules.py --model NAME_OR_RUN [--text FILE ...] [--steps 30] [--heldout 32] [--out FILE]
 
@@ -39,7 +39,12 @@ PER_BATCH, LENGTH, RATE, BALANCE = 4, 256, 1e-3, 1e-2
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_model(parser)
-    parser.add_argument("--text", type=Path, nargs="+", default=[ROOT / "README.md", *sorted((ROOT / "book").glob("*.md"))])
+    parser.add_argument(
+        "--text",
+        type=Path,
+        nargs="+",
+        default=[ROOT / "README.md", *sorted((ROOT / "book").glob("*.md")), *sorted((ROOT / "book" / "log").glob("*.md"))],
+    )
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--heldout", type=int, default=32)
     options = parser.parse_args()
