@@ -65,7 +65,7 @@ class SigmaLit(pl.LightningModule):
         balance: BalanceConfig = BalanceConfig(),  # noqa: B008
         optim: OptimConfig = OptimConfig(),  # noqa: B008
         custom_balance: Balancer | Callable | None = None,  # so spelt, yaml can name a class with init_args, or a function
-        parts: Any = None,  # of yaml they are plain values: no parser may make a router before there is a config
+        parts: dict[str, Any] | None = None,  # or `Parts`; plain in yaml: no parser may make a router without a config
         reward: RewardConfig = RewardConfig(),  # noqa: B008
     ):
         super().__init__()

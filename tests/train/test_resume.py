@@ -143,8 +143,14 @@ def test_killed_at_every_kind_of_moment(place, whole):
 
 def test_heads_that_are_experts_have_loads_of_their_own_and_keep_them_over_a_kill(place):
     """Killed inside a window of loads; the diary names whose loads they are."""
-    tiny.write_config(place, "heads.yaml", model__parts__attention="sigma_lite.papers.moduleformer.HeadExperts")
-    heads = ["fit", "-c", "heads.yaml"]
+    part = "--model.parts.attention"
+    heads = [
+        "fit",
+        "-c",
+        "tiny.yaml",
+        f"{part}.class_path=sigma_lite.papers.moduleformer.HeadExperts",
+        f"{part}.init_args.chosen=1",
+    ]
     cli.main([*heads, "--trainer.default_root_dir=whole"])
     trap = before(Diary, "on_train_batch_end", lambda self, t, *_: t.global_step == 5)
     assert ending(child(heads, trap)) == -signal.SIGKILL
