@@ -1,4 +1,4 @@
-"""Parameters of parts are counted on the meta device: equal to the formula for the usual model, and to what is really built."""
+"""Parameters of parts are counted on the meta device: equal to the formula for a usual model, and to what is built."""
 
 from __future__ import annotations
 
