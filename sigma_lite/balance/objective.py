@@ -47,8 +47,7 @@ class Objective:
         Args:
             loss: the main one, a mean over scored tokens.
             routings: one of each layer's experts, and those of what else chooses: balance and z-loss are of all.
-            pooled: what was counted in this optimizer step so far: loads, and the balancer's own statistics. This
-                micro-batch's are added to it.
+            pooled: loads and the balancer's own statistics of this optimizer step so far; this micro-batch's are added.
             n_rows: B; the T tokens of a routing are row-major, T / B of each row.
         """
         own, experts, others = None, of_experts(routings), of_others(routings)

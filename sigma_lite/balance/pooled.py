@@ -27,8 +27,7 @@ class PooledCounts:
         """Add one micro-batch's counts, int64 [L, E]; returns f so far, fp32 [L, E]; with others a list, theirs behind.
 
         Args:
-            own: what a balancer counts beside the loads, int64 [L, ...]; it travels in the same message.
-            others: counts of what is no expert, such as heads, each int64 [its number].
+            own, others: what else is counted: by a balancer, int64 [L, ...]; of heads and such, each int64 [its number].
         """
         given = [counts_LE, *others, *([] if own is None else [own])]
         summed = sum_over_ranks(torch.cat([counts.flatten() for counts in given])).split([c.numel() for c in given])

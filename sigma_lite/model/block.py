@@ -53,15 +53,16 @@ class Block(nn.Module):
         cache: KeyValueCache | None = None,
         ids_BS: Tensor | None = None,
     ) -> tuple[Tensor, list[Routing]]:
-        """The stream behind this layer, and what was chosen: of experts, and of heads where attention chooses too."""
         routings = []
         if self.attention:
-            y_BSD = self.attention(self.attention_norm(x_BSD), rotation, mask_BSS, cache)
-            if isinstance(y_BSD, tuple):
-                y_BSD, *routings = y_BSD
+            y = self.attention(self.attention_norm(x_BSD), rotation, mask_BSS, cache)
+            y_BSD, *routings = y if isinstance(y, tuple) else (y,)  # with routings where attention chooses too
             x_BSD = x_BSD + y_BSD
         y_BSD, routing = self.moe(self.moe_norm(x_BSD), ids_BS)
-        for other in routings:
-            require(isinstance(other, NamedRouting), f"{type(self.attention).__name__} returned {_PLAIN}")
-            other.layer = self.layer
-        return x_BSD + y_BSD, [routing, *routings]
+        return x_BSD + y_BSD, [routing, *map(self.named, routings)]
+
+    def named(self, routing: NamedRouting) -> NamedRouting:
+        """Attention's choice, of this layer. Raises ConfigError for one that does not say what was chosen."""
+        require(isinstance(routing, NamedRouting), f"{type(self.attention).__name__} returned {_PLAIN}")
+        routing.layer = self.layer
+        return routing

@@ -52,8 +52,7 @@ class NamedRouting(Routing):
         return changed
 
 
-def of_experts(routings: Sequence[Routing]) -> list[Routing]:
-    """Those that choose a layer's experts, one a layer: [L]."""
+def of_experts(routings: Sequence[Routing]) -> list[Routing]:  # one a layer: [L]
     return [routing for routing in routings if not isinstance(routing, NamedRouting)]
 
 
