@@ -10,7 +10,7 @@ Each entry has a `kind` and the optimizer `step` at which it was true:
                 rows {source: rows of this step}, passes {source: times read by its end}; the source of a run without a
                 mixture is "corpus". `sigma-lite rows RUN STEP` names each row and its documents
     load        tokens (of the window), k of its steps, f and P [L][E], lbl [L], router_entropy [L] in nats, logit_max [L],
-                bias [L][E] where there is one
+                bias [L][E] where there is one; others {"layer 0 queries": f, P and lbl} where attention chooses heads
     experts     grad_norm [L][E] of single experts in this step, before clipping; rows of each expert-parallel rank and
                 fullest_rank, relative to an even share, where there are such ranks
     validation  nats_per_token, bits_per_byte, f and P [L][E], lbl [L]; of a mixture also sources {source: {bits_per_byte,

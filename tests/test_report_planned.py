@@ -97,4 +97,6 @@ def test_the_plan_that_is_kept_is_the_planners_and_names_the_machine_at_hand():
 
 def test_what_cannot_be_planned_is_trained_all_the_same():
     own = RunConfig(parts={"router": {"class_path": "mine.Router"}})
-    assert "model.parts.router cannot be planned" in expected(own)["refused"]
+    assert "model.parts.router=mine.Router cannot be imported" in expected(own)["refused"]
+    ours = expected(RunConfig(parts={"router": "sigma_lite.model.router.Router"}))
+    assert "Of model.parts.router: parameters are counted, the rest is a guess" in planned.comparison(run(ours))

@@ -54,7 +54,7 @@ class Balancer:
         return routing.logits.new_zeros(())
 
     def losses(self, routings: Sequence[Routing], f_LE: Tensor, n_rows: int) -> Tensor:
-        """[L], one scalar a layer. Override to see all layers at once, or the T / n_rows tokens of each row apart."""
+        """[L], one scalar a routing; f_LE is a list where heads are chosen too. Override to see all at once, or each row."""
         return torch.stack([self.loss(routing, f_E) for routing, f_E in zip(routings, f_LE, strict=True)])
 
     def statistics(self, routings: Sequence[Routing]) -> Tensor:

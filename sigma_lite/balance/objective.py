@@ -12,7 +12,7 @@ from sigma_lite.balance.balancer import Balancer, balancer, counts_of
 from sigma_lite.balance.losses import load_balancing_loss, z_loss
 from sigma_lite.balance.pooled import PooledCounts
 from sigma_lite.config import BalanceConfig
-from sigma_lite.model import Routing
+from sigma_lite.model import Routing, of_experts, of_others
 
 
 class Losses(NamedTuple):
@@ -46,23 +46,23 @@ class Objective:
 
         Args:
             loss: the main one, a mean over scored tokens.
-            routings: one of each layer.
-            pooled: what was counted in this optimizer step so far: loads, and the balancer's own statistics. This
-                micro-batch's are added to it.
+            routings: one of each layer's experts, and those of what else chooses: balance and z-loss are of all.
+            pooled: loads and the balancer's own statistics of this optimizer step so far; this micro-batch's are added.
             n_rows: B; the T tokens of a routing are row-major, T / B of each row.
         """
-        own = None
+        own, experts, others = None, of_experts(routings), of_others(routings)
         if type(self.balancer).statistics is not Balancer.statistics:
             with torch.no_grad():
-                own = self.balancer.statistics(routings)
-        f_LE = pooled.add(counts_of(routings), own)
+                own = self.balancer.statistics(experts)
+        f = pooled.add(counts_of(experts), own, [counts_of([r])[0] for r in others])
+        a_layer = len(routings) / len(experts)  # 1 unless attention chooses too; then a layer's loss is a sum
         terms = {
             self.main: loss,
-            "balance": self.balancer.losses(routings, f_LE, n_rows).mean(),
-            "z": torch.stack([z_loss(r.logits) for r in routings]).mean(),
+            "balance": self.balancer.losses([*experts, *others], f, n_rows).mean() * a_layer,
+            "z": torch.stack([z_loss(r.logits) for r in routings]).mean() * a_layer,
         }
         total = torch.stack([self.term_weights[name] * term for name, term in terms.items()]).sum()
-        return Losses(total, terms, _measured(routings, f_LE))
+        return Losses(total, terms, _measured(experts, f[: len(experts)]))
 
 
 def objective(config: BalanceConfig, n_layers: int, custom: Balancer | None = None, main: str = "lm") -> Objective:
@@ -71,6 +71,6 @@ def objective(config: BalanceConfig, n_layers: int, custom: Balancer | None = No
 
 
 @torch.no_grad()
-def _measured(routings: Sequence[Routing], f_LE: Tensor) -> Tensor:
+def _measured(routings: Sequence[Routing], f_LE: Tensor | Sequence[Tensor]) -> Tensor:
     lbl_L = [load_balancing_loss(r.probs, r.ids, f_E) for r, f_E in zip(routings, f_LE, strict=True)]
     return torch.stack(lbl_L).mean()

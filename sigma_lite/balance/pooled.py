@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -18,22 +20,27 @@ class PooledCounts:
     """
 
     def __init__(self) -> None:
-        self.counts_LE: Tensor | None = None
+        self._so_far: list[Tensor] = []
         self._own: Tensor | None = None
 
-    def add(self, counts_LE: Tensor, own: Tensor | None = None) -> Tensor:
-        """Add one micro-batch's counts, int64 [L, E]; returns f so far, fp32 [L, E].
+    def add(self, counts_LE: Tensor, own: Tensor | None = None, others: Sequence[Tensor] = ()) -> Tensor | list[Tensor]:
+        """Add one micro-batch's counts, int64 [L, E]; returns f so far, fp32 [L, E]; with others a list, theirs behind.
 
         Args:
-            own: what a balancer counts beside the loads, int64 [L, ...]; it travels in the same message.
+            own, others: what else is counted: by a balancer, int64 [L, ...]; of heads and such, each int64 [its number].
         """
-        both = [counts_LE] if own is None else [counts_LE, own]
-        added = sum_over_ranks(torch.cat([counts.flatten() for counts in both])).split([counts.numel() for counts in both])
-        counts_LE, *own_counts = [new.view(counts.shape) for new, counts in zip(added, both, strict=True)]
-        self.counts_LE = counts_LE if self.counts_LE is None else self.counts_LE + counts_LE
-        for new in own_counts:
-            self._own = new if self._own is None else self._own + new
-        return load_share(self.counts_LE)
+        given = [counts_LE, *others, *([] if own is None else [own])]
+        summed = sum_over_ranks(torch.cat([counts.flatten() for counts in given])).split([c.numel() for c in given])
+        added = [new.view(counts.shape) for new, counts in zip(summed, given, strict=True)]
+        so_far = [before + new for before, new in zip(self._so_far, added, strict=True)] if self._so_far else added
+        self._so_far, self._own = so_far, None if own is None else so_far[-1]
+        f_LE = load_share(so_far[0])
+        return [*f_LE, *map(load_share, so_far[1 : 1 + len(others)])] if others else f_LE
+
+    @property
+    def counts_LE(self) -> Tensor | None:
+        """Loads of this step so far."""
+        return self._so_far[0] if self._so_far else None
 
     @property
     def statistics(self) -> Tensor | None:
@@ -42,7 +49,7 @@ class PooledCounts:
 
     def reset(self) -> None:
         """Call after each optimizer step."""
-        self.counts_LE = self._own = None
+        self._so_far, self._own = [], None
 
 
 @torch.no_grad()

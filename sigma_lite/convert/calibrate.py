@@ -13,7 +13,7 @@ from sigma_lite.balance.losses import expert_counts, load_share
 from sigma_lite.config import RowsConfig, require
 from sigma_lite.data.rows import IGNORED, Batch, Rows, row_order
 from sigma_lite.data.shards import Prepared
-from sigma_lite.model import Routing, Transformer
+from sigma_lite.model import Routing, Transformer, of_experts
 
 
 def training_rows(data: Prepared, config: RowsConfig, count: int, per_batch: int = 8) -> list[Batch]:
@@ -59,7 +59,7 @@ def heldout(model: Transformer, rows: Sequence[Batch]) -> dict[str, Any]:
         scored_BS = batch.targets_BS != IGNORED
         nats += float(nats_BS.double()[scored_BS].sum())
         tokens, size = tokens + int(scored_BS.sum()), size + int(batch.bytes_BS.sum())
-        kept = scored_BS.flatten()
+        kept, routings = scored_BS.flatten(), of_experts(routings)
         counted = torch.stack([expert_counts(r.ids[kept], r.probs.shape[1]) for r in routings])
         summed = torch.stack([r.probs[kept].double().sum(0) for r in routings])
         counts, probs = (counted, summed) if counts is None else (counts + counted, probs + summed)

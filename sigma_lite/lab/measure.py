@@ -18,6 +18,7 @@ from sigma_lite.checkpoint import newest_checkpoint, read_settings
 from sigma_lite.data.rows import IGNORED, Rows
 from sigma_lite.data.shards import load
 from sigma_lite.identity import code_digest, identify_named, package_code
+from sigma_lite.model import of_experts
 from sigma_lite.model.parts import as_parts
 from sigma_lite.runfile import load_run
 from sigma_lite.serve.generate import joined
@@ -156,5 +157,5 @@ def _batch(trained: Trained, rows: Rows, first: int) -> Routed:
         domains=batch.domains_B.repeat_interleave(S),
         nats=nats_BS.flatten(),
         scored=batch.targets_BS.flatten() != IGNORED,
-        experts=[r.ids for r in routings],
+        experts=[r.ids for r in of_experts(routings)],
     )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sigma_lite.config import ModelConfig
+from sigma_lite.config import ModelConfig, require
 from sigma_lite.model.attention import Allowed, KeyValueCache
 from sigma_lite.model.dispatch import for_router
 from sigma_lite.model.norm import RMSNorm
 from sigma_lite.model.parts import Parts
 from sigma_lite.model.rotary import Rotation
-from sigma_lite.model.router import Routing
+from sigma_lite.model.router import NamedRouting, Routing
+
+_PLAIN = "a plain Routing, which is one of experts: give a subclass of NamedRouting, that says `of` what"
 
 
 class MoE(nn.Module):
@@ -34,6 +36,8 @@ class MoE(nn.Module):
 class Block(nn.Module):
     """Pre-norm residual layer; without `attends` it is the mixture of experts alone."""
 
+    layer = 0  # which one it is; the model says it
+
     def __init__(self, config: ModelConfig, attends: bool = True, parts: Parts = Parts()):  # noqa: B008
         super().__init__()
         self.attention_norm = RMSNorm(config.d_model, config.norm_eps) if attends else None
@@ -48,8 +52,17 @@ class Block(nn.Module):
         mask_BSS: Allowed = None,
         cache: KeyValueCache | None = None,
         ids_BS: Tensor | None = None,
-    ) -> tuple[Tensor, Routing]:
+    ) -> tuple[Tensor, list[Routing]]:
+        routings = []
         if self.attention:
-            x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), rotation, mask_BSS, cache)
+            y = self.attention(self.attention_norm(x_BSD), rotation, mask_BSS, cache)
+            y_BSD, *routings = y if isinstance(y, tuple) else (y,)  # with routings where attention chooses too
+            x_BSD = x_BSD + y_BSD
         y_BSD, routing = self.moe(self.moe_norm(x_BSD), ids_BS)
-        return x_BSD + y_BSD, routing
+        return x_BSD + y_BSD, [routing, *map(self.named, routings)]
+
+    def named(self, routing: NamedRouting) -> NamedRouting:
+        """Attention's choice, of this layer. Raises ConfigError for one that does not say what was chosen."""
+        require(isinstance(routing, NamedRouting), f"{type(self.attention).__name__} returned {_PLAIN}")
+        routing.layer = self.layer
+        return routing

@@ -6,6 +6,7 @@ make the gate of a single winner exactly 1: a constant, through which the langua
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,37 @@ class Routing(NamedTuple):
     ids: Tensor  # [T, K] int64 chosen experts, best first; -1: an empty slot, where a router leaves some
     gates: Tensor  # [T, K] fp32 scores of the chosen, in 0..1; not renormalised unless set so: K may change, not their scale
     logits: Tensor  # [T, E] fp32
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Routing:
+        """Another whose four tensors are changed, such as to those of fewer tokens."""
+        return self._replace(**{name: change(tensor) for name, tensor in self._asdict().items()})
+
+
+class NamedRouting(Routing):
+    """A routing of what is no expert, such as of attention heads: "layer 3 queries". A subclass says `of` what.
+
+    Layer and kind are no fields: callers take any routing apart into four tensors.
+    """
+
+    layer = 0  # the block says it
+    of = "heads"
+
+    @property
+    def name(self) -> str:
+        return f"layer {self.layer} {self.of}"
+
+    def _replace(self, **given: Tensor) -> NamedRouting:
+        changed = super()._replace(**given)
+        vars(changed).update(vars(self))
+        return changed
+
+
+def of_experts(routings: Sequence[Routing]) -> list[Routing]:  # one a layer: [L]
+    return [routing for routing in routings if not isinstance(routing, NamedRouting)]
+
+
+def of_others(routings: Sequence[Routing]) -> list[NamedRouting]:
+    return [routing for routing in routings if isinstance(routing, NamedRouting)]
 
 
 class Router(nn.Module):

@@ -17,13 +17,13 @@ from sigma_lite.model.documents import attention_way, pieces, varlen
 from sigma_lite.model.norm import RMSNorm
 from sigma_lite.model.parts import Parts
 from sigma_lite.model.rotary import Rotation, rotation
-from sigma_lite.model.router import Routing
+from sigma_lite.model.router import Routing, of_experts, of_others
 from sigma_lite.model.weights import Weight, fill, passing, weight_of
 
 
 class Output(NamedTuple):
     logits: Tensor  # [B, S, V]
-    routings: list[Routing]  # one per layer; T = B * S tokens in row-major order
+    routings: list[Routing]  # of each layer's experts; then NamedRoutings of what else chooses; T = B * S tokens, row-major
 
 
 class Transformer(nn.Module):
@@ -41,7 +41,7 @@ class Transformer(nn.Module):
             Block(config, layer >= config.attention_from_layer, parts.of_layer(layer)) for layer in range(config.n_layers)
         )
         for layer, block in enumerate(self.blocks):
-            block.moe.router.layer = layer
+            block.layer = block.moe.router.layer = layer
         self.stack = parts.stack(config) if parts.stack else None
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
@@ -101,7 +101,7 @@ class Transformer(nn.Module):
         mask_BSS = self.who_may_look(seen, S, documents_BS, ids_BS.device)
         through = self.stack or one_after_another
         x_BSD, routings = through(self.blocks, self.embedding(ids_BS), angles, mask_BSS, cache, ids_BS)
-        return self.norm(x_BSD), routings
+        return self.norm(x_BSD), [*of_experts(routings), *of_others(routings)]
 
     def who_may_look(self, seen: int, S: int, documents_BS: Tensor | None, device: torch.device) -> Allowed:
         """What attention is told of documents: see model/documents.py. An attention of one's own is given the mask."""
@@ -157,11 +157,11 @@ def one_after_another(
     caches: Sequence[KeyValueCache] | None,
     ids_BS: Tensor,
 ) -> tuple[Tensor, list[Routing]]:
-    """The stream through all blocks, and what each one's router decided."""
-    routings = []
+    """The stream through all blocks, and what each one's routers decided."""
+    routings: list[Routing] = []
     for block, cache in zip(blocks, caches or [None] * len(blocks), strict=True):
-        x_BSD, routing = block(x_BSD, angles, mask_BSS, cache, ids_BS)
-        routings.append(routing)
+        x_BSD, found = block(x_BSD, angles, mask_BSS, cache, ids_BS)
+        routings += found
     return x_BSD, routings
 
 

@@ -23,7 +23,7 @@ from sigma_lite.config import ModelConfig, require
 from sigma_lite.convert.distil import descend
 from sigma_lite.convert.rebuild import rebuilt
 from sigma_lite.data.rows import Batch
-from sigma_lite.model import KeyValueCache, Router, Routing, Transformer
+from sigma_lite.model import KeyValueCache, NamedRouting, Router, Routing, Transformer
 from sigma_lite.model.assumes import Assumes
 from sigma_lite.model.experts import Experts
 from sigma_lite.model.rotary import Rotation
@@ -120,6 +120,33 @@ class StickBreaking(nn.Module):
         probs_BSH = self.router(x_BSD).float().softmax(-1)
         best = probs_BSH.topk(self.chosen or 1, dim=-1)
         return torch.zeros_like(probs_BSH).scatter(-1, best.indices, best.values)
+
+
+class Queries(NamedRouting):
+    """Which query heads each token chose."""
+
+    of = "queries"
+
+
+class HeadExperts(StickBreaking):
+    """The same, and the choice of heads is a routing as that of experts is: "layer 3 queries".
+
+    Balance losses then sum over attention and feed-forward choices, as the paper's does, and the diary holds the heads'
+    loads. What moves a bias still moves the experts' routers only.
+    """
+
+    def __init__(self, config: ModelConfig, chosen: int = 1):
+        super().__init__(config, chosen)
+
+    def forward(
+        self, x_BSD: Tensor, rotation: Rotation, mask_BSS: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> tuple[Tensor, Queries]:
+        """As `StickBreaking`, and who chose which heads."""
+        logits_TH = self.router(x_BSD).float().flatten(0, 1)
+        probs_TH = logits_TH.softmax(-1)
+        best = probs_TH.topk(self.chosen, dim=-1)
+        heads = Queries(probs_TH, best.indices, best.values, logits_TH)
+        return super().forward(x_BSD, rotation, mask_BSS, cache), heads
 
 
 def load_concentration_loss(probs_TE: Tensor) -> Tensor:

@@ -120,7 +120,8 @@ def _meaning(plan: dict) -> str:
         else "the most that torch's allocator held on the fullest rank"
     )
     ranges = "Ranges are those of well-tuned and of ordinary code."
-    return f"{ranges} Memory as measured is {memory}. MFU is of the planned machine's peak."
+    guessed = f" Of {plan['guessed']}." if plan.get("guessed") else ""
+    return f"{ranges} Memory as measured is {memory}. MFU is of the planned machine's peak.{guessed}"
 
 
 def _steps(entries: Entries) -> Entries:

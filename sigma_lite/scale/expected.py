@@ -7,6 +7,7 @@ from typing import Any
 from sigma_lite.config import ConfigError
 from sigma_lite.runfile import RunConfig
 from sigma_lite.scale.forecast import forecast
+from sigma_lite.scale.notes import guessed
 
 STAGES = ("initial", "target")  # before the switch of sparsity, and after it
 OF_A_STAGE = ("step_seconds", "tokens_per_second", "mfu", "peak_bytes")
@@ -32,6 +33,7 @@ def expected(run: RunConfig, cluster: str | None = None, device: str = "") -> di
         "peak_tflops": machine["peak_tflops"],
         "layout_problem": layout["problem"],
         "total_params": facts["total_params"],
+        "guessed": guessed(run),
         "k": {stage: facts[f"k_{stage}"] for stage in STAGES},
         **{stage: {name: facts[stage][name] for name in OF_A_STAGE} for stage in STAGES},
         "hours": facts["run"] and facts["run"]["hours"],

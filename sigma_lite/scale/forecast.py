@@ -12,7 +12,7 @@ from sigma_lite.config import require
 from sigma_lite.runfile import RunConfig
 from sigma_lite.scale import cost, keeping
 from sigma_lite.scale.cluster import Cluster, load_cluster
-from sigma_lite.scale.layout import IMBALANCE, Layout, choices, layout_of, place, precision_of, why_not
+from sigma_lite.scale.layout import IMBALANCE, Layout, choices, layout_of, place, precision_of, strategy_config, why_not
 from sigma_lite.scale.memory import dispatch_per_layer, fits, kept_per_layer, memory, peak, usable
 from sigma_lite.scale.notes import notes, whole_model_everywhere
 from sigma_lite.scale.offloading import elsewhere
@@ -32,14 +32,15 @@ def forecast(
         nodes: instead of trainer.num_nodes or the description's own number.
         imbalance: rows that the fullest device of an exchange gets, relative to its share; 1 is even.
 
-    Raises ConfigError for a cluster that cannot be read, and for rows that no layout of its devices can share out.
+    Raises ConfigError for a cluster that cannot be read, for rows that no layout of its devices can share out, and for parts
+    of the reader's own on several devices or whose parameters cannot be counted.
     """
     require(nodes is None or nodes > 0, f"--nodes {nodes}: must be at least 1")
-    own = ", ".join(f"model.parts.{name}" for name in run.parts or ())
-    require(not own, f"{own} cannot be planned: nothing is known of the parameters and the time of a part of your own")
     require(1 <= imbalance < math.inf, f"--imbalance {imbalance}: must be 1 (even) or more, and finite")
     described = load_cluster(cluster_name or _usual(run, nodes))
     cluster = place(run, described, nodes)
+    if run.parts:
+        run = _counted(run, cluster)
     given = layout_of(run, cluster, imbalance)
     problem = why_not(run.net, run.rows, given)
     if not problem and cluster.devices > 1 and not given.sharded:
@@ -68,6 +69,19 @@ def forecast(
         "suggested": None if best is None else _laid_out(run, best) | _speed(run, best, cluster),
         "fits_from_nodes": None if best else _enough_nodes(run, cluster, imbalance),
     }
+
+
+def _counted(run: RunConfig, cluster: Cluster) -> RunConfig:
+    """With the parameters that the reader's own parts have."""
+    from sigma_lite.scale.parameters import counted  # torch, which plans of usual models do without
+    from sigma_lite.scale.shard import refuse_custom
+
+    if strategy_config(run.trainer.get("strategy")):
+        refuse_custom(run.parts)
+    names = ", ".join(f"model.parts.{name}" for name in run.parts)
+    one = "a part of your own is planned on one device: set trainer.devices=1, or --cluster with one device a node"
+    require(cluster.devices == 1, f"{names} on {cluster.size()}: {one}")
+    return dataclasses.replace(run, net=counted(run.net, run.parts))
 
 
 def _usual(run: RunConfig, nodes: int | None) -> str:

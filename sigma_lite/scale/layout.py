@@ -201,6 +201,6 @@ def choices(run: RunConfig, cluster: Cluster, imbalance: float = IMBALANCE) -> l
             for recompute in (False, True):
                 several = cluster.devices > 1 or recompute
                 layout = Layout(cluster.devices, expert, 2**power, recompute, several, imbalance)
-                if not why_not(run.net, run.rows, layout):
+                if not why_not(run.net, run.rows, layout) and not (run.parts and several):  # which no strategy serves
                     found.append(layout)
     return found

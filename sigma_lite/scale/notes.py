@@ -43,7 +43,14 @@ def _left_out(run: RunConfig) -> list[str]:
         "trainer.strategy's compile_attention": strategy is not None and strategy.compile_attention,
         "trainer.strategy's replan_every": strategy is not None and strategy.replan_every > 0,
     }
-    return [f"{name} is not planned" for name, given in left.items() if given]
+    return [guessed(run)] * bool(run.parts) + [f"{name} is not planned" for name, given in left.items() if given]
+
+
+def guessed(run: RunConfig) -> str:
+    """What nobody can know of the reader's own parts, as a sentence that names them; "" without."""
+    own = ", ".join(f"model.parts.{name}" for name in run.parts or ())
+    guesses = "activations are those of the usual parts, and time is 2 FLOPs for each parameter that a token uses"
+    return f"{own}: parameters are counted, the rest is a guess: {guesses}" if own else ""
 
 
 def _straddling(run: RunConfig, placed: Cluster) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 from sigma_lite.config import require
 from sigma_lite.data.kinds import KINDS, SPECIAL
 from sigma_lite.data.tokenizer import token_bytes, token_strings
+from sigma_lite.model import of_experts
 from sigma_lite.serve.generate import joined
 from sigma_lite.serve.marked import Marked, Text, at_hand, kinds_of, route
 from sigma_lite.serve.specialise import favourites, specialisation
@@ -110,8 +111,8 @@ def _read(trained: Trained, ids: list[int]) -> tuple[list[float], list[torch.Ten
         following = ids[first + 1 : first + trained.length + 1]
         logp_SV = logits_BSV[0, : len(following)].float().log_softmax(-1)
         costs += (-logp_SV.gather(1, torch.tensor(following, dtype=torch.int64)[:, None])[:, 0]).tolist()
-        chosen.append([routing.ids for routing in routings])
-        gates.append([routing.gates for routing in routings])
+        chosen.append([routing.ids for routing in of_experts(routings)])
+        gates.append([routing.gates for routing in of_experts(routings)])
     return (
         [round(cost, 3) for cost in costs],
         [joined(layer) for layer in zip(*chosen, strict=True)],

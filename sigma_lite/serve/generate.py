@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sigma_lite.config import require
-from sigma_lite.model import KeyValueCache, Routing, Transformer
+from sigma_lite.model import KeyValueCache, Routing, Transformer, of_experts
 from sigma_lite.model.assumes import assumed
 
 
@@ -134,7 +134,7 @@ def _steps(
         x_BSD, routings = model.backbone(ids_BS.to(device), cache=cache)
         logits_BV = model.head(x_BSD[:, -1]).float().cpu()
         tokens_B = draw_each(logits_BV, sampling, generators)
-        yield Written(rows, tokens_B.tolist(), routings, logits_BV)
+        yield Written(rows, tokens_B.tolist(), of_experts(routings), logits_BV)
         left = (~torch.isin(tokens_B, stop)).nonzero()[:, 0]
         if not len(left):
             return

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sigma_lite.config import require
-from sigma_lite.model import KeyValueCache, Transformer
+from sigma_lite.model import KeyValueCache, Transformer, of_experts
 
 
 @dataclass
@@ -76,7 +76,7 @@ class _Reader:
         new_BS = torch.tensor([text[self.seen :]], device=self.model.embedding.weight.device)
         logits_BSV, routings = self.model(new_BS, cache=self.cache)
         self.seen = len(text)
-        self.experts += sum(len(routing.ids.unique()) for routing in routings)
+        self.experts += sum(len(routing.ids.unique()) for routing in of_experts(routings))
         return logits_BSV[0].argmax(-1).tolist()
 
     def continued(self, text: list[int], count: int) -> list[int]:

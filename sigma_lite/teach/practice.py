@@ -18,7 +18,7 @@ from sigma_lite.balance.objective import Objective
 from sigma_lite.config import CorpusConfig, ModelConfig, OptimConfig, RowsConfig
 from sigma_lite.data.rows import Batch, Rows, train_loader
 from sigma_lite.data.shards import Prepared, prepare
-from sigma_lite.model import Parts, Routing, Transformer
+from sigma_lite.model import Parts, Routing, Transformer, of_experts
 from sigma_lite.teach.session import fast, folder
 
 Entries = list[dict]
@@ -66,7 +66,7 @@ def train(
     load, entries = ExpertLoad(model.config.n_layers, model.config.n_experts), []
     for done in loop.train(model, batches, objective, optim, steps=steps, micros=rows.accumulation(1), k=k):
         for routings in done.routings:
-            load.update(routings)
+            load.update(of_experts(routings))
         terms = {name: _mean(one.terms[name] for one in done.losses) for name in objective.term_weights}
         entries.append({"kind": "step", "step": done.step, "terms": terms, "lbl": _mean(one.lbl for one in done.losses)})
         switches = k is not None and tuple(k(done.step)) != tuple(k(done.step - 1))

@@ -91,7 +91,7 @@ class BuiltCLI(LightningCLI):
                     not run.reward.answers, f"model.reward with expert parallelism: {alone}; choose trainer.strategy=ddp"
                 )
             self.remarks, self.words, self.planned = without_effect(run), run.start, run
-            if parts is None and run.parts:  # jsonargparse would make a router itself, with a config of its own
+            if parts is None and run.parts:
                 self.parts = as_parts(run.parts)
         with contextlib.ExitStack() as self.held:
             super().__init__(
@@ -174,6 +174,7 @@ class BuiltCLI(LightningCLI):
         return trainer
 
     def instantiate_classes(self) -> None:
+        self.config[self.subcommand].model.parts = None  # read and checked by us: it would make a router without a config
         try:
             super().instantiate_classes()
         except ConfigError:

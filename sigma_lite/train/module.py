@@ -31,7 +31,7 @@ from sigma_lite.data.chat import marks
 from sigma_lite.data.rows import IGNORED
 from sigma_lite.identity import identify
 from sigma_lite.lightning_keys import require_clipping, require_precision
-from sigma_lite.model import Parts, Routing, Transformer
+from sigma_lite.model import Parts, Routing, Transformer, of_experts
 from sigma_lite.model.parts import as_parts
 from sigma_lite.train.bits import BitsPerByte
 from sigma_lite.train.callbacks.replan import Replan
@@ -65,7 +65,7 @@ class SigmaLit(pl.LightningModule):
         balance: BalanceConfig = BalanceConfig(),  # noqa: B008
         optim: OptimConfig = OptimConfig(),  # noqa: B008
         custom_balance: Balancer | Callable | None = None,  # so spelt, yaml can name a class with init_args, or a function
-        parts: Any = None,  # of yaml they are plain values: no parser may make a router before there is a config
+        parts: dict[str, Any] | None = None,  # or `Parts`; plain in yaml: no parser may make a router without a config
         reward: RewardConfig = RewardConfig(),  # noqa: B008
     ):
         super().__init__()
@@ -140,8 +140,8 @@ class SigmaLit(pl.LightningModule):
         for name, value in {**shown, **learned.told}.items():
             self.log(name, value, prog_bar=True, batch_size=len(batch.ids_BS), logger=self.told_by_lightning)
         total = losses.total if learned.live else 0 * losses.total
-        out = {"loss": total, "terms": terms, "lbl": losses.lbl, "routings": _detach(learned.routings)}
-        return {**out, "rewards": learned.told}
+        out = {"loss": total, "terms": terms, "lbl": losses.lbl, "rewards": learned.told}
+        return {**out, "routings": [r.each(Tensor.detach) for r in learned.routings]}
 
     def _learned(self, batch: Batch, batch_idx: int) -> Outcome:
         """From what the rows say, or from rewards."""
@@ -214,7 +214,7 @@ class SigmaLit(pl.LightningModule):
             own_B = batch.domains_B == source
             bits.update(nats_BS, batch.targets_BS.where(own_B[:, None], IGNORED), batch.bytes_BS)
         scored_T = (batch.targets_BS != IGNORED).flatten()  # the rest fills up rows, and batches of other ranks
-        self.heldout_load.update([Routing(*(t[scored_T] for t in r)) for r in routings])
+        self.heldout_load.update([r.each(lambda t: t[scored_T]) for r in of_experts(routings)])
 
     def on_validation_epoch_end(self) -> None:
         values = {name: widest(value, self.device) for name, value in self.heldout_bits.compute().items()}
@@ -243,7 +243,7 @@ class SigmaLit(pl.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """What the model made of each held-out token: cost in nats, and the first expert of each layer, -1 for none."""
         nats_BS, routings = self.nats(batch)
-        experts_LBS = torch.stack([r.ids[:, 0].view_as(batch.ids_BS) for r in routings])
+        experts_LBS = torch.stack([r.ids[:, 0].view_as(batch.ids_BS) for r in of_experts(routings)])
         return {"ids": batch.ids_BS, "nats": nats_BS, "experts": experts_LBS.transpose(0, 1), "kinds": batch.kinds_BS}
 
     def nats(self, batch: Batch) -> tuple[Tensor, list[Routing]]:
@@ -270,7 +270,3 @@ class SigmaLit(pl.LightningModule):
             self.branched.adapt_checkpoint(checkpoint)
         self.model.set_k(self.k_at(checkpoint["global_step"]))  # also where no schedule runs: validate, predict
         self.objective.balancer.load_state_dict(checkpoint.get("balancer", {}))  # checkpoints of before had none
-
-
-def _detach(routings: list[Routing]) -> list[Routing]:
-    return [Routing(*(t.detach() for t in r)) for r in routings]

@@ -25,7 +25,7 @@ from sigma_lite.config import RewardConfig, require
 from sigma_lite.data.chat import Marks
 from sigma_lite.data.rows import IGNORED, Batch
 from sigma_lite.data.tasks import result
-from sigma_lite.model import Routing, Transformer
+from sigma_lite.model import Routing, Transformer, of_experts
 from sigma_lite.model.transformer import cross_entropy
 from sigma_lite.serve.generate import Continuation, Sampling, generate, joined, why_it_cannot_write
 
@@ -157,7 +157,7 @@ def policy_loss(model: Transformer, rows: Answered, advantages_B: Tensor) -> tup
     nats_N = cross_entropy(x_BSD[scored_BS], model.head.weight, targets_BS[scored_BS], "none")
     advantages_N = advantages_B.to(device)[:, None].expand_as(ids_BS)[scored_BS]
     own_T = own_BS.flatten()
-    return (advantages_N * nats_N).mean(), nats_N, [Routing(*(t[own_T] for t in r)) for r in routings]
+    return (advantages_N * nats_N).mean(), nats_N, [r.each(lambda t: t[own_T]) for r in routings]
 
 
 @torch.no_grad()
@@ -167,7 +167,7 @@ def mismatch(written: Sequence[Continuation], nats_N: Tensor, routings: Sequence
     Returns: experts_differ, the share of (token, layer) whose experts are others; logp_differ, the mean distance of log p.
     """
     differ = []
-    for layer, routing in enumerate(routings):
+    for layer, routing in enumerate(of_experts(routings)):
         there_TK, here_TK = torch.cat([own.experts[layer] for own in written]), routing.ids.cpu()
         both = joined([there_TK, here_TK]).sort(1).values
         differ.append((both[: len(there_TK)] != both[len(there_TK) :]).any(1).float().mean())

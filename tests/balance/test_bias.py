@@ -67,12 +67,13 @@ def test_centring_changes_no_choice():
         assert torch.equal(*chosen)
 
 
-def test_spread_grows_by_two_rates_a_step_at_most():
+@pytest.mark.parametrize(("rate", "first"), [(1e-2, 50), (1e-3, 500)])
+def test_spread_grows_by_two_rates_a_step_at_most(rate, first):
     """So no pair of experts is decided without regard to the token before 1 / (2u) steps."""
     bias, steps = torch.zeros(4), 0
     while spread(bias) < 1 - 1e-4:
-        bias, steps = bias + bias_step(COUNTS[1], "sign", 1e-2), steps + 1
-    assert steps == 50
+        bias, steps = bias + bias_step(COUNTS[1], "sign", rate), steps + 1
+    assert steps == first
 
 
 def test_rates():

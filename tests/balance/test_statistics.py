@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import pytest
 import test_bias_in_training as training
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from sigma_lite.balance.balancer import Balancer, WithBias, counts_of
+from sigma_lite.balance.balancer import Balancer, GlobalLBL, WithBias, counts_of
 from sigma_lite.balance.objective import Objective
 from sigma_lite.balance.pooled import PooledCounts
-from sigma_lite.config import BalanceConfig, ConfigError
-from sigma_lite.model import Routing
+from sigma_lite.config import BalanceConfig, ConfigError, ModelConfig
+from sigma_lite.model import Routing, Transformer
 
 
 def routings(T: int = 12, E: int = 5, L: int = 2) -> list[Routing]:
@@ -51,6 +53,19 @@ def test_statistics_of_micro_batches_add_up_to_those_of_the_step():
     assert torch.equal(four.counts_LE, counts_of(whole)), "the load is counted beside it"
     four.reset()
     assert four.statistics is None and four.counts_LE is None
+
+
+def test_what_a_recomputation_routes_again_is_not_counted_again():
+    """Counters that a forward pass moves would say 32 slots for 16 tokens; what it returns says 16."""
+    net = ModelConfig(vocab_size=20, n_layers=2, d_model=16, n_heads=2, n_kv_heads=1, head_dim=8, n_experts=4, d_expert=16)
+    model, ids, seen, pooled = Transformer(net), torch.arange(16).view(2, 8), [], PooledCounts()
+    for block in model.blocks:
+        block.moe.router.register_forward_hook(lambda *_: seen.append(1))
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    lm, routed = model.loss(ids, ids)
+    Objective(GlobalLBL(), 0.1, 0.0, 2)(lm, routed, pooled, 2).total.backward()
+    assert len(seen) == 4, "each router ran twice"
+    assert pooled.counts_LE.sum(1).tolist() == [16, 16]
 
 
 def test_they_are_pooled_over_ranks_and_micro_batches(corpus_and_data, tmp_path, monkeypatch, port):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 
 import numpy as np
 import pytest
@@ -15,8 +16,11 @@ from sigma_lite.config import ModelConfig
 from sigma_lite.model import Transformer
 from sigma_lite.papers import eplb
 from sigma_lite.papers.adamoe import NullRouter
+from sigma_lite.papers.deepseek_v4 import HashedLow, SqrtSoftplus
 from sigma_lite.papers.dense2moe import TaylorSplit
+from sigma_lite.papers.latency import cv_squared
 from sigma_lite.papers.shinka import LISTING, PRINTED
+from sigma_lite.papers.smebu import SMEBU
 
 
 def test_sigma_moe_tiny():
@@ -43,6 +47,21 @@ def test_adamoe_uses_one_and_a_half_true_experts():
 
 def test_shinka_s_thresholds_at_96_experts():
     assert [x / 96 for x in (PRINTED, LISTING)] == pytest.approx([0.000667, 0.00667], rel=1e-3)
+
+
+def test_what_smebu_and_deepseek_v4_begin_with():
+    """lambda 5e-4, kappa 2, beta 0.5; the first three layers choose by the token."""
+    own, layers = SMEBU(), inspect.signature(SqrtSoftplus).parameters
+    assert (own.rate, own.kappa, own.beta) == (5e-4, 2.0, 0.5)
+    assert inspect.signature(HashedLow).parameters["layers"].default == 3 and layers["scale"].default in (1.5, 2.5)
+
+
+def test_balance_by_variation_has_a_gradient_where_nothing_varies():
+    """Its square: the root has a slope of infinity there, times 0, which trains routers into NaN."""
+    even = torch.full((8,), 3.0, requires_grad=True)
+    (gradient,) = torch.autograd.grad(cv_squared(even), even)
+    (root,) = torch.autograd.grad(even.var().sqrt() / even.mean(), even)
+    assert (gradient == 0).all() and not root.isfinite().all()
 
 
 def test_dense2moe_leaves_one_and_a_half_of_four():

@@ -19,6 +19,7 @@ from sigma_lite import cli, record, storage
 from sigma_lite.checkpoint import checkpoints, newest_checkpoint, read_checkpoint, read_settings, step_of
 from sigma_lite.config import ConfigError
 from sigma_lite.train import settings
+from sigma_lite.train.callbacks import names
 from sigma_lite.train.callbacks.diary import Diary
 from sigma_lite.train.callbacks.save import Save
 from sigma_lite.train.module import SigmaLit
@@ -142,6 +143,33 @@ def test_killed_at_every_kind_of_moment(place, whole):
     last = record.read("run/record.jsonl", "step")[-1]
     waited = sum(seconds for name, seconds in last["perf"].items() if name.endswith("_seconds"))
     assert 0 < last["seconds"] + waited < time.perf_counter() - begun
+
+
+def test_heads_that_are_experts_have_loads_of_their_own_and_keep_them_over_a_kill(place):
+    """Killed inside a window of loads; the diary names whose loads they are."""
+    part = "--model.parts.attention"
+    heads = [
+        "fit",
+        "-c",
+        "tiny.yaml",
+        f"{part}.class_path=sigma_lite.papers.moduleformer.HeadExperts",
+        f"{part}.init_args.chosen=1",
+    ]
+    cli.main([*heads, "--trainer.default_root_dir=whole"])
+    trap = before(Diary, "on_train_batch_end", lambda self, t, *_: t.global_step == 5)
+    assert ending(child(heads, trap)) == -signal.SIGKILL
+    assert "layer 0 queries" in read_checkpoint(newest_checkpoint("run"))["callbacks"]["LoadRecorder"]["others"]
+    assert ending(child(heads)) == 0
+    assert [e for e in diary(Path("run")) if e["kind"] == "load"] == (
+        loads := [e for e in diary(Path("whole")) if e["kind"] == "load"]
+    )
+    assert [len(e["f"]) for e in loads] == [2] * len(loads), "f and P are the experts'"
+    for entry in loads:
+        assert list(entry["others"]) == ["layer 0 queries", "layer 1 queries"]
+        for own in entry["others"].values():
+            assert len(own["f"]) == len(own["P"]) == 2 and sum(own["f"]) == pytest.approx(1, abs=1e-4)
+    told = names.of_load(loads[-1])
+    assert told["moe/layer_01/queries/max_deviation"] == pytest.approx(2 * max(entry["others"]["layer 1 queries"]["f"]) - 1)
 
 
 def test_killed_at_random_moments(place, whole):

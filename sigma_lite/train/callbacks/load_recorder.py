@@ -11,7 +11,7 @@ from torch import Tensor
 from sigma_lite.balance.exact import whole
 from sigma_lite.balance.metrics import ExpertLoad
 from sigma_lite.balance.pooled import max_over_ranks, sum_over_ranks
-from sigma_lite.model import Routing
+from sigma_lite.model import NamedRouting, Routing, of_experts, of_others
 from sigma_lite.train.callbacks.diary import Diary, completes_step, rounded
 
 
@@ -26,20 +26,26 @@ class LoadRecorder(pl.Callback):
         self.window: ExpertLoad | None = None  # of this rank
         self.logits_L: Tensor | None = None  # the largest absolute logit of each router in the window, on this rank
         self.tokens = 0  # in the window, over all ranks
+        self.others: dict[str, ExpertLoad] = {}  # windows of what is no expert, by name: "layer 0 queries"
 
     def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
         if self.window is None:
             self.window = ExpertLoad(module.net.n_layers, module.net.n_experts)
-        self.window.to(module.device)
+        for window in (self.window, *self.others.values()):
+            window.to(module.device)
         if self.logits_L is None:
             self.logits_L = torch.zeros(module.net.n_layers)
         self.logits_L = self.logits_L.to(module.device)
         if not trainer.is_global_zero:
-            self.window.reset()  # a checkpoint holds the sum over ranks, which the first one goes on with
+            for window in (self.window, *self.others.values()):
+                window.reset()  # a checkpoint holds the sum over ranks, which the first one goes on with
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.window.update(outputs["routings"])
-        self.logits_L = torch.maximum(self.logits_L, largest_logits(outputs["routings"]))
+        experts = of_experts(outputs["routings"])
+        self.window.update(experts)
+        for other in of_others(outputs["routings"]):
+            self._window_of(other, module.device).update([other])
+        self.logits_L = torch.maximum(self.logits_L, largest_logits(experts))
         self.tokens += len(outputs["routings"][0].ids) * trainer.world_size
         if not completes_step(trainer, batch_idx):
             return
@@ -50,27 +56,51 @@ class LoadRecorder(pl.Callback):
         module.log("layer0_max_deviation", load["max_deviation"][0], prog_bar=True, logger=module.told_by_lightning)
         module.log("dead_experts", load["dead"].sum(), logger=module.told_by_lightning)
         bias = {"bias": rounded(module.model.bias_LE)} if module.model.bias_LE.any() else {}
+        loads = {name: window.load() for name, window in self.others.items()}
+        others = {"others": {name: _first(load) for name, load in loads.items()}} if loads else {}
         for diary in trainer.callbacks:
             if isinstance(diary, Diary) and diary.record:
                 facts = {name: rounded(load[name]) for name in ("f", "P", "lbl", "router_entropy")}
                 facts["logit_max"] = rounded(logits_L)
-                diary.write(trainer, "load", tokens=self.tokens, k=list(k), **facts, **bias)
-        self.window.reset()
+                diary.write(trainer, "load", tokens=self.tokens, k=list(k), **facts, **bias, **others)
+        for window in (self.window, *self.others.values()):
+            window.reset()
         self.logits_L = torch.zeros_like(self.logits_L)
         self.tokens = 0
+
+    def _window_of(self, routing: NamedRouting, device: torch.device) -> ExpertLoad:
+        if routing.name not in self.others:
+            self.others[routing.name] = ExpertLoad(1, routing.probs.shape[1]).to(device)
+        return self.others[routing.name]
 
     def state_dict(self) -> dict[str, Any]:
         if self.window is None:
             return {}
-        sums = {name: sum_over_ranks(getattr(self.window, name)).cpu() for name in self.window._defaults}
-        return {"tokens": self.tokens, "window": sums, "logits": max_over_ranks(self.logits_L).cpu()}
+        others = {"others": {name: _sums(window) for name, window in self.others.items()}} if self.others else {}
+        return {"tokens": self.tokens, "window": _sums(self.window), "logits": max_over_ranks(self.logits_L).cpu(), **others}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.tokens, self.logits_L = state["tokens"], state.get("logits")  # checkpoints of before had none
-        self.window = ExpertLoad(*state["window"]["counts_LE"].shape)
-        for name, value in state["window"].items():
-            setattr(self.window, name, whole(value) if value.is_floating_point() else value)  # older: float64 sums
-        self.window._update_count = 1  # torchmetrics warns about computing what was never updated
+        self.window = _window(state["window"])
+        self.others = {name: _window(sums) for name, sums in state.get("others", {}).items()}
+
+
+def _sums(window: ExpertLoad) -> dict[str, Tensor]:
+    """Over all ranks."""
+    return {name: sum_over_ranks(getattr(window, name)).cpu() for name in window._defaults}
+
+
+def _window(sums: dict[str, Tensor]) -> ExpertLoad:
+    window = ExpertLoad(*sums["counts_LE"].shape)
+    for name, value in sums.items():
+        setattr(window, name, whole(value) if value.is_floating_point() else value)  # older: float64 sums
+    window._update_count = 1  # torchmetrics warns about computing what was never updated
+    return window
+
+
+def _first(load: dict[str, Tensor]) -> dict[str, Any]:
+    """f and P [its number] and lbl of a window over one routing."""
+    return {name: rounded(load[name])[0] for name in ("f", "P", "lbl")}
 
 
 @torch.no_grad()

@@ -31,6 +31,7 @@ over everything since it came before. The last step always comes.
     moe/layer_{layer}/dead_experts      without a token in the window
     moe/layer_{layer}/router_entropy    mean over tokens, in nats; 0: sure, log E: undecided
     moe/layer_{layer}/logit_max         largest absolute router logit in the window
+    moe/layer_{layer}/queries/max_deviation of the busiest head, where attention chooses heads; so min_deviation and lbl
     moe/dead_experts                    of all layers
     moe/expert_grad_norm/min            L2 norms of single experts' gradients before clipping, over all layers, in one of
     moe/expert_grad_norm/median         every `telemetry.every` steps
@@ -88,7 +89,18 @@ def of_load(entry: Mapping[str, Any]) -> Metrics:
     by_layer = {name: entry[name] for name in ("lbl", "router_entropy", "logit_max")}
     high_L, low_L = ([len(f_E) * end(f_E) - 1 for f_E in f_LE] for end in (max, min))
     layers = _layers(max_deviation=high_L, min_deviation=low_L, dead_experts=dead_L, **by_layer)
-    return {**layers, "moe/dead_experts": sum(dead_L)}
+    return {**layers, **_others(entry.get("others", {})), "moe/dead_experts": sum(dead_L)}
+
+
+def _others(loads: Mapping[str, Mapping[str, Any]]) -> Metrics:
+    """Of {"layer 0 queries": {f, P, lbl}}."""
+    metrics: Metrics = {}
+    for name, load in loads.items():
+        _, layer, what = name.split()
+        high, low = (len(load["f"]) * end(load["f"]) - 1 for end in (max, min))
+        found = {"max_deviation": high, "min_deviation": low, "lbl": load["lbl"]}
+        metrics |= {f"moe/layer_{int(layer):02d}/{what}/{key}": value for key, value in found.items()}
+    return metrics
 
 
 def of_experts(entry: Mapping[str, Any]) -> Metrics:
