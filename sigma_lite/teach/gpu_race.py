@@ -40,7 +40,7 @@ def obstacle() -> str:
     if not torch.cuda.is_available():
         return "no GPU here"
     if (found := torch.cuda.get_device_capability()) < (8, 0):
-        return f"this GPU is of compute capability {found[0]}.{found[1]}, and the kernel needs 8.0 (A100, L4, H100, H200 or later)"
+        return f"this GPU has compute capability {found[0]}.{found[1]}, and the kernel needs 8.0 (A100, L4, H100 or later)"
     return ""
 
 

@@ -280,7 +280,8 @@ EXERCISES: tuple[Exercise, ...] = (
         also=_counted,
         source="kernels/cuda/grouped_swiglu.cu#of",
         hint="First find how many blocks stand side by side: the columns divided by 128, rounded up. The block's number"
-        " divided by that is its tile, and the remainder says which 128 columns. Look the tile up; if its expert is -1, stop.",
+        " divided by that is its tile, and the remainder says which 128 columns. Look the tile up; if its expert is"
+        " -1, stop.",
         inputs=_places,
         mistake=_last_of_python,
         says="expert -1 means that there is no work: return (-1, 0, 0, 0). `ends[-1]` is the last expert in Python, and"
@@ -306,7 +307,8 @@ EXERCISES: tuple[Exercise, ...] = (
         hint="Number the chunks row by row, eight to a row. In its first turn thread t takes number t, in the next t + 128.",
         inputs=lambda: [(9, 0), (127, 1), (70, 3), (5, 2)],
         mistake=_down_the_column,
-        says="together the threads copy the right chunks, but neighbouring threads lie a row apart: number them along the row",
+        says="together the threads copy the right chunks, but neighbouring threads lie a row apart: number them along"
+        " the row",
         others=(
             (_chunk_for_column, "a chunk has 8 numbers: the first column is 8 times the chunk's place in its row"),
             (
@@ -326,7 +328,8 @@ EXERCISES: tuple[Exercise, ...] = (
         solution=turns,
         also=_bank_by_bank,
         source="teach.plots_cuda.turns",
-        hint="Word w lies in bank w % 32. Throw out words that are asked for twice, count what is left in each bank, and take"
+        hint="Word w lies in bank w % 32. Throw out words that are asked for twice, count what is left in each bank,"
+        " and take"
         " the fullest.",
         inputs=_accesses,
         mistake=_no_broadcast,
@@ -346,7 +349,8 @@ EXERCISES: tuple[Exercise, ...] = (
         solution=source_rows,
         also=_one_after_another,
         source="kernels/cuda/tile.cuh#GateUpRows",
-        hint="Sixteen rows of the operand hold eight units. The row's place among its sixteen says whether it is a gate (0 to"
+        hint="Sixteen rows of the operand hold eight units. The row's place among its sixteen says whether it is a"
+        " gate (0 to"
         " 7) or an up row (8 to 15), and that place modulo 8 is the unit's place among its eight.",
         inputs=lambda: [(torch.arange(48), 20), (torch.tensor([40, 3, 8, 25, 63, 72]), 32)],
         mistake=_as_they_lie,
@@ -393,11 +397,13 @@ EXERCISES: tuple[Exercise, ...] = (
         solution=quad_sum,
         also=_lane_by_lane,
         source="kernels/cuda/grouped_swiglu.cu#hidden_gradient",
-        hint="After the first exchange each lane holds the sum of a pair. In the second exchange it adds the sum of the other"
+        hint="After the first exchange each lane holds the sum of a pair. In the second exchange it adds the sum of"
+        " the other"
         " pair, which lane ^ 2 holds.",
         inputs=_lanes,
         mistake=_old_values,
-        says="in the second exchange you read the first values again, so one lane of four is missing: add the sums of the pairs",
+        says="in the second exchange you read the first values again, so one lane of four is missing: add the sums of"
+        " the pairs",
         others=(
             (_whole_warp, "that is the sum of all 32 lanes: only lanes 4n to 4n + 3 belong to one row"),
             (_same_partner_twice, "you ask the same partner twice: lane ^ 1 in the first exchange, lane ^ 2 in the second"),
@@ -414,11 +420,13 @@ EXERCISES: tuple[Exercise, ...] = (
         solution=finish,
         also=_slice_after_slice,
         source="kernels/cuda/tile.cuh#tile_product",
-        hint="Go through the slices and keep when each multiplication begins. A slice begins when its copy has landed and the"
+        hint="Go through the slices and keep when each multiplication begins. A slice begins when its copy has landed"
+        " and the"
         " slice before it has ended. Its copy is issued when the slice stages - 1 places earlier begins.",
         inputs=lambda: [(24, 3, 600.0, 128.0), (24, 2, 600.0, 512.0), (5, 4, 1000.0, 100.0), (2, 3, 600.0, 512.0)],
         mistake=_one_place_too_many,
-        says="you have `stages` copies on their way while a slice is being multiplied, but its own place is not free yet: only"
+        says="you have `stages` copies on their way while a slice is being multiplied, but its own place is not free"
+        " yet: only"
         " stages - 1 can be",
         others=(
             (_no_overlap, "nothing overlaps there: the next copies are on their way while a slice is multiplied"),
@@ -435,7 +443,8 @@ EXERCISES: tuple[Exercise, ...] = (
         solution=blocks,
         also=_scarcest,
         source="kernels.cuda.resources.blocks_that_fit",
-        hint="Work out for registers, shared memory, threads and places how many blocks each allows, rounded down. The smallest"
+        hint="Work out for registers, shared memory, threads and places how many blocks each allows, rounded down. The"
+        " smallest"
         " of the four numbers counts.",
         inputs=lambda: [(170, 50_000, 128), (40, 3 * 1024, 128), (112, 37 * 1024, 256), (32, 76 * 1024, 256)],
         mistake=_registers_of_one_thread,
