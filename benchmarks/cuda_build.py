@@ -6,13 +6,10 @@ python benchmarks/cuda_build.py   # nvcc, a C++ compiler, one minute; writes res
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import torch
 
-from sigma_lite.kernels.compiler import version_of
-from sigma_lite.kernels.cuda.build import find_nvcc
 from sigma_lite.kernels.cuda.resources import compiled_resources
 from sigma_lite.storage import write_json
 from sigma_lite.teach import cuda_lab
@@ -31,7 +28,7 @@ def main() -> None:
         "command": "python benchmarks/cuda_build.py",
         "device": device_name(torch.device("cpu")),
         "commit": git_commit(),
-        "nvcc": re.search(r"release ([\d.]+)", version_of(find_nvcc()))[1],
+        "nvcc": cuda_lab.nvcc_release(),
         "registers and spilled bytes of a thread": resources,
         "safeguards": cuda_lab.trials(),
     }

@@ -1,4 +1,4 @@
-"""The CUDA kernel on the emulator, with one of its safeguards taken out.
+"""The CUDA kernel without a GPU: as nvcc compiles it, and on the emulator with one of its safeguards taken out.
 
 Every safeguard is a few characters of the source. The lab puts a switch at each of them, compiles once, and runs a small
 layer with one switch off. What the chapter says about a broken kernel is therefore what the broken kernel did.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -17,12 +18,13 @@ from unittest import mock
 import torch
 
 from sigma_lite.config import require
-from sigma_lite.kernels.compiler import BuildError, build
+from sigma_lite.kernels.compiler import BuildError, build, version_of
 from sigma_lite.kernels.cuda import binding
-from sigma_lite.kernels.cuda.build import SOURCES, emulator_command
+from sigma_lite.kernels.cuda.build import SOURCES, emulator_command, find_nvcc
 from sigma_lite.kernels.cuda.op import _forward
+from sigma_lite.kernels.cuda.resources import Used, compiled_resources
 from sigma_lite.kernels.loop import grouped_swiglu_loop
-from sigma_lite.teach.session import recorded
+from sigma_lite.teach.session import fast, recorded
 
 RECORD = "bench/cuda-nvcc13.json"  # made by benchmarks/cuda_build.py
 TILE, T, E = 64, 160, 3  # some 53 rows an expert, so that no tile is full
@@ -127,6 +129,27 @@ def run(without: str = "", D: int = 256, F: int = 128, late: bool = False) -> Tr
         y_TD, *_ = _forward(x_TD, ids_TK, gates_TK, w13, w2, TILE, False)
     error = (y_TD.double() - exact_TD).norm() / exact_TD.norm()
     return Trial(float(error), kernel.sigma_bank_conflicts() - before)
+
+
+def build_report(capability: tuple[int, int] = (9, 0)) -> dict[str, Used]:
+    """Registers and spills of every kernel, as nvcc says on this machine; recorded where there is none, and in fast mode."""
+    try:
+        if not fast():
+            made = compiled_resources(capability)
+            print(f"compiled on this machine with nvcc {nvcc_release()}")
+            return made
+    except BuildError as error:
+        print(str(error).splitlines()[0])
+    record = json.loads(recorded(RECORD).read_text("utf-8"))
+    print(f"as recorded with nvcc {record['nvcc']}")
+    kernels = record["registers and spilled bytes of a thread"]["{}.{}".format(*capability)]
+    return {name: Used(*numbers) for name, numbers in kernels.items()}
+
+
+def nvcc_release() -> str:
+    """Such as "13.0"; raises BuildError where there is no nvcc."""
+    found = re.search(r"release ([\d.]+)", version_of(find_nvcc()))
+    return found[1] if found else "of an unknown release"
 
 
 def trials() -> dict[str, dict[str, float]]:

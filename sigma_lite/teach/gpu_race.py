@@ -44,19 +44,30 @@ def obstacle() -> str:
     return ""
 
 
-def race(T: int = 8192, layer: Layer = Layer(), device: str = "cuda", square: int = 8192, copied: int = 2**30) -> go.Figure:  # noqa: B008
+def race(
+    T: int = 8192,
+    layer: Layer = Layer(),  # noqa: B008
+    device: str = "cuda",
+    square: int = 8192,
+    copied: int = 2**30,
+) -> go.Figure | None:
     """Check and time both backends, forward only, on T tokens that chose experts at random; print, and draw the roof.
+
+    Without a GPU for it: a sentence about what it would do, and None.
 
     Args: `square` and `copied` (bytes) set the matmul and the copy that measure what this machine can do.
     """
-    machine = measured(torch.device(device), square, copied)
-    laps = {}
+    if device == "cuda" and (why := obstacle()):
+        print(f"{why}. On a GPU this cell would check both kernels against the float64 loop,")
+        print(f"time them on {T} tokens and {layer.E} experts, and draw them under the roof of that GPU")
+        return None
+    machine, reached = measured(torch.device(device), square, copied), {}
     for name, lap in timed(T, layer, torch.device(device)).items():
         share = lap.flops / min(machine.peak, machine.bandwidth * T / layer.E)
         print(f"{name}: {lap.error:.1e} from the float64 loop, {lap.milliseconds:.3f} ms, {share:.0%} of the roof")
-        laps[f"{name}: {lap.milliseconds:.3f} ms"] = lap.flops
+        reached[f"{name}: {lap.milliseconds:.3f} ms"] = lap.flops
     figure = roofline({f"this {device}, bf16": (machine.peak, machine.bandwidth, 2)}, (T // layer.E,))
-    for name, flops in laps.items():
+    for name, flops in reached.items():
         figure.add_scatter(x=[T / layer.E], y=[flops], name=name, mode="markers", marker={"symbol": "x", "size": 11})
     return figure.update_layout(title=f"{T} tokens, {T // layer.E} an expert, forward")
 
