@@ -20,14 +20,14 @@ CAPABILITIES = ((8, 0), (9, 0), (10, 0))
 
 def main() -> None:
     torch.set_num_threads(1)
-    resources = {}
+    commit, resources = git_commit(), {}  # of the code as it was loaded
     for major, minor in CAPABILITIES:
         resources[f"{major}.{minor}"] = {name: list(used) for name, used in compiled_resources((major, minor)).items()}
     record = {
         "what": " ".join(__doc__.split("\n\n")[0].split()),
         "command": "python benchmarks/cuda_build.py",
         "device": device_name(torch.device("cpu")),
-        "commit": git_commit(),
+        "commit": commit,
         "nvcc": cuda_lab.nvcc_release(),
         "registers and spilled bytes of a thread": resources,
         "safeguards": cuda_lab.trials(),
