@@ -9,13 +9,14 @@ from typing import NamedTuple
 import plotly.graph_objects as go
 
 from sigma_lite.figures.style import fade
-from sigma_lite.teach.style import BLUE, GREEN, GREY, ORANGE
+from sigma_lite.teach.style import BLUE, GREEN, ORANGE
 
 SECTOR = 32  # bytes: the smallest piece that memory and caches hand out (CUDA C++ best practices guide)
 BANKS, WORD = 32, 4  # of shared memory; bytes of a word
 PIECE, SLICE = 8, 64  # numbers that ldmatrix reads of a row, and columns of a slice; two bytes each
 PRODUCTS = 2048  # multiply-adds a cycle of one multiprocessor at best: 989 TFLOP/s / 132 / 1.83 GHz / 2, H100 and H200
 SLICES = 1536 // SLICE  # D of Sigma-MoE-Tiny
+PALE_GREEN, PALE_ORANGE = "#a6dacb", "#eeb48b"  # opaque, so that black can be read on them on a dark page too
 RIGHT = 1e-2  # of the error of a broken kernel; rounding to bf16 makes 2e-3
 
 
@@ -50,8 +51,8 @@ def bank_grid(numbers: int, place: str, piece: int) -> go.Figure:
     scale = [[0, fade(GREEN, 0.6)], [1 / 7, fade(ORANGE, 0.35)], [1, fade(ORANGE, 0.9)]]
     figure = go.Figure(go.Heatmap(z=rows, zmin=1, zmax=8, colorscale=scale, showscale=False, xgap=1, ygap=2))
     figure.update_traces(hovertemplate="row %{y}, bank %{x}: %{z} words<extra></extra>")
-    figure.update_xaxes(title="bank", range=[-0.5, BANKS - 0.5], dtick=4, showgrid=False)
-    figure.update_yaxes(title="row", range=[7.5, -0.5], dtick=1, showgrid=False)
+    figure.update_xaxes(title="bank", range=[-0.5, BANKS - 0.5], dtick=4, showgrid=False, zeroline=False)
+    figure.update_yaxes(title="row", range=[7.5, -0.5], dtick=1, showgrid=False, zeroline=False)
     spare = numbers % SLICE / (numbers - numbers % SLICE)
     note = "" if whole or not xor else "; XOR needs rows of 64 or 128, so it is left out"
     count = turns(words)
@@ -108,11 +109,10 @@ def broken_kernels(trials: Mapping[str, Mapping[str, float]], runs: Iterable[str
     errors = [[trials[name][run] for run in runs] for name in names]
     wrong = [[float(not error <= RIGHT) for error in row] for row in errors]
     text = [["NaN" if math.isnan(error) else f"{error:.1g}" for error in row] for row in errors]
-    scale = [[0, fade(GREEN, 0.35)], [1, fade(ORANGE, 0.55)]]
-    figure = go.Figure(
-        go.Heatmap(z=wrong, x=runs, y=names, text=text, texttemplate="%{text}", zmin=0, zmax=1, xgap=2, ygap=2)
-    )
-    figure.update_traces(colorscale=scale, showscale=False, hovertemplate="without %{y}, %{x}: %{text}<extra></extra>")
+    scale, shown = [[0, PALE_GREEN], [1, PALE_ORANGE]], [run.replace(", ", "<br>") for run in runs]
+    figure = go.Figure(go.Heatmap(z=wrong, x=shown, y=names, text=text, texttemplate="%{text}", zmin=0, zmax=1))
+    figure.update_traces(xgap=2, ygap=2, colorscale=scale, showscale=False, textfont_color="black")
+    figure.update_traces(hovertemplate="without %{y}, %{x}: %{text}<extra></extra>")
     figure.update_xaxes(side="bottom", showgrid=False)
-    figure.update_yaxes(title="taken out", autorange="reversed", showgrid=False)
-    return figure.update_layout(title=title, height=380, font_color=GREY)
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    return figure.update_layout(title=title, height=380)
