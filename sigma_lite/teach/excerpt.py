@@ -12,8 +12,9 @@ import sigma_lite
 from sigma_lite.config import require
 from sigma_lite.teach.source import SUMMARY, Source
 
-# at the start of a line, types and qualifiers, but no parenthesis and no dot: a definition or a declaration, not a call
-DEFINED = r"^(?P<indent>\s*)(?:[\w:<>,&*\[\]@\" ]+[\s&*])?(?P<name>\w+)\("
+# at the start of a line, types and qualifiers, but no parenthesis and no dot: a definition or a declaration, not a call;
+# or a struct
+DEFINED = r"^(?P<indent>\s*)(?:[\w:<>,&*\[\]@\" ]+[\s&*])?(?:__launch_bounds__\(.*\) )?(?P<name>\w+)(?:\(| \{$)"
 
 
 class Excerpt(Source):

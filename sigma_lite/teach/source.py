@@ -107,9 +107,18 @@ class Steps:
         if asked.also:
             parts.append(("one solution", coloured(asked.solved())))
         if asked.source:
-            package = Source(asked.source)
+            package = _of_package(asked.source)
             parts.append((f"the package's: {package.file}", package.coloured()))
         return "".join(_fold(title, body) for title, body in parts)
+
+
+def _of_package(name: str) -> Source:
+    """As `show` takes it, or FILE#NAME for a definition in C++, such as "kernels/cuda/tile.cuh#swizzle"."""
+    if "#" not in name:
+        return Source(name)
+    from sigma_lite.teach.excerpt import excerpt  # it builds on this file
+
+    return excerpt(*name.split("#"))
 
 
 def _prose(text: str) -> str:

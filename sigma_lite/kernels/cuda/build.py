@@ -19,10 +19,16 @@ def gpu_command(capability: tuple[int, int]) -> list[str]:
     """nvcc's command line without the output file. Raises BuildError where the GPU is too old or nvcc is missing."""
     if capability < OLDEST:
         raise BuildError(f"backend 'cuda' needs compute capability 8.0, this GPU has {capability[0]}.{capability[1]}")
-    # Two blocks are to fit one multiprocessor: 2 x 96 KB with three tiles under way, and only the 9.x and 10.x have that.
-    stages = 3 if capability[0] in (9, 10) else 2
     arch = f"-arch=sm_{capability[0]}{capability[1]}"
-    return [find_nvcc(), "-O3", "-std=c++17", arch, f"-DSTAGES={stages}", "-shared", "-Xcompiler", "-fPIC"]
+    return [find_nvcc(), "-O3", "-std=c++17", arch, f"-DSTAGES={stages(capability)}", "-shared", "-Xcompiler", "-fPIC"]
+
+
+def stages(capability: tuple[int, int]) -> int:
+    """Slices of both operands that a block holds in shared memory: the one being multiplied and those on their way.
+
+    Two blocks are to fit one multiprocessor: 2 x 96 KB with three slices, and only the 9.x and 10.x have that.
+    """
+    return 3 if capability[0] in (9, 10) else 2
 
 
 def emulator_command() -> list[str]:

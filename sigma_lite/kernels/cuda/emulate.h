@@ -3,8 +3,8 @@
 // Each thread of a block is a fiber: it runs until it must wait for others (a barrier, or a warp instruction that all 32
 // lanes take together), then the next one runs. Fragment layouts are those of the PTX manual (mma.m16n8k16, ldmatrix).
 // A copy may land anywhere between its issue and the wait for it, so there are two modes: early copies at once and runs
-// threads in order, late copies at the wait and runs them backwards. A kernel that forgets a wait or a barrier differs from
-// itself between the two. Shared memory starts as NaN. Bank conflicts are counted, not felt. One host thread at a time.
+// blocks and threads in order, late copies at the wait and runs them backwards. A kernel that forgets a wait, a barrier or
+// where its rows end differs from itself between the two. Shared memory starts as NaN. Bank conflicts are counted, not felt. One host thread at a time.
 #pragma once
 
 #include <setjmp.h>
@@ -139,7 +139,10 @@ inline void run_grid(const std::function<void()>& kernel, unsigned blocks, unsig
     body = &kernel;
     n_threads = threads;
     fibers.resize(threads);
-    for (block.x = 0; block.x < blocks; ++block.x) run_block();
+    for (unsigned i = 0; i < blocks; ++i) {
+        block.x = late ? blocks - 1 - i : i;
+        run_block();
+    }
 }
 
 }  // namespace emulated

@@ -48,7 +48,7 @@ class Exercise:
     importance: int = 3  # 1 to 5; at 5 the rest of the chapter stands on it
     hint: str = ""  # the first fold: the idea, no code
     also: Callable | None = None  # a second right solution, the plain one that a reader would write; the second fold
-    source: str = ""  # where the package has it, as teach.show takes it; the last fold
+    source: str = ""  # where the package has it, as teach.show takes it, or FILE#NAME of C++; the last fold
 
     def cases(self) -> list[tuple]:
         """The arguments of each case, by name: `mine(*cases[0])`."""
