@@ -56,7 +56,7 @@ def drawn(spec: dict) -> nodes.raw:
     layout.pop("template", None)  # the page has its own, for each theme
     content = {"data": spec.get("data", []), "layout": layout, "frames": spec.get("frames") or []}
     caption = f'<span class="title">{markup.escape(words)}</span> <span class="subtitle">{markup.escape(how)}</span>'
-    place = f'data-figure="{name}" role="img" aria-label="{markup.escape(words)}"'
+    place = f'data-figure="{name}" role="group" aria-label="{markup.escape(words)}"'
     html = (
         f'<figure {MARK}><figcaption aria-live="polite">{caption}</figcaption>'
         f'<div class="plot" {place} style="height:{height - TITLE_ROOM}px"></div></figure>'

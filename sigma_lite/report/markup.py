@@ -66,7 +66,7 @@ def figure(fig: go.Figure, name: str, number: int, caption: str) -> str:
         why = fig.layout.annotations[0].text if fig.layout.annotations else "nothing to draw"
         return f'<p class="absent"><b>{escape(title)}</b>: {escape(why)}.</p>'
     head = f'<h3 class="title">{escape(title)}</h3>' + (f'<p class="subtitle">{escape(subtitle)}</p>' if subtitle else "")
-    place = f'<div class="plot" data-figure="{escape(name)}" style="height:{int(fig.layout.height)}px" role="img"'
+    place = f'<div class="plot" data-figure="{escape(name)}" style="height:{int(fig.layout.height)}px" role="group"'
     drawing = f'{place} aria-label="{escape(title)}"></div>'
     below = f"<figcaption><b>Figure {number}.</b> {escape(caption)}</figcaption>" if caption else ""
     return f'<figure id="fig-{escape(name)}">{head}{drawing}{below}{data(f"data-{name}", drawable(fig))}</figure>'

@@ -3,7 +3,7 @@
 function sigmaPlots(themes, isDark) {
   "use strict";
   const coarse = matchMedia("(pointer: coarse)").matches;
-  const drawn = [];
+  const drawn = new Map(); // each plot, and what its figure wants of legend, margins and words on a wide page
   const config = {
     responsive: true,
     displaylogo: false,
@@ -20,7 +20,7 @@ function sigmaPlots(themes, isDark) {
     return made;
   };
 
-  // The title stands above the figure as text: a step that changes it changes it there.
+  // The title stands above the figure as text: a step that changes it changes it there. Other words are kept as it says.
   function apply(plot, item) {
     const untitled = (part) => {
       if (part === null || typeof part !== "object" || Array.isArray(part)) return part;
@@ -29,7 +29,11 @@ function sigmaPlots(themes, isDark) {
         const shown = text !== undefined && plot.closest("figure").querySelector(place);
         if (shown) shown.textContent = text;
       }
-      return others;
+      const wanted = drawn.get(plot);
+      if (others.annotations) wanted.annotations = others.annotations;
+      for (const title of wanted.titles) title[1] = others[title[0]] ?? title[1];
+      const fitting = Object.entries(shape(plot, wanted)).filter(([key]) => key in others);
+      return { ...others, ...Object.fromEntries(fitting) };
     };
     return Plotly[item.method](plot, ...item.args.map(untitled));
   }
@@ -88,15 +92,50 @@ function sigmaPlots(themes, isDark) {
     if (made.length) plot.before(element("div", { className: "controls" }, ...made));
   }
 
+  const wrap = (text, columns) => text.includes("<") ? text : text.split(" ").reduce((lines, word) => {
+    const line = `${lines.at(-1)} ${word}`.trim();
+    return line.length > columns && lines.at(-1) ? [...lines, word] : [...lines.slice(0, -1), line];
+  }, [""]).join("<br>");
+
+  // On a phone a legend beside the plot goes above it, margins shrink, long words around it take more lines.
+  const NARROW = 520;
+  function shape(plot, { legend, margin, titles, annotations }) {
+    const width = plot.clientWidth, narrow = width > 0 && width < NARROW; // 0: in a closed fold
+    const room = (key) => (key[0] === "x" ? width - 80 : plot.clientHeight - 140) / 6.6; // columns beside an axis
+    const said = titles.map(([key, text]) => [key, narrow ? wrap(text, room(key)) : text]);
+    const found = { legend: { ...legend }, margin: { ...margin }, annotations, ...Object.fromEntries(said) };
+    if (!narrow) return found;
+    if (legend && (legend.x ?? 0) > 0.9)
+      found.legend = { ...legend, orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom", yref: "paper" };
+    found.margin.l = Math.min(found.margin.l ?? 64, 44);
+    found.margin.r = Math.min(found.margin.r ?? 28, 14);
+    const beside = (one) => annotations.filter((other) => other.y === one.y && other.xref === "paper").length;
+    found.annotations = annotations.map((one) => one.xref === "paper" && one.text
+      ? { ...one, text: wrap(one.text, (width - 60) / beside(one) / 6.6) } : one);
+    return found;
+  }
+
+  const put = (layout, changes) => Object.entries(changes).forEach(([key, value]) => {
+    const parts = key.split("."), last = parts.pop();
+    parts.reduce((at, part) => (at[part] ??= {}), layout)[last] = value;
+  });
+
   async function draw(plot) {
     const source = document.getElementById(`data-${plot.dataset.figure}`);
     const { data, layout, frames } = JSON.parse(source.textContent);
     controls(plot, layout);
     layout.template = theme();
     delete layout.height; // the page's element has it
+    if (layout.width) plot.style.maxWidth = `${layout.width}px`; // a phone may be narrower
+    delete layout.width;
+    const axes = Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key) && layout[key].title?.text);
+    const titles = axes.map((key) => [`${key}.title.text`, layout[key].title.text]);
+    const { legend, margin, annotations = [] } = layout;
+    const wanted = { legend, margin, titles, annotations };
+    put(layout, shape(plot, wanted));
+    drawn.set(plot, wanted);
     if (coarse) layout.dragmode = false; // a finger on a figure scrolls the page
     await Plotly.newPlot(plot, { data, layout, frames: frames || [], config });
-    drawn.push(plot);
   }
 
   async function drawAll() {
@@ -104,12 +143,19 @@ function sigmaPlots(themes, isDark) {
       await draw(plot);
       await new Promise((next) => setTimeout(next)); // let the page answer between figures
     }
-    document.documentElement.dataset.drawn = drawn.length;
+    document.documentElement.dataset.drawn = drawn.size;
   }
 
-  const paint = (template, size) =>
-    drawn.forEach((plot) => Plotly.relayout(plot, { template, width: undefined, ...size }));
+  const paint = (template, size) => drawn.forEach((wanted, plot) =>
+    Plotly.relayout(plot, { template, width: undefined, ...shape(plot, wanted), ...size }));
   const follow = () => paint(theme(), { autosize: true });
+  let waiting = 0, width = innerWidth;
+  addEventListener("resize", () => {
+    if (width === innerWidth) return; // a phone hides its address bar
+    width = innerWidth;
+    clearTimeout(waiting);
+    waiting = setTimeout(follow, 200);
+  });
   addEventListener("beforeprint", () => paint(themes.light, { width: 660 })); // A4 between its margins, at 96 dots an inch
   addEventListener("afterprint", follow);
   return { drawAll, follow };

@@ -24,7 +24,8 @@ from sigma_lite.teach.exercises.exercise import Exercise
 
 # Each kind of word by three names: the book's style sheet has its colour, else JupyterLab's theme, else this one on white.
 COLOURS = {
-    "comment": "#5b646c", "keyword": "#7a35ab", "def": "#1a69a3", "number": "#0d6a6a", "string": "#00704f", "builtin": "#8a4b10",
+    "comment": "#5b646c", "keyword": "#7a35ab", "def": "#1a69a3",
+    "number": "#0d6a6a", "string": "#00704f", "builtin": "#8a4b10",
 }  # fmt: skip
 
 

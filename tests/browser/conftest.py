@@ -64,12 +64,14 @@ def new_page(chromium):
 
 @pytest.fixture
 def page(new_page):
-    """A page that keeps account: `page.requests` to anywhere but the disk, `page.faults` of its scripts."""
+    """A page that keeps account: `page.requests` to anywhere but the disk, `page.faults` of its scripts,
+    also those that only the console shows."""
     page = new_page(viewport={"width": 1300, "height": 1000})
     page.requests, page.faults = [], []
     local = ("file:", "data:", "blob:", "http://127.0.0.1:", "ws://127.0.0.1:")
     page.on("request", lambda request: None if request.url.startswith(local) else page.requests.append(request.url))
     page.on("pageerror", lambda error: page.faults.append(str(error)))
+    page.on("console", lambda said: page.faults.append(said.text) if said.type == "error" else None)
     return page
 
 

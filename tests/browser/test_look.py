@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from importlib import resources
 from pathlib import Path
 
 import pytest
+import synthetic_results
+import synthetic_run
+
+from sigma_lite.lab.family import BASE, PROTOCOL
+from sigma_lite.lab.show import write_page
+from sigma_lite.report import write_report
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 pytest.importorskip("playwright.sync_api", reason="the package playwright drives the browser")
@@ -29,7 +36,7 @@ FIGURES = """() => [...document.querySelectorAll('.plot')].flatMap(plot => {
     .map(text => [text.getBoundingClientRect(), text.textContent]).filter(([box]) => box.width);
   for (const [box, text] of boxes('.main-svg text'))
     if (box.right > edge.right + 2 || box.left < edge.left - 2) faults.push(`cut: ${text}`);
-  const labels = boxes('.xtick text');
+  const labels = boxes(".xtick text:not([transform*='rotate(']), .xtick text[transform*='rotate(0']");
   for (const [one, other] of labels.slice(1).map((label, i) => [labels[i], label]))
     if (one[0].right > other[0].left + 1 && one[0].left < other[0].right && Math.abs(one[0].top - other[0].top) < 4)
       faults.push(`overlap: ${one[1]} and ${other[1]}`);
@@ -66,7 +73,21 @@ def faults_of(page, path: Path, axe: str) -> list[str]:
 
 
 def test_every_page_of_the_book(page, site, axe):
-    pages = sorted(path for path in (*site.glob("book/*.html"), *site.glob("notebooks/*.html"), site / "search.html"))
-    assert len(pages) > 25
+    """Also: asks the network for nothing, and finds each file that it names. A file: request that fails is silent."""
+    missing = []
+    page.on("requestfailed", lambda request: missing.append((request.url, request.failure)))
+    first = site / "index.html"  # leads on to the book's own at once
+    pages = sorted(path for path in site.rglob("*.html") if "_static" not in path.parts and path != first)
+    assert len(pages) > len(list((site / "notebooks").glob("*.html"))) + 6, "the reference pages too"
     assert {path.name: found for path in pages if (found := faults_of(page, path, axe))} == {}
+    assert page.requests == [] and page.faults == []
+    assert [url for url, why in missing if why != "net::ERR_ABORTED"] == []  # we leave before some have ended
+
+
+def test_report_and_lab_page(page, axe, tmp_path):
+    report = write_report(synthetic_run.write(tmp_path / "run", synthetic_run.entries(steps=200, n_windows=10, switch=140)))
+    made = synthetic_results.results((BASE, "nine"), (0, 1)) | {"experiment": "family", "protocol": PROTOCOL}
+    (tmp_path / "family-quick.json").write_text(json.dumps(made))
+    for path in (report, write_page([tmp_path / "family-quick.json"])):
+        assert faults_of(page, path, axe) == []
     assert page.requests == [] and page.faults == []
