@@ -5,6 +5,8 @@ document.addEventListener("DOMContentLoaded", () => {
     const plots = sigmaPlots(SIGMA_THEMES, () => page.dataset.theme === "dark");
     new MutationObserver(plots.follow).observe(page, { attributeFilter: ["data-theme"] });
     plots.drawAll();
+  } else {
+    page.dataset.drawn = 0;
   }
 
   // The theme's search button shows "Search" and a shortcut, and is named otherwise: voice control looks for what is shown.

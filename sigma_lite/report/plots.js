@@ -99,11 +99,16 @@ function sigmaPlots(themes, isDark) {
 
   // On a phone a legend beside the plot goes above it, margins shrink, long words around it take more lines.
   const NARROW = 520;
-  function shape(plot, { legend, margin, titles, annotations }) {
+  function shape(plot, { legend, margin, titles, annotations, height, rows, names }) {
     const width = plot.clientWidth, narrow = width > 0 && width < NARROW; // 0: in a closed fold
-    const room = (key) => (key[0] === "x" ? width - 80 : plot.clientHeight - 140) / 6.6; // columns beside an axis
+    plot.style.height = `${height + (narrow ? Math.max(0, rows - 3) * 19 : 0)}px`; // 19: a row of the legend
+    const room = (key) => (key[0] === "x" ? width - 80 : plot.clientHeight - 140 - rows * 19) / 6.6; // in columns
     const said = titles.map(([key, text]) => [key, narrow ? wrap(text, room(key)) : text]);
     const found = { legend: { ...legend }, margin: { ...margin }, annotations, ...Object.fromEntries(said) };
+    if (names.length) {
+      found["yaxis.tickvals"] = names;
+      found["yaxis.ticktext"] = narrow ? names.map((name) => wrap(name, 16)) : names;
+    }
     if (!narrow) return found;
     if (legend && (legend.x ?? 0) > 0.9)
       found.legend = { ...legend, orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom", yref: "paper" };
@@ -131,7 +136,14 @@ function sigmaPlots(themes, isDark) {
     const axes = Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key) && layout[key].title?.text);
     const titles = axes.map((key) => [`${key}.title.text`, layout[key].title.text]);
     const { legend, margin, annotations = [] } = layout;
-    const wanted = { legend, margin, titles, annotations };
+    const inLegend = (one) => one.name && one.showlegend !== false && one.visible !== false;
+    const named = layout.showlegend === false ? [] : data.filter(inLegend);
+    const long = named.some((one) => one.name.length > 14);
+    const rows = long ? named.length : Math.ceil(named.length / 2); // of a phone's legend
+    const words = ({ y, yaxis }) => (Array.isArray(y) && !yaxis ? y.filter((one) => typeof one === "string") : []);
+    const bars = data.flatMap(words);
+    const names = bars.some((name) => name.length > 16) ? [...new Set(bars)] : []; // of rows, written beside the plot
+    const wanted = { legend, margin, titles, annotations, rows, names, height: parseFloat(plot.style.height) };
     put(layout, shape(plot, wanted));
     drawn.set(plot, wanted);
     if (coarse) layout.dragmode = false; // a finger on a figure scrolls the page
