@@ -120,9 +120,10 @@ def line_of(place: int) -> dict:
 def mark_switch(fig: go.Figure, entries: Entries) -> go.Figure:
     """A dotted line through all rows at the step at which experts per token changed, named above them."""
     steps = switch_steps(entries)
+    lift = 16 if fig.layout.annotations else 0  # over the titles of rows
     for step in steps:
         fig.add_shape(type="line", x0=step, x1=step, xref="x", y0=0, y1=1, yref="paper")
-        fig.add_annotation(text="sparsity switch", x=step, xref="x", y=1, yref="paper", yanchor="bottom")
+        fig.add_annotation(text="sparsity switch", x=step, xref="x", y=1, yref="paper", yanchor="bottom", yshift=lift)
     return fig.update_layout(legend_y=1.09) if steps else fig
 
 

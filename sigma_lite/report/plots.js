@@ -101,7 +101,8 @@ function sigmaPlots(themes, isDark) {
   const NARROW = 520;
   function shape(plot, { legend, margin, titles, annotations, height, rows, names }) {
     const width = plot.clientWidth, narrow = width > 0 && width < NARROW; // 0: in a closed fold
-    plot.style.height = `${height + (narrow ? Math.max(0, rows - 3) * 19 : 0)}px`; // 19: a row of the legend
+    const more = Math.max(0, rows - 3) * 19 + names.length * 22; // rows of the legend, and names of two or three lines
+    plot.style.height = `${height + (narrow ? more : 0)}px`;
     const room = (key) => (key[0] === "x" ? width - 80 : plot.clientHeight - 140 - rows * 19) / 6.6; // in columns
     const said = titles.map(([key, text]) => [key, narrow ? wrap(text, room(key)) : text]);
     const found = { legend: { ...legend }, margin: { ...margin }, annotations, ...Object.fromEntries(said) };
@@ -116,7 +117,7 @@ function sigmaPlots(themes, isDark) {
     found.margin.r = Math.min(found.margin.r ?? 28, 14);
     const beside = (one) => annotations.filter((other) => other.y === one.y && other.xref === "paper").length;
     found.annotations = annotations.map((one) => one.xref === "paper" && one.text
-      ? { ...one, text: wrap(one.text, (width - 60) / beside(one) / 6.6) } : one);
+      ? { ...one, text: wrap(one.text, (width - 130) / beside(one) / 7) } : one);
     return found;
   }
 
