@@ -46,7 +46,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]], sortable: bool 
     top = f"<thead><tr>{top}</tr></thead>" if top else ""
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     kind = ' class="sortable"' if sortable else ""
-    return f'<div class="wide"><table{kind}>{top}<tbody>{body}</tbody></table></div>'
+    return f'<div class="wide" tabindex="0"><table{kind}>{top}<tbody>{body}</tbody></table></div>'
 
 
 def _cell(value: object) -> str:

@@ -1,6 +1,7 @@
 """A real browser, without a network: what a reader of the book and a user of the notebooks get to see.
 
-Needs the package `playwright` and a chromium that is already installed; SIGMA_CHROMIUM names another one.
+Needs the package `playwright` and a chromium that is already installed; SIGMA_CHROMIUM names another one. SIGMA_SITE names
+the folder of a book that is built already, such as book/_build/html: building it takes most of these tests' time.
 """
 
 from __future__ import annotations
@@ -78,6 +79,8 @@ def page(new_page):
 @pytest.fixture(scope="session")
 def site(tmp_path_factory) -> Path:
     """The book, built with chapters that train a few steps."""
+    if built := os.environ.get("SIGMA_SITE"):
+        return Path(built).resolve()
     folder = tmp_path_factory.mktemp("book")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "-c", "book", ".", str(folder)]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "SIGMA_FAST": "1"}, capture_output=True, text=True)
