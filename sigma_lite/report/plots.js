@@ -130,6 +130,12 @@ function sigmaPlots(themes, isDark) {
     const source = document.getElementById(`data-${plot.dataset.figure}`);
     const { data, layout, frames } = JSON.parse(source.textContent);
     controls(plot, layout);
+    if (layout.meta?.min_width) { // text, whose letters cannot shrink: it scrolls instead
+      const frame = element("div", { className: "sideways", tabIndex: 0 });
+      plot.replaceWith(frame);
+      frame.append(plot);
+      plot.style.minWidth = `${layout.meta.min_width}px`;
+    }
     layout.template = theme();
     delete layout.height; // the page's element has it
     if (layout.width) plot.style.maxWidth = `${layout.width}px`; // a phone may be narrower
