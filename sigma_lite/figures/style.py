@@ -34,7 +34,10 @@ def _heat_scale(dead: str, low: str, below: str, balanced: str, above: str, high
 def _template(ink: str, muted: str, grid: str, paper: str, heat: list) -> go.layout.Template:
     axis = {"gridcolor": grid, "linecolor": grid, "zeroline": False, "automargin": True}
     axis |= {"title": {"standoff": 8, "font": {"size": 13}}, "tickfont": {"size": 12}}
+    # plotly would choose an ink for the colour of a box as if nothing shone through it: dark on dark
+    inside = {"bar": [{"insidetextfont": {"color": ink}}], "heatmap": [{"textfont": {"color": ink}}]}
     return go.layout.Template(
+        data=inside,
         layout={
             "font": {"family": FONT, "size": 13, "color": ink},
             "paper_bgcolor": paper,
@@ -71,7 +74,7 @@ def _template(ink: str, muted: str, grid: str, paper: str, heat: list) -> go.lay
                     "title": {"side": "right", "font": {"size": 12}},
                 },
             },
-        }
+        },
     )
 
 

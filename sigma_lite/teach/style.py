@@ -20,7 +20,7 @@ def template() -> go.layout.Template:
     """A plotly template of 2 kB; plotly's own is three times that in every figure of a page. The book's pages replace it by
     that of their theme."""
     changes = {"margin": {"l": 60, "r": 20, "t": 76, "b": 50}, "hovermode": "closest"}
-    return go.layout.Template(layout={**LIGHT.layout.to_plotly_json(), **changes})
+    return go.layout.Template(data=LIGHT.data, layout={**LIGHT.layout.to_plotly_json(), **changes})
 
 
 def use() -> None:
