@@ -103,7 +103,7 @@ function sigmaPlots(themes, isDark) {
     const width = plot.clientWidth, narrow = width > 0 && width < NARROW; // 0: in a closed fold
     const more = Math.max(0, rows - 3) * 19 + names.length * 22; // rows of the legend, and names of two or three lines
     plot.style.height = `${height + (narrow ? more : 0)}px`;
-    const room = (key) => (key[0] === "x" ? width - 80 : plot.clientHeight - 140 - rows * 19) / 6.6; // in columns
+    const room = (key) => (key[0] === "x" ? width - 130 : plot.clientHeight - 140 - rows * 19) / 6.6; // in columns
     const said = titles.map(([key, text]) => [key, narrow ? wrap(text, room(key)) : text]);
     const found = { legend: { ...legend }, margin: { ...margin }, annotations, ...Object.fromEntries(said) };
     if (names.length) {
