@@ -21,6 +21,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinxcontrib.bibtex",
     "offline_assets",
+    "pictures",
     "executed_notebooks",
 ]
 root_doc = "book/index"
@@ -39,7 +40,8 @@ mathjax_path = "tex-svg.js"  # MathJax 3 with its fonts inside; offline_assets c
 html_theme = "sphinx_book_theme"
 html_title = "sigma_lite"
 html_static_path = ["_static"]
-html_css_files = ["book.css"]
+html_css_files = ["plots.css", "book.css"]
+html_context = {"default_mode": "auto"}  # light or dark as the system says, until the reader chooses
 html_extra_path = ["_root"]
 html_copy_source = False
 html_show_sourcelink = False

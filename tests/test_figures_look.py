@@ -96,6 +96,12 @@ def test_colours_stay_apart_for_colour_blind_readers():
         assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(perceived, 2)) > 0.1
 
 
+@pytest.mark.parametrize("template", [style.LIGHT, style.DARK], ids=["light", "dark"])
+def test_words_inside_faint_boxes_have_the_ink_of_the_theme(template):
+    ink = template.layout.font.color
+    assert template.data.bar[0].insidetextfont.color == template.data.heatmap[0].textfont.color == ink
+
+
 def test_figures_import_no_torch():
     code = "import sys, sigma_lite.figures; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=600).returncode == 0

@@ -101,13 +101,16 @@ def test_a_dangling_reference_is_found():
     assert dangling("chapter 22; chapters 8, 9 and 11; [chapter 5](05_collapse.ipynb); in chapter 3, 96 experts") == []
 
 
-def test_the_book_writes_the_number_before_the_title(monkeypatch):
+def test_the_book_writes_the_number_before_the_title_and_hides_calls_of_folds(monkeypatch):
     pytest.importorskip("sphinx")
     monkeypatch.setattr(sys, "path", [str(ROOT / "book" / "_ext"), *sys.path])
-    from executed_notebooks import numbered
+    from executed_notebooks import numbered, quiet
 
     content = {"cells": [{"source": ["# A title\n", "# not this"]}, {"source": "# nor this"}]}
     assert numbered(content, 20)["cells"] == [{"source": ["# 20 · A title\n", "# not this"]}, {"source": "# nor this"}]
+    cells = [{"source": source, "metadata": {}} for source in ('teach.solution("x")', "x = 1")]
+    hidden, shown = quiet({"cells": cells})["cells"]
+    assert hidden["metadata"] == {"tags": ["remove-input"]} and shown["metadata"] == {}
 
 
 @chapter

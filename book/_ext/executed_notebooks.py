@@ -115,10 +115,19 @@ def numbered(content: dict, number: int) -> dict:
     return content | {"cells": [first | {"source": [title, *lines[1:]]}, *rest]}
 
 
+def quiet(content: dict) -> dict:
+    """The notebook with the calls hidden whose result says all: folds with hints and solutions."""
+    for cell in content["cells"]:
+        if "".join(cell["source"]).startswith("teach.solution("):
+            cell["metadata"]["tags"] = [*cell["metadata"].get("tags", []), "remove-input"]
+    return content
+
+
 def hand_over(app, docname: str, source: list[str]) -> None:
     if docname in app.executed_paths:
         path = app.executed_paths[docname]
-        source[0] = json.dumps(numbered(json.loads(path.read_text("utf-8")), int(path.name[:2])))
+        content = quiet(json.loads(path.read_text("utf-8")))
+        source[0] = json.dumps(numbered(content, int(path.name[:2])))
 
 
 def setup(app):

@@ -1,9 +1,16 @@
 // Draws the figures of the page and keeps the reader's guesses; needs no kernel and no network.
 document.addEventListener("DOMContentLoaded", () => {
-  document.querySelectorAll("script[data-plotly-for]").forEach((source) => {
-    const figure = JSON.parse(source.textContent);
-    Plotly.newPlot(source.dataset.plotlyFor, figure).catch((error) => console.error(error));
-  });
+  const page = document.documentElement;
+  if (typeof sigmaPlots === "function") {
+    const plots = sigmaPlots(SIGMA_THEMES, () => page.dataset.theme === "dark");
+    new MutationObserver(plots.follow).observe(page, { attributeFilter: ["data-theme"] });
+    plots.drawAll();
+  } else {
+    page.dataset.drawn = 0;
+  }
+
+  // The theme's search button shows "Search" and a shortcut, and is named otherwise: voice control looks for what is shown.
+  document.querySelectorAll(".search-button-field[aria-label]").forEach((button) => button.removeAttribute("aria-label"));
 
   const store = {
     get: (key) => { try { return localStorage.getItem(key); } catch { return null; } },

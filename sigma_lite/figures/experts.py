@@ -68,6 +68,7 @@ def blind_spot(entry: dict) -> go.Figure:
     if not f_LE.size or not lbl_WL.size:
         return style.note("Balance loss against load deviation", "this window holds no balance loss")
     n_layers = len(f_LE)
+    middle = (min(0.9, np.nanmin(lbl_WL[0])) + max(1.2, np.nanmax(lbl_WL[0]))) / 2  # names point inwards: no edge cuts them
     fig = go.Figure(
         go.Scatter(
             x=lbl_WL[0],
@@ -75,7 +76,10 @@ def blind_spot(entry: dict) -> go.Figure:
             customdata=np.arange(n_layers),
             mode="markers+text" if n_layers <= 12 else "markers",
             text=[f"layer {layer}" for layer in range(n_layers)],
-            textposition=[("middle right", "bottom center")[layer % 2] for layer in range(n_layers)],
+            textposition=[
+                ("middle", "bottom")[layer % 2] + (" left" if lbl > middle else " right")
+                for layer, lbl in enumerate(lbl_WL[0])
+            ],
             cliponaxis=False,
             marker={"size": 11, "color": [style.depth_colour(layer, n_layers) for layer in range(n_layers)]},
             hovertemplate="layer %{customdata}<br>balance loss %{x:.3f}<br>most loaded %{y:+.0f} %<extra></extra>",

@@ -34,7 +34,10 @@ def _heat_scale(dead: str, low: str, below: str, balanced: str, above: str, high
 def _template(ink: str, muted: str, grid: str, paper: str, heat: list) -> go.layout.Template:
     axis = {"gridcolor": grid, "linecolor": grid, "zeroline": False, "automargin": True}
     axis |= {"title": {"standoff": 8, "font": {"size": 13}}, "tickfont": {"size": 12}}
+    # plotly would choose an ink for the colour of a box as if nothing shone through it: dark on dark
+    inside = {"bar": [{"insidetextfont": {"color": ink}}], "heatmap": [{"textfont": {"color": ink}}]}
     return go.layout.Template(
+        data=inside,
         layout={
             "font": {"family": FONT, "size": 13, "color": ink},
             "paper_bgcolor": paper,
@@ -71,7 +74,7 @@ def _template(ink: str, muted: str, grid: str, paper: str, heat: list) -> go.lay
                     "title": {"side": "right", "font": {"size": 12}},
                 },
             },
-        }
+        },
     )
 
 
@@ -120,9 +123,10 @@ def line_of(place: int) -> dict:
 def mark_switch(fig: go.Figure, entries: Entries) -> go.Figure:
     """A dotted line through all rows at the step at which experts per token changed, named above them."""
     steps = switch_steps(entries)
+    lift = 16 if fig.layout.annotations else 0  # over the titles of rows
     for step in steps:
         fig.add_shape(type="line", x0=step, x1=step, xref="x", y0=0, y1=1, yref="paper")
-        fig.add_annotation(text="sparsity switch", x=step, xref="x", y=1, yref="paper", yanchor="bottom")
+        fig.add_annotation(text="sparsity switch", x=step, xref="x", y=1, yref="paper", yanchor="bottom", yshift=lift)
     return fig.update_layout(legend_y=1.09) if steps else fig
 
 

@@ -60,11 +60,13 @@ def render(found: Sequence[Results], beside: Sequence[Results] = (), rows: Seque
     """
     alone = len(found) == 1
     return document(
-        kind="balance laboratory",
-        title=found[0]["experiment"] if alone else "The balance laboratory",
+        kind=f"balance laboratory · {found[0]['experiment']}" if alone else "balance laboratory",
+        title=found[0]["question"] if alone else "The balance laboratory",
         lead=" · ".join(_lead(found)),
         head="",
-        sections=[_section(results, beside, rows) for results in found],
+        sections=[
+            _section(results, beside, rows, "What was measured" if alone else results["question"]) for results in found
+        ],
         footer=markup.paragraph(
             "Every number is from a finished run. Numbers are held in 32 bits."
             f" Made by sigma_lite {__version__}; this file loads nothing from anywhere."
@@ -80,14 +82,14 @@ def _lead(found: Sequence[Results]) -> list[str]:
     return list(dict.fromkeys([*scales, *(str(run["device"]) for run in runs), *commits]))
 
 
-def _section(results: Results, beside: Sequence[Results], rows: Sequence[standing.Row] | None) -> Section:
+def _section(results: Results, beside: Sequence[Results], rows: Sequence[standing.Row] | None, title: str) -> Section:
     name = results["experiment"]
     wanted = [figure for figure in results["figures"] if figure != "final_table"]  # the page has a table of its own
     plots = tuple(_plot(results, figure) for figure in dict.fromkeys([*wanted, *ALWAYS]))
     numbers = "<h3>Final numbers</h3>" + markup.paragraph(TABLE_SAYS, "subtitle") + markup.table(*final_rows(results))
     numbers += "".join(markup.paragraph(said, "subtitle") for said in origins(results))
     first = family(rows or standing.rows(results), results, beside) if results.get("protocol") else ()
-    return Section(name, results["question"], "", (*first, _arms(results), numbers, *plots, _provenance(results)))
+    return Section(name, title, "", (*first, _arms(results), numbers, *plots, _provenance(results)))
 
 
 def _plot(results: Results, figure: str) -> Plot:

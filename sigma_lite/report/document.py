@@ -32,13 +32,13 @@ class Section:
 
 def document(*, kind: str, title: str, lead: str, head: str, sections: Sequence[Section], footer: str) -> str:
     """The page as text. `head` and `footer` are HTML; kind, title and lead are plain. The scripts are allowed by hash."""
-    boot, plotly = page_part("page.js"), plotly_js()
+    boot, plotly = page_part("plots.js") + page_part("page.js"), plotly_js()
     return Template(page_part("page.html")).substitute(
         hashes=f"{markup.script_hash(plotly)} {markup.script_hash(boot)}",
         version=markup.escape(__version__),
         kind=markup.escape(kind),
         title=markup.escape(title),
-        css=page_part("page.css"),
+        css=page_part("page.css") + page_part("plots.css"),
         lead=markup.escape(lead),
         head=head,
         nav=" ".join(f'<a href="#{section.name}">{markup.escape(section.title)}</a>' for section in sections),

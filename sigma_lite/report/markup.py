@@ -46,7 +46,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]], sortable: bool 
     top = f"<thead><tr>{top}</tr></thead>" if top else ""
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     kind = ' class="sortable"' if sortable else ""
-    return f'<div class="wide"><table{kind}>{top}<tbody>{body}</tbody></table></div>'
+    return f'<div class="wide" tabindex="0"><table{kind}>{top}<tbody>{body}</tbody></table></div>'
 
 
 def _cell(value: object) -> str:
@@ -65,8 +65,8 @@ def figure(fig: go.Figure, name: str, number: int, caption: str) -> str:
     if not fig.data:
         why = fig.layout.annotations[0].text if fig.layout.annotations else "nothing to draw"
         return f'<p class="absent"><b>{escape(title)}</b>: {escape(why)}.</p>'
-    head = f"<h3>{escape(title)}</h3>" + (f'<p class="subtitle">{escape(subtitle)}</p>' if subtitle else "")
-    place = f'<div class="plot" data-figure="{escape(name)}" style="height:{int(fig.layout.height)}px" role="img"'
+    head = f'<h3 class="title">{escape(title)}</h3>' + (f'<p class="subtitle">{escape(subtitle)}</p>' if subtitle else "")
+    place = f'<div class="plot" data-figure="{escape(name)}" style="height:{int(fig.layout.height)}px" role="group"'
     drawing = f'{place} aria-label="{escape(title)}"></div>'
     below = f"<figcaption><b>Figure {number}.</b> {escape(caption)}</figcaption>" if caption else ""
     return f'<figure id="fig-{escape(name)}">{head}{drawing}{below}{data(f"data-{name}", drawable(fig))}</figure>'
@@ -85,17 +85,17 @@ def drawable(fig: go.Figure) -> dict:
     for key in ("template", "title"):
         layout.pop(key, None)
     layout["margin"] = {**layout.get("margin", {}), "t": 44}
-    return _plain(content)
+    return plain(content)
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """Numbers as JSON holds them (NaN becomes null), and packed arrays in 32 bits instead of 64."""
     if isinstance(value, dict) and value.get("dtype") == "f8":
         return _packed(np.frombuffer(base64.b64decode(value["bdata"]), "<f8"), value)
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, (np.integer, np.floating)):
         value = value.item()
     return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -11,6 +11,7 @@ from sigma_lite.figures.style import AMBER, BLUE, GREEN, GREY, PINK, VERMILLION,
 
 Curve = tuple[Sequence[float], Sequence[float]]
 MANY = (BLUE, VERMILLION, GREEN, PINK, AMBER, GREY, "#5b7f2b", "#7d5bbe", "#138585", "#b03a5b", "#7a7c16")
+LETTERS = {"min_width": 640}  # pixels; the page of the book lets a narrower window scroll over the figure
 MARKS = str.maketrans({"\n": "↵", " ": "·", "\t": "→", "\r": "␍"})
 
 
@@ -72,7 +73,7 @@ def token_strip(pieces: Sequence[str], title: str, kinds: Sequence[str] | None =
     figure.update_xaxes(visible=False, range=[-0.5, columns + 8])
     figure.update_yaxes(visible=False, range=[max(rows, default=0) + 0.6, -0.6])
     height = 110 + 30 * (max(rows, default=0) + 1)
-    return figure.update_layout(title=title, barmode="overlay", height=height, showlegend=kinds is not None)
+    return figure.update_layout(title=title, barmode="overlay", height=height, showlegend=kinds is not None, meta=LETTERS)
 
 
 def places(pieces: Sequence[str], columns: int) -> tuple[list[int], list[int]]:

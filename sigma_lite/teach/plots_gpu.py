@@ -76,30 +76,30 @@ def instructions_figure(made: Mapping[str, Compiled]) -> go.Figure:
 
 
 def compiled_figure(arch: str, made: Compiled) -> go.Figure:
-    """What the compiler made for one GPU: counts and resources on the left, the lines of PTX that matter on the right."""
+    """What the compiler made for one GPU: counts and resources, and below them the lines of PTX that matter."""
     counts = {name: n for name, n in made.instructions.items() if n}
     facts = {**counts, "registers a thread": made.registers, "spilled registers": made.spills}
     facts["shared memory (KB)"] = made.shared_bytes / 1024
     figure = go.Figure()
-    look = {"fill": {"color": CLEAR}, "line": {"color": FAINT}, "align": "left", "font": {"color": GREY}}
+    look = {"fill": {"color": CLEAR}, "line": {"color": FAINT}, "align": "left"}
     values = [f"{value:g}" for value in facts.values()]
     figure.add_table(
         header={**look, "values": ["in PTX, occurrences", ""]},
         cells={**look, "values": [list(facts), values], "height": 26},
         columnwidth=[3, 1],
-        domain={"x": [0, 0.32]},
+        domain={"y": [0.4, 1]},
     )
-    mono = {**look, "font": {"color": GREY, "family": "ui-monospace, monospace", "size": 11}}
+    mono = {**look, "font": {"family": "ui-monospace, monospace", "size": 10}}
     lines = [TENSOR_CORE.sub(r"<b>\1</b>", line) for line in ptx_lines(made.ptx)]
     figure.add_table(
         header={**look, "values": ["PTX around a tensor-core instruction"]},
         cells={**mono, "values": [lines], "height": 22},
-        domain={"x": [0.34, 1]},
+        domain={"y": [0, 0.36]},
     )
-    return figure.update_layout(title=f"{arch}: compiled, not run", height=420, margin={"l": 10, "r": 10, "t": 50, "b": 10})
+    return figure.update_layout(title=f"{arch}: compiled, not run", height=580, margin={"l": 10, "r": 10, "t": 50, "b": 10})
 
 
-def ptx_lines(ptx: str, width: int = 62) -> list[str]:
+def ptx_lines(ptx: str, width: int = 54) -> list[str]:
     """The first lines of PTX with a tensor-core instruction, a load for one or a copy, each kind at most twice."""
     found: dict[str, list[str]] = {}
     for line in ptx.splitlines():

@@ -98,7 +98,7 @@ def plane(scale: float, k: int, x_TD: Tensor, w_ED: Tensor) -> go.Figure:
         marker={"color": GREY, "size": (mine_T.sqrt() * 14).tolist(), "line": {"color": FAINT, "width": 1}},
     )  # fmt: skip
     for expert, (a, b) in enumerate((w_ED * REACH * 0.8).tolist()):
-        fig.add_annotation(x=a, y=b, ax=0, ay=0, axref="x", ayref="y", arrowhead=2, arrowcolor=GREY, text="")
+        fig.add_annotation(x=a, y=b, ax=0, ay=0, axref="x", ayref="y", showarrow=True, arrowhead=2, arrowcolor=GREY, text="")
         fig.add_annotation(x=a * 1.12, y=b * 1.12, text=f"expert {expert}", showarrow=False)
     fig.update_xaxes(
         range=[-REACH, REACH], title_text="first coordinate", constrain="domain", showgrid=False, zeroline=False

@@ -87,7 +87,7 @@ def setup(*, chapter: int, version: str) -> None:
         pio.renderers["plotly_mimetype"].config = {"showSendToCloud": False, "plotlyServerURL": ""}  # figures stay here
         pio.renderers.default = "plotly_mimetype"
     _, subject, minutes, seed = CHAPTERS[chapter]
-    budget = "fast mode: a few steps, the numbers mean nothing" if fast() else f"about {minutes:g} min on two CPU cores"
+    budget = "fast mode: numbers mean nothing" if fast() else f"about {minutes:g} min on two CPU cores"
     print(f"chapter {chapter}, {subject} · {budget}")
     print(f"sigma_lite {sigma_lite.__version__} · torch {torch.__version__} · cpu, 1 thread, float32 · seed {seed}")
 

@@ -7,6 +7,7 @@ import html
 import importlib
 import inspect
 import os
+import re
 import textwrap
 from types import ModuleType
 
@@ -20,26 +21,35 @@ from pygments.token import Comment, Keyword, Name, Number, Operator, String
 import sigma_lite
 from sigma_lite.config import ConfigError
 from sigma_lite.teach.exercises.exercise import Exercise
-from sigma_lite.teach.style import INK
 
-# contrast above 4 on white and on the dark page
-BLUE, GREEN, PURPLE, TEAL, BROWN = "#1d79ce", "#148943", "#9d59c8", "#138585", "#9b6f3b"
-SUMMARY = f'<summary style="color:{BLUE};cursor:pointer">'  # JupyterLab with MyST hides the triangle of a fold
+# Each kind of word by three names: the book's style sheet has its colour, else JupyterLab's theme, else this one on white.
+COLOURS = {
+    "comment": "#5b646c", "keyword": "#7a35ab", "def": "#1a69a3",
+    "number": "#0d6a6a", "string": "#00704f", "builtin": "#8a4b10",
+}  # fmt: skip
+
+
+def _ink(kind: str) -> str:
+    return f"var(--code-{kind}, var(--jp-mirror-editor-{kind}-color, {COLOURS[kind]}))"
+
+
+# JupyterLab with MyST hides the triangle of a fold
+SUMMARY = '<summary style="color:var(--link, var(--jp-content-link-color, #1a69a3));cursor:pointer">'
 
 
 class _BothThemes(Style):
-    """Colours that can be read on white and on dark; plain names keep the page's own."""
+    """Plain names keep the page's own colour."""
 
     styles = {
-        Comment: f"italic {INK}",
-        Keyword: f"bold {PURPLE}",
-        Name.Function: BLUE,
-        Name.Class: f"bold {BLUE}",
-        Name.Decorator: TEAL,
-        Number: TEAL,
-        String: GREEN,
-        Operator.Word: f"bold {PURPLE}",
-        Name.Builtin: BROWN,
+        Comment: f"italic {COLOURS['comment']}",
+        Keyword: f"bold {COLOURS['keyword']}",
+        Name.Function: COLOURS["def"],
+        Name.Class: f"bold {COLOURS['def']}",
+        Name.Decorator: COLOURS["number"],
+        Number: COLOURS["number"],
+        String: COLOURS["string"],
+        Operator.Word: f"bold {COLOURS['keyword']}",
+        Name.Builtin: COLOURS["builtin"],
     }
 
 
@@ -133,10 +143,14 @@ def coloured(text: str, first: int = 0, lexer: Lexer = PythonLexer()) -> str:  #
     """Source as HTML, with line numbers from `first` on; without where it is 0."""
     formatter = HtmlFormatter(
         style=_BothThemes, noclasses=True, nobackground=True, linenos="inline" if first else False, linenostart=first or 1,
-        cssstyles="max-height:34em;overflow:auto", prestyles="margin:0;line-height:1.35",
+        linespans="line", cssstyles="max-height:34em;overflow:auto", prestyles="margin:0;line-height:1.35",
     )  # fmt: skip
+    page = re.sub(r'<span id="line-\d+">', '<span class="sigma-code-line">', highlight(text, lexer, formatter))
+    for kind, colour in COLOURS.items():
+        page = re.sub(f"color: {colour}", f"color: {_ink(kind)}", page, flags=re.I)
     # pygments writes the line numbers black on white, whatever the style says
-    return highlight(text, lexer, formatter).replace("color: inherit; background-color: transparent", f"color: {INK}")
+    plain = '<span style="color: inherit; background-color: transparent'
+    return page.replace(plain, f'<span class="sigma-line" style="color: {_ink("comment")}')
 
 
 def show(name: str) -> Source:

@@ -1,6 +1,7 @@
 """A real browser, without a network: what a reader of the book and a user of the notebooks get to see.
 
-Needs the package `playwright` and a chromium that is already installed; SIGMA_CHROMIUM names another one.
+Needs the package `playwright` and a chromium that is already installed; SIGMA_CHROMIUM names another one. SIGMA_SITE names
+the folder of a book that is built already, such as book/_build/html: building it takes most of these tests' time.
 """
 
 from __future__ import annotations
@@ -64,18 +65,22 @@ def new_page(chromium):
 
 @pytest.fixture
 def page(new_page):
-    """A page that keeps account: `page.requests` to anywhere but the disk, `page.faults` of its scripts."""
+    """A page that keeps account: `page.requests` to anywhere but the disk, `page.faults` of its scripts,
+    also those that only the console shows."""
     page = new_page(viewport={"width": 1300, "height": 1000})
     page.requests, page.faults = [], []
     local = ("file:", "data:", "blob:", "http://127.0.0.1:", "ws://127.0.0.1:")
     page.on("request", lambda request: None if request.url.startswith(local) else page.requests.append(request.url))
     page.on("pageerror", lambda error: page.faults.append(str(error)))
+    page.on("console", lambda said: page.faults.append(said.text) if said.type == "error" else None)
     return page
 
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory) -> Path:
     """The book, built with chapters that train a few steps."""
+    if built := os.environ.get("SIGMA_SITE"):
+        return Path(built).resolve()
     folder = tmp_path_factory.mktemp("book")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "-c", "book", ".", str(folder)]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "SIGMA_FAST": "1"}, capture_output=True, text=True)

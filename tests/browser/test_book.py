@@ -12,7 +12,7 @@ CHAPTERS = sorted(path.stem for path in (Path(__file__).parents[2] / "notebooks"
 sync_api = pytest.importorskip("playwright.sync_api", reason="the package playwright drives the browser")
 sync_api.expect.set_options(timeout=240_000)
 
-SHOWN = """Array.from(document.querySelectorAll('.sigma-figure')).map(figure => ({
+SHOWN = """Array.from(document.querySelectorAll('.sigma-figure .plot')).map(figure => ({
   drawn: figure.querySelectorAll('.main-svg').length > 0,
   marks: figure.querySelectorAll('.mlayer path, .mlayer image, .cell-text').length, // the last: of a table
 }))"""
@@ -23,15 +23,6 @@ STATE = """figure => [
   Array.from(figure.querySelectorAll('.mlayer')).map(layer => layer.innerHTML).join(),
 ]"""
 MOVED = f"([figure, before]) => ({STATE})(figure).every((part, i) => part !== before[i])"
-FAR_END = """figure => {
-  const slider = figure._fullLayout.sliders[0];
-  return slider.active < slider.steps.length / 2 ? 0.98 : 0.02;
-}"""
-
-
-def pages(site: Path) -> list[Path]:
-    """All but the first, which leads on to the book's own index at once."""
-    return [path for path in site.rglob("*.html") if "_static" not in path.parts and path != site / "index.html"]
 
 
 def test_first_page_leads_to_the_book(page, site):
@@ -39,23 +30,6 @@ def test_first_page_leads_to_the_book(page, site):
     page.wait_for_url("**/book/index.html")
     assert page.locator("article h1").first.inner_text().startswith("sigma_lite")
     assert page.requests == []
-
-
-def test_no_page_asks_the_network(page, site):
-    for path in pages(site):
-        page.goto(path.as_uri(), wait_until="networkidle")
-    assert page.requests == []
-    assert page.faults == []
-    assert len(pages(site)) > len(CHAPTERS) + 6  # the reference pages too
-
-
-def test_every_page_loads_what_it_names(page, site):
-    """A file: request that fails is silent; a page without its style or script is not. We leave before some have ended."""
-    missing = []
-    page.on("requestfailed", lambda request: missing.append((request.url, request.failure)))
-    for path in pages(site):
-        page.goto(path.as_uri(), wait_until="networkidle")
-    assert [url for url, why in missing if why != "net::ERR_ABORTED"] == []
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
@@ -67,16 +41,30 @@ def test_chapter_shows_its_figures(page, site, chapter):
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
-def test_slider_moves_its_figure_without_a_kernel(page, site, chapter):
+def test_slider_moves_its_figure_by_keyboard_and_without_a_kernel(page, site, chapter):
     page.goto((site / "notebooks" / f"{chapter}.html").as_uri())
-    page.wait_for_selector(".slider-rail-touch-rect", state="attached")
-    figure = page.locator(".sigma-figure:has(.slider-rail-touch-rect)").first
-    before = figure.evaluate(STATE)
-    rail = figure.locator(".slider-rail-touch-rect")
-    rail.scroll_into_view_if_needed()
-    box = rail.bounding_box()
-    page.mouse.click(box["x"] + figure.evaluate(FAR_END) * box["width"], box["y"] + box["height"] / 2)
-    page.wait_for_function(MOVED, arg=[figure.element_handle(), before])
+    page.wait_for_function(f"{SHOWN}.every(figure => figure.drawn)")
+    figure = page.locator(".sigma-figure:has(.controls input[type=range])").first
+    plot, slider = figure.locator(".plot").element_handle(), figure.locator("input[type=range]")
+    before, label, at = plot.evaluate(STATE), figure.locator("output").inner_text(), slider.input_value()
+    slider.focus()
+    page.keyboard.press("Home" if int(at) > int(slider.get_attribute("max")) / 2 else "End")
+    page.wait_for_function(MOVED, arg=[plot, before])
+    assert figure.locator("output").inner_text() != label
+    assert slider.get_attribute("aria-valuetext") == figure.locator("output").inner_text()
+
+
+def test_the_first_figure_of_the_book_is_live_and_its_title_follows(page, site):
+    page.goto((site / "book" / "index.html").as_uri())
+    page.wait_for_function(f"{SHOWN}.every(figure => figure.drawn)")
+    title = page.locator(".sigma-figure .title").first
+    before = title.inner_text()
+    page.locator(".sigma-figure input[type=range]").first.focus()
+    page.keyboard.press("End")
+    sync_api.expect(title).not_to_have_text(before)
+    cards = page.locator(".sigma-cards a")
+    assert cards.count() == len(CHAPTERS) == page.locator(".sigma-cards svg").count()
+    assert all((site / "book" / card.get_attribute("href")).is_file() for card in cards.all())
 
 
 def test_guess_is_kept_and_shown_beside_the_measurement(page, site):
@@ -104,10 +92,10 @@ def test_folded_solution_opens(page, site):
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_text_can_be_read_in_both_themes(new_page, site, theme):
-    """Contrast of a figure's title, and of a printed source, with the page behind them: at least 3 to 1."""
+    """Contrast of a figure's words, a drawing's, and a printed source's, with the page behind them: at least 4.5 to 1."""
     page = new_page(color_scheme=theme)
     page.goto((site / "notebooks" / f"{CHAPTERS[1]}.html").as_uri())
-    page.wait_for_selector(".gtitle", state="attached")
+    page.wait_for_selector(".plot .xtitle", state="attached")
     assert page.evaluate("document.documentElement.dataset.theme") == theme
     colours = page.evaluate(
         """() => {
@@ -118,14 +106,23 @@ def test_text_can_be_read_in_both_themes(new_page, site, theme):
             }
             return 'rgb(255, 255, 255)';
           };
-          const title = document.querySelector('.gtitle');
+          const drawn = [...document.querySelectorAll('.plot :is(.xtitle, .xtick text, .legendtext), .sigma-picture text')];
           const words = [...document.querySelectorAll('.sigma-source pre span')].filter(s => s.textContent.trim());
-          return [[getComputedStyle(title).fill, background(title.closest('.sigma-figure'))],
+          return [...drawn.map(text => [getComputedStyle(text).fill, background(text.closest('div'))]),
                   ...words.map(word => [getComputedStyle(word).color, background(word)])];
         }"""
     )
-    assert len(colours) > 20
-    assert min(contrast(*pair) for pair in colours) >= 3
+    assert len(colours) > 40
+    assert min(contrast(*pair) for pair in colours) >= 4.5
+
+
+def test_figures_follow_the_theme_that_the_reader_chooses(page, site):
+    page.goto((site / "book" / "index.html").as_uri())
+    page.wait_for_function(f"{SHOWN}.every(figure => figure.drawn)")
+    ink = "getComputedStyle(document.querySelector('.plot .xtitle')).fill"
+    before = page.evaluate(ink)
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    page.wait_for_function(f"{ink} !== '{before}'")
 
 
 def contrast(one: str, other: str) -> float:

@@ -101,7 +101,7 @@ def test_the_compiler_table_has_counts_and_the_lines_that_matter():
     assert (
         len(shown) == 3 and shown[1].startswith("<b>wgmma.mma_async</b>.sync.aligned.m64n128k16") and shown[1].endswith("…")
     )
-    assert all(len(line) <= 62 for line in plots_gpu.ptx_lines(PTX))
+    assert all(len(line) <= 54 for line in plots_gpu.ptx_lines(PTX))
 
 
 @pytest.mark.parametrize("file", ["kernels/cuda/primitives.cuh", "kernels/cuda/tile.cuh"])

@@ -24,7 +24,7 @@ def test_show_prints_the_real_source_with_true_line_numbers():
 
 def test_show_has_a_coloured_face_with_every_word():
     html = show("model.router.Router.routing")._repr_html_()
-    assert "choose" in html and "sigma_lite/model/router.py" in html and "color: #" in html
+    assert "choose" in html and "sigma_lite/model/router.py" in html and "color: var(--code-" in html
 
 
 def test_reveal_folds_idea_shapes_and_source_in_that_order():
