@@ -107,10 +107,13 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def test_it_stays_short_and_three_commands_open_the_notebooks():
-    assert 1150 <= len(README.split()) <= 1600
+def test_it_stays_short_and_three_commands_open_a_notebook():
+    words = len(re.findall(r"\w+", README))  # the strictest count: of an address each part is a word
+    assert len(README.split()) <= words <= 1600 and len(README.split()) >= 1150
     first = re.search(r"```bash\n(.*?)```", README, re.S)[1].splitlines()
     assert [line.split()[:2] for line in first[:3]] == [["git", "clone"], ["cd", "sigma_lite"], ["make", "lab"]]
+    opened = re.search(r"^lab:.*\n\t.*jupyter lab (\S+)$", (ROOT / "Makefile").read_text("utf-8"), re.M)[1]
+    assert (ROOT / opened).is_file() and "chapter 1 opens" in first[2] and "/01_" in opened
 
 
 def test_every_chapter_stands_in_it_once_by_its_number():
