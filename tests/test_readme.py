@@ -219,3 +219,11 @@ def test_its_configs_load(path):
     load_run([path])
     for overlay in (path.parent / "overlays").glob("*.yaml"):
         load_run([path, overlay])
+
+
+def test_the_guide_has_the_minutes_of_the_chapters():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        import timings
+    guide = (ROOT / "book" / "instructor.md").read_text("utf-8")
+    assert timings.BEGIN + timings.table() + timings.END in guide, "run benchmarks/timings.py"
