@@ -23,6 +23,7 @@ from sigma_lite.train.provenance import device_name
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "book" / "instructor.md"
 NOTED = ROOT / "results" / "bench" / "chapters.json"
+KINDS = ("full", "fast")  # a few training steps only
 BEGIN, END = "<!-- timings:begin (written by benchmarks/timings.py) -->\n", "<!-- timings:end -->"
 
 
@@ -44,7 +45,7 @@ def seconds(kind: str) -> dict[str, float]:
 def keep() -> None:
     """Add to the noted seconds; a chapter that was not run here keeps what was noted before."""
     before = json.loads(NOTED.read_bytes()) if NOTED.exists() else {}
-    runs = {kind: {**before.get(kind, {}), **seconds(kind)} for kind in ("full", "fast")}
+    runs = {kind: {**before.get(kind, {}), **seconds(kind)} for kind in KINDS}
     write_json(NOTED, {"machine": device_name(torch.device("cpu")), "unit": "seconds of processor time", **runs})
 
 
@@ -56,16 +57,16 @@ def table() -> str:
         reading = int(re.search(r"reading\** (\d+) min", path.read_text("utf-8"))[1])
         own = [step for step in exercises.ALL.values() if step.chapter == number]
         steps, needed = (sum(step.minutes for step in own if step.importance >= least) for least in (1, 5))
-        full, fast = (noted[kind].get(path.name) for kind in ("full", "fast"))
-        run = f"{full:.0f}" if full else "not measured"
-        rows.append(f"| {number} {CHAPTERS[number].title} | {reading} | {steps} | {needed} | {run} | {f'{fast:.0f}' if fast else 'not measured'} |")
+        full, fast = (f"{noted[kind][path.name]:.0f}" if path.name in noted[kind] else "not measured" for kind in KINDS)
+        rows.append(f"| {number} {CHAPTERS[number].title} | {reading} | {steps} | {needed} | {full} | {fast} |")
         reading_all, steps_all = reading_all + reading, steps_all + steps
     return f"""\
 | chapter | reading, min | steps, min | of them 5/5 | a run, s | a fast run, s |
 |---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-All of it: {reading_all / 60:.0f} hours of reading and {steps_all / 60:.0f} of steps. Seconds are of one core ({noted["machine"]}).
+All of it: {reading_all / 60:.0f} hours of reading and {steps_all / 60:.0f} of steps.
+Seconds are of one core ({noted["machine"]}).
 
 """
 

@@ -45,6 +45,7 @@ wheels/      {wheels} packages for {platform}, Python {python}, in the versions 
              needs a zip that was made there.
 The model:   {model}
 """
+INSTALL = 'pip install --no-index --find-links wheels -c constraints.txt -e ".[notebooks,kernels]"'
 SHIPPED = 'sigma_lite/reference/, {size:.1f} MB: {bin}sigma-lite generate reference --prompt "import os"'
 MISSING = "NOT IN THIS ZIP: none was stored when it was made. Chapters that look into one train a small one in a minute."
 
@@ -78,7 +79,7 @@ def text(files: dict[str, Path], fast: bool) -> str:
         commit=commit.strip() or "unknown",
         python=PYTHON,
         venv=f"{f'py -{PYTHON}' if windows else f'python{PYTHON}'} -m venv env",
-        install=f'{scripts}python -m pip install --no-index --find-links wheels -c constraints.txt -e ".[notebooks,kernels]"',
+        install=f"{scripts}python -m {INSTALL}",
         bin=scripts,
         fast=": A TRIAL BUILD, of a few training steps each; their numbers mean nothing" if fast else "",
         wheels=sum(name.startswith("wheels/") for name in files),

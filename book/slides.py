@@ -152,7 +152,8 @@ def page(name: str, made: list[Slide]) -> str:
         title = rendered(slide.title, HERE).strip().removeprefix("<p>").removesuffix("</p>")
         foot = f'<footer><a href="index.html">chapter {int(name[:2])}</a> · {number} / {len(made)}</footer>'
         body += f"<section><{heading}>{title}</{heading}>{''.join(slide.parts)}{notes}{foot}</section>\n"
-    return PAGE.format(title=f"{int(name[:2])} · {html.escape(made[0].title)}", code=HtmlFormatter().get_style_defs(), body=body)
+    title = f"{int(name[:2])} · {html.escape(made[0].title)}"
+    return PAGE.format(title=title, code=HtmlFormatter().get_style_defs(), body=body)
 
 
 def write_slides(notebooks: list[Path], out: Path) -> None:

@@ -8,6 +8,7 @@ import html
 import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from weakref import WeakSet
 
 import ipywidgets
@@ -22,10 +23,10 @@ _shown: WeakSet[Comparison] = WeakSet()  # where a guess stands beside what was 
 
 def _guesses() -> dict[str, str]:
     """What the reader chose in this kernel and in earlier ones."""
-    with contextlib.suppress(OSError, ValueError, TypeError):  # no file yet, or one that was damaged: a guess is no loss
-        with open(_file(), encoding="utf-8") as file:
-            return {**json.load(file), **_kept}
-    return _kept
+    try:
+        return {**json.loads(Path(_file()).read_text("utf-8")), **_kept}
+    except (OSError, ValueError, TypeError):  # no file yet, or one that was damaged: a guess is no great loss
+        return _kept
 
 
 def _keep(key: str, choice: str) -> None:

@@ -38,8 +38,8 @@ def made(tmp_path, monkeypatch) -> Path:
 def test_it_holds_what_is_committed_and_what_was_made(made):
     with zipfile.ZipFile(classroom.pack(False, made / "a.zip")) as archive:
         names = {name.removeprefix(f"{classroom.TOP}/") for name in archive.namelist()}
-        tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-        assert {name for name in tracked if (ROOT / name).is_file()} <= names
+        tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert {name for name in tracked.splitlines() if (ROOT / name).is_file()} <= names
         assert {"CLASSROOM.txt", "site/slides/index.html", "wheels/torch-2-cp311.whl", "constraints.txt"} <= names
         assert {f"executed/{path.name}" for path in build.chapters()} <= names
         assert not [name for name in names if "of_yesterday" in name or ".doctrees" in name or name.startswith("/")]

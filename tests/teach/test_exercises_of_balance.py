@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
 
 from sigma_lite.config import ModelConfig
 from sigma_lite.model.router import Router
-from sigma_lite.teach import predict
 from sigma_lite.teach.exercises import chapter_04, chapter_08, chapter_09, chapter_11
-
-guesses = importlib.import_module("sigma_lite.teach.predict")  # the package has a function of that name
 
 
 @pytest.mark.parametrize("k", [1, 2, 6])
@@ -69,50 +64,3 @@ def test_a_fair_gap_bounds_who_can_be_reached():
     bias_E[0] = gap + 1e-4
     counts_E = torch.bincount(chapter_09.choose(score_TE, bias_E)[0], minlength=5)
     assert (counts_E[1:] < 40 / 5).all()
-
-
-def test_a_guess_is_kept_when_its_cell_is_run_again():
-    first = predict("how many?", ["one", "two"])
-    first.children[1].value = "two"
-    assert predict("how many?", ["one", "two"]).guess == "two"
-    assert predict("how many?", ["none"]).guess is None and predict("another?", ["one", "two"]).guess is None
-
-
-def test_a_comparison_follows_a_guess_that_comes_late_also_from_a_cell_run_again():
-    first = predict("how late?", ["one", "two"])
-    shown = first.compare("1.5")
-    assert "none yet" in shown.value
-    first.children[1].value = "two"
-    assert ">two<" in shown.value and "1.5" in shown.value
-    predict("how late?", ["one", "two"]).children[1].value = "one"
-    assert ">one<" in shown.value
-    predict("how early?", ["one", "two"]).children[1].value = "two"
-    assert ">one<" in shown.value
-
-
-def test_a_guess_is_found_again_by_another_kernel(tmp_path, monkeypatch):
-    file = tmp_path / "data" / "guesses.json"
-    monkeypatch.setenv(guesses.GUESSES, str(file))
-    predict("tomorrow?", ["one", "two"]).children[1].value = "two"
-    predict("and then?", ["one", "two"]).children[1].value = "one"
-    monkeypatch.setattr(guesses, "_kept", {})
-    assert predict("tomorrow?", ["one", "two"]).guess == "two" and predict("and then?", ["one", "two"]).guess == "one"
-
-
-@pytest.mark.parametrize("content", ["", "[1]", "null", '{"a', b"\xff"])
-def test_a_damaged_file_of_guesses_disturbs_nobody(tmp_path, monkeypatch, content):
-    file = tmp_path / "guesses.json"
-    file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    monkeypatch.setenv(guesses.GUESSES, str(file))
-    monkeypatch.setattr(guesses, "_kept", {})
-    question = predict("damaged?", ["one", "two"])
-    question.children[1].value = "two"
-    monkeypatch.setattr(guesses, "_kept", {})
-    assert predict("damaged?", ["one", "two"]).guess == "two"
-
-
-def test_guesses_that_cannot_be_written_stay_in_the_kernel(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv(guesses.GUESSES, str(tmp_path / "file" / "guesses.json"))
-    predict("nowhere?", ["one", "two"]).children[1].value = "two"
-    assert predict("nowhere?", ["one", "two"]).guess == "two"
