@@ -43,14 +43,14 @@ class Slide:
     parts: list[str] = field(default_factory=list)  # HTML
     notes: list[str] = field(default_factory=list)
     words: int = 0
+    full: bool = False  # of a figure or a picture
 
-    def add_text(self, text: str, folder: Path) -> None:
-        """Paragraphs as long as there is room; pictures and formulas always."""
-        for block in re.split(r"\n{2,}", text.strip()):
-            words = len(block.split())
-            fits = not self.parts or self.words + words <= WORDS or block.startswith(("![", "$$"))
-            (self.parts if fits else self.notes).append(rendered(block, folder))
-            self.words += words
+    def add_text(self, block: str, folder: Path) -> None:
+        """A paragraph, if there is room, and a formula always."""
+        words = len(block.split())
+        fits = not self.parts or self.words + words <= WORDS or block.startswith("$$")
+        (self.parts if fits else self.notes).append(rendered(block, folder))
+        self.words += words
 
 
 def markdown() -> MarkdownIt:
@@ -124,24 +124,34 @@ def _add_markdown(made: list[Slide], source: str, folder: Path) -> None:
         if part.startswith("#"):
             heading, _, part = part.partition("\n")
             made.append(Slide(heading.lstrip("# ")))
-        if part.strip():
-            made[-1].add_text(part, folder)
+        for block in filter(str.strip, re.split(r"\n{2,}", part.strip())):
+            if block.startswith("!["):
+                made.append(Slide(made[-1].title, [rendered(block, folder)], full=True))
+            else:
+                _with_room(made).add_text(block, folder)
+
+
+def _with_room(made: list[Slide]) -> Slide:
+    """The last slide, or a new one behind a figure: a class looks before it reads."""
+    if made[-1].full:
+        made.append(Slide(made[-1].title))
+    return made[-1]
 
 
 def _add_code(made: list[Slide], cell: dict, source: str, name: str) -> None:
     """The stub of a step, a small cell that is done by hand, and what a cell has printed or drawn."""
     if "teach.check.exercise(" in source:
-        made[-1].parts.append(code_html(source.partition("\n\n\nteach.check")[0]))
+        _with_room(made).parts.append(code_html(source.partition("\n\n\nteach.check")[0]))
         return
     if "-hand" in cell["id"] and source.count("\n") < LINES:
-        made[-1].parts.append(code_html(source))
+        _with_room(made).parts.append(code_html(source))
     for place, (kind, what) in enumerate(outputs_of(cell)):
         if kind == "figure":
-            made.append(Slide(made[-1].title, [figure_html(what, f"{name}-{place}")]))
+            made.append(Slide(made[-1].title, [figure_html(what, f"{name}-{place}")], full=True))
         elif kind == "html" and "sigma-source" not in what and "<details" not in what:
-            made[-1].parts.append(what)
+            _with_room(made).parts.append(what)
         elif kind == "text" and what.count("\n") <= LINES:
-            made[-1].parts.append(f"<pre>{html.escape(what)}</pre>")
+            _with_room(made).parts.append(f"<pre>{html.escape(what)}</pre>")
 
 
 def page(name: str, made: list[Slide]) -> str:

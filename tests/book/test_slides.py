@@ -39,6 +39,15 @@ def test_a_heading_begins_a_slide_and_one_without_content_is_none():
     assert [len(slide.parts) for slide in found[1:]] == [1, 2]
 
 
+def test_a_picture_comes_after_the_guess():
+    asked = {"output_type": "display_data", "data": {"text/html": "<fieldset>guess</fieldset>"}}
+    found = shown(
+        text("## The question\n\nHow many?"), code("guess", asked), text("![it](pictures/06_blind_spot.svg)\n\nSo many.")
+    )
+    assert ["guess" in "".join(slide.parts) for slide in found] == [False, True, False, False]
+    assert "<svg" in found[2].parts[0] and "So many." in found[3].parts[0]
+
+
 def test_a_long_text_goes_on_in_the_notes_but_its_formula_stays():
     long = "word " * (made_by.WORDS - 5)
     (slide,) = shown(text(f"## One\n\n{long}\n\nthis is one paragraph too many\n\n$$x < 1$$"))[1:]
@@ -62,7 +71,9 @@ def test_a_figure_has_its_own_slide_and_a_small_cell_by_hand_its_code():
     figure = {"output_type": "display_data", "data": {made_by.PLOTLY: FIGURE, "text/plain": "Figure"}}
     printed = {"output_type": "stream", "text": "1 < 2\n"}
     found = shown(text("## By hand"), code("print(1)", printed, name="ch06-hand"), code("draw()", figure, printed))
-    assert [slide.title for slide in found] == ["Why?", "By hand", "By hand"]
+    assert [slide.title for slide in found] == ["Why?", "By hand", "By hand", "By hand"], (
+        "what it printed comes after a look"
+    )
     assert "print" in found[1].parts[0] and "1 &lt; 2" in found[1].parts[1]
     body = re.search(r"data-plotly-for=\"[^\"]+\">(.*?)</script>", found[2].parts[0])[1]
     assert json.loads(body)["data"] == FIGURE["data"]
