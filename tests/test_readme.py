@@ -227,3 +227,15 @@ def test_the_guide_has_the_minutes_of_the_chapters():
         import timings
     guide = (ROOT / "book" / "instructor.md").read_text("utf-8")
     assert timings.BEGIN + timings.table() + timings.END in guide, "run benchmarks/timings.py"
+
+
+def test_the_page_of_platforms_says_what_is_there():
+    page = (ROOT / "book" / "platforms.md").read_text("utf-8")
+    makefile, extras = ((ROOT / name).read_text("utf-8") for name in ("Makefile", "pyproject.toml"))
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text("utf-8"))["postCreateCommand"]
+    assert f"`{container}`" in page and container == "make .venv/.full" and "\n$(VENV)/.full:" in makefile
+    constraints, package = (ROOT / ".binder" / "requirements.txt").read_text("utf-8").splitlines()
+    assert (ROOT / ".binder" / constraints.removeprefix("-c ")).is_file()
+    assert package == "-e .[notebooks]" and '-e ".[notebooks]"' in page and "\nnotebooks = [" in extras
+    assert "conda env create -f environment.yml" in page and (ROOT / "environment.yml").is_file()
+    assert "`.binder/`" in page and (ROOT / ".binder" / "runtime.txt").read_text("utf-8") == "python-3.11\n"

@@ -4,7 +4,7 @@
 
 runs one notebook and writes to the file ANSWERS a line of JSON for each exercise when its cell begins, and one when it is
 judged: what had not begun when a process ended is nobody's mistake. command.py starts such a process for each notebook, so
-that a student's endless loop or exit ends nothing but that process. It is no sandbox: a student's code may do what you may do.
+that an endless loop or an exit ends nothing but that process. It is no sandbox: a student's code may do what you may do.
 """
 
 from __future__ import annotations
