@@ -104,7 +104,7 @@ def test_a_folder_is_graded_by_student(tmp_path, capsys):
     write(tmp_path / "anna" / "04.ipynb", "import torch\nfrom sigma_lite import teach", RIGHT + CHECK)
     (tmp_path / "ben.ipynb").write_text("{")
     write(tmp_path / "carl.ipynb", "print(1)")
-    cli.main(["check", str(tmp_path), "--csv"])
+    cli.main(["check", str(tmp_path), "--csv", "--seconds", "900"])
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [(row["student"], row["step"], row["result"]) for row in rows] == [
         ("anna", "load_share", "passed"),
