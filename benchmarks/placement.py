@@ -1,7 +1,7 @@
 """Where experts compute, by loads that were recorded: balance, staleness, seconds of planning, and a search's three winners.
 
 Loads of results/toy.jsonl (96 experts, 4 layers, window by window) and of the last windows in results/lab/. Writes
-results/bench/placement-MACHINE.json. Placements are exact; seconds are this machine's, of its CPU.
+results/bench/placement-MACHINE.json. Placements are exact; seconds are this machine's, of its CPU. Some 20 seconds.
 
     python benchmarks/placement.py [--ranks 8] [--spots 112] [--generations 300] [--out FILE]
 """
@@ -64,6 +64,10 @@ def main() -> None:
     ranks, spots = options.ranks, options.spots
     entries = list(record.read(RESULTS / "toy.jsonl", "load"))
     windows = [np.array(entry["f"]) for entry in entries]
+    task = Task(windows, ranks, spots, measured)
+    found = winners(task, options.generations)
+    planners = PLANNERS | {"EPLB, all layers at once": Program()}
+    planners["found by our search"] = Program(**found["search by ranks"]["program"])
     facts: dict[str, Any] = {
         "what": __doc__.split("\n")[0],
         "command": f"python benchmarks/placement.py --ranks {ranks} --spots {spots} --generations {options.generations}",
@@ -73,21 +77,24 @@ def main() -> None:
         "ranks": ranks,
         "spots": spots,
         "at_the_switch": at_the_switch(windows, entries, ranks, spots),
-        "staleness": staleness(windows, [entry["k"] for entry in entries], ranks, spots),
+        "staleness": staleness(planners, windows, [entry["k"] for entry in entries], ranks, spots),
+        "planning_ms": {name: round(1000 * measured(planner, task, rounds=30), 4) for name, planner in planners.items()},
         "fifty_eight_layers": large(),
         "lab": lab(ranks, spots),
-        "search": winners(Task(windows, ranks, spots, measured), options.generations),
+        "search": found,
     }
-    for name in ("at_the_switch", "staleness", "fifty_eight_layers", "lab", "search"):
+    for name in ("at_the_switch", "staleness", "planning_ms", "fifty_eight_layers", "lab", "search"):
         print(name, json.dumps(facts[name], indent=1))
     machine = f"{platform.machine()}-{os.cpu_count()}cpu"
     write_json(options.out or RESULTS / "bench" / f"placement-{machine}.json", facts)
 
 
-def staleness(windows: list[np.ndarray], ks: list[list[int]], ranks: int, spots: int) -> dict[str, Any]:
+def staleness(
+    planners: dict[str, Callable], windows: list[np.ndarray], ks: list[list[int]], ranks: int, spots: int
+) -> dict[str, Any]:
     """A plan of window t, scored on t and on t + 1, by where the switch of sparsity lies."""
     found: dict[str, Any] = {}
-    for name, planner in PLANNERS.items():
+    for name, planner in planners.items():
         stages: dict[str, list] = {"before the switch": [], "across it": [], "after it": []}
         for t in range(len(windows) - 1):
             stage = "across it" if ks[t] != ks[t + 1] else "after it" if ks[t][0] == 1 else "before the switch"

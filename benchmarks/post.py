@@ -36,7 +36,7 @@ from sigma_lite.train.run import RunCLI
 ROOT = Path(__file__).parents[1]
 POST = ROOT / "scaled_configs" / "post"
 FAMILY = ["sort5", "reverse6", "two_step5", "add3"]
-START = "begun"  # the arm that those with rewards begin from
+START, SHORT = "begun", 145  # the arm that those with rewards begin from, and its steps: pretraining shows in these
 
 
 def sft(tasks: list[str], steps: int, replay: float = 0.0, **more: Any) -> dict[str, Any]:
@@ -59,7 +59,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "frozen routers": sft(["add2"], 250, model={"optim": {"router_lr": 0.0}}),
     "replay": sft(["add2"], 250, replay=0.1),
     "family": sft(FAMILY, 420, replay=0.1),
-    START: sft(["add2"], 160),
+    START: sft(["add2"], SHORT),
+    "random start, cut short": sft(["add2"], SHORT, init_from=None),
     "rewarded": rewards(200),
     "null rewards": rewards(200, null=True),
 }
@@ -178,7 +179,7 @@ def curve(steps: Sequence[dict], pieces: int = 10) -> dict[str, list[float]]:
 
 
 def folder(options: argparse.Namespace, name: str, seed: int) -> Path:
-    return options.runs / f"{name.replace(' ', '-')}-{seed}"
+    return options.runs / f"{name.replace(',', '').replace(' ', '-')}-{seed}"
 
 
 if __name__ == "__main__":

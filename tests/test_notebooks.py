@@ -216,6 +216,12 @@ def test_what_follows_the_steps(path):
 
 
 @new
+def test_folds_quote_the_checker_as_it_counts(path):
+    """ "item 1 of 2" is the first one."""
+    assert re.findall(r"\bitem \d+\b(?! of \d)", prose(path)) == []
+
+
+@new
 def test_the_guess_comes_before_what_gives_it_away(path):
     cells = read(path).cells
     guess = next(i for i, cell in enumerate(cells) if "teach.predict(" in cell.source)

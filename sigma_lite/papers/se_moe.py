@@ -11,9 +11,12 @@ come from the disk through the host's memory; a layer then waits for the slowest
 host's cache counts hits, which decay, and gives up what has few: serve/expert_cache.py's LFU. *Elastic placement*: in
 training on several tasks at once, light tasks share a node and heavy ones get several.
 
+Elsewhere: the exchange of tokens in two steps (scale/two_level.py), an embedding cut along the hidden size
+(scale/split_embedding.py), storage bounds (scale/offloading.py).
+
 Theirs: CUDA streams, NVLink and NVMe. Ours: threads and mapped files on one machine, rates made visible by throttling; the
-placement is simulated. Storage bounds: scale/offloading.py. Confidence: the ring and its analysis read; of the decay and
-the tasks only the idea. Their 18.2 % (four tasks), 33 % (training) and 13 % (inference) are of their machines.
+placement is simulated. Confidence: the ring and its analysis read; of the decay and the tasks only the idea. Their 18.2 %
+(four tasks), 33 % (training) and 13 % (inference) are of their machines.
 """
 
 from __future__ import annotations

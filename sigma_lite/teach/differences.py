@@ -149,7 +149,8 @@ def _sequence(mine: object, reference: Sequence, tolerance: Tolerance) -> str:
         return f"type: yours is {_type(mine)}, expected {_type(reference)}"
     if len(mine) != len(reference):
         return f"length: yours has {len(mine)} items, expected {len(reference)}"
-    names = getattr(reference, "_fields", None) or [f"item {i}" for i in range(len(reference))]
+    count = len(reference)
+    names = getattr(reference, "_fields", None) or [f"item {place} of {count}" for place in range(1, count + 1)]
     return _first(zip(names, mine, reference, strict=True), tolerance)
 
 
@@ -187,6 +188,8 @@ def with_article(value: object) -> str:
 
 
 def _type(value: object) -> str:
+    if type(value).__module__ == "torch.return_types" and hasattr(value, "indices"):  # of max, topk, sort
+        return f"a pair from torch.{type(value).__name__}, values and their places"
     return {"Tensor": "a torch tensor", "ndarray": "a numpy array"}.get(type(value).__name__, type(value).__name__)
 
 

@@ -95,6 +95,27 @@ def ranks_figure(imbalance: float, n_experts: int = 32) -> go.Figure:
     return figure.update_layout(title=title, height=400, bargap=0)
 
 
+def rivals(record: Mapping) -> go.Figure:
+    """Planning time against the fullest rank of each planner in results/bench/placement-*.json, before and after the switch.
+
+    A line leads from what a plan is worth on its own window to what it is worth on the next.
+    """
+    figure, scores = go.Figure(), record["staleness"]
+    for (name, ms), colour in zip(record["planning_ms"].items(), MANY, strict=False):
+        x, y, marks = [], [], []
+        for stage, beside, mark in (("before the switch", 0.94, "circle"), ("after it", 1.06, "diamond")):
+            x += [ms * beside] * 2 + [None]
+            y += [scores[name][stage]["same window"], scores[name][stage]["next"], None]
+            marks += [f"{mark}-open", mark, mark]
+        marker = {"symbol": marks, "size": 10, "color": colour}
+        figure.add_scatter(x=x, y=y, name=name, mode="lines+markers", marker=marker, line={"color": colour, "width": 1})
+    figure.add_hline(y=1, line={"dash": "dot", "color": GREY})
+    figure.update_xaxes(title="milliseconds of one plan", type="log", dtick=1, tickformat="~g")
+    figure.update_yaxes(title="fullest rank (even = 1)", range=[0.9, 2.0])
+    title = f"{record['spots']} spots on {record['ranks']} ranks: planned window open, next one filled"
+    return figure.update_layout(title=title, height=440, legend=BESIDE)
+
+
 # --------------------------------------------------------------------------------------------- what fits, how long
 
 

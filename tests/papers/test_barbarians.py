@@ -83,6 +83,17 @@ def test_the_published_score_does_not_see_ranks():
     assert spot_balance(Program(forget=4)(loads, 4, 32), loads) > spot_balance(packed, loads)
 
 
+def test_the_published_score_is_the_mean_of_balance_and_speed():
+    """Twelve windows are eleven pairs; even loads and 0.02 s a plan make 1; twice as fast makes 1.5, and has no limit."""
+    even = [np.ones((2, 8))] * 12
+    for seconds, score in ((0.02, 1.0), (0.01, 1.5), (0.0002, 50.5)):
+        task = Task(even, ranks=4, spots=8, seconds=lambda program, task, took=seconds: took)
+        assert len(task.plans(Program())) == 11
+        assert VERIFIERS["published"](task)(Program()) == pytest.approx(score)
+    loads = np.array([[6.0, 1, 1, 0]])
+    assert spot_balance(np.arange(4)[None], loads) == 2 / 6, "mean of the spots over the fullest"
+
+
 def test_a_score_without_data_is_750_for_anything():
     score = VERIFIERS["no data"](TASK)
     assert score(Program()) == score(Program("in turn", "as they come", 0, 16)) == NO_DATA == 0.75

@@ -177,6 +177,22 @@ def test_merging_what_is_the_same_changes_nothing():
     assert torch.equal(logits(Plain()(one, [])), logits(one))
 
 
+def test_merged_experts_are_weighted_by_their_use():
+    """Twins of which one's output is three times the other's: what is merged lies between them where their tokens say."""
+    model = twins(shuffled=False)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.moe.experts.w2[1::2] *= 3
+    merged, count_LE = Merge(keep=0.5)(model, ROWS), use(model, ROWS).count
+    for layer, (block, was) in enumerate(zip(merged.blocks, model.blocks, strict=True)):
+        for place, w2 in enumerate(block.moe.experts.w2):
+            group = (block.moe.experts.place_E == place).nonzero()[:, 0]
+            share = count_LE[layer, group].double() / count_LE[layer, group].sum()
+            assert len(group) == 2 and share.min() > 0
+            expected = (share[:, None, None] * was.moe.experts.w2[group].double()).sum(0)
+            torch.testing.assert_close(w2.double(), expected, atol=1e-6, rtol=1e-5)
+
+
 def test_units_are_aligned_by_likeness():
     w13, w2, order = torch.randn(16, 12), torch.randn(12, 8), torch.randperm(8)
     one = units(w13, w2)

@@ -9,6 +9,7 @@ import torch
 from samples import NET
 
 from sigma_lite.config import ConfigError
+from sigma_lite.convert.distil import feature_losses
 from sigma_lite.data.rows import Batch
 from sigma_lite.model import Transformer
 from sigma_lite.papers.dense2moe import Dense2MoE, TaylorSplit, Upcycle, importance, set_k, taylor_importance
@@ -99,6 +100,22 @@ def test_distillation_brings_it_nearer_and_leaves_the_rest_alone():
     moved = {n for n, w in taught.state_dict().items() if not torch.equal(w, plain.state_dict()[n])}
     assert moved and all(".moe.experts." in name or ".moe.router.weight" in name for name in moved)
     assert taught.blocks[0].moe.router.weight.requires_grad and taught.embedding.weight.requires_grad
+
+
+def test_streams_weigh_as_much_as_the_logits_and_large_ones_are_held_down():
+    """w_l = main / mse_l * (sum of norms) / (L norm_l), and w has no gradient."""
+    teacher = [torch.full((2, 4), norm / 8**0.5) for norm in (1.0, 2.0, 5.0)]
+    student = [(t * (1.1 + n)).requires_grad_() for n, t in enumerate(teacher)]
+    main = torch.tensor(0.3)
+    found = feature_losses(student, teacher, main)
+    assert found.item() == pytest.approx(0.3 * sum(8 / (3 * norm) for norm in (1, 2, 5)) / 3)
+    found.backward()
+    for s, t, norm in zip(student, teacher, (1, 2, 5), strict=True):
+        weight = 0.3 / (s - t).square().mean() * 8 / (3 * norm)
+        torch.testing.assert_close(s.grad, (weight * 2 * (s - t) / s.numel() / 3).detach())
+    alike = [torch.randn(3, 5) for _ in range(4)]
+    alike = [t / t.norm() for t in alike]
+    assert feature_losses([2 * t for t in alike], alike, main).item() == pytest.approx(0.3), "one norm: as much as main"
 
 
 @pytest.mark.parametrize("k", [1, 2])

@@ -6,8 +6,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from samples import NET, routed
 
+from sigma_lite.balance.bias import bias_step
 from sigma_lite.balance.schedule import SIGMA_HEAD
 from sigma_lite.config import ModelConfig
 from sigma_lite.model import Transformer
@@ -20,6 +22,17 @@ from sigma_lite.papers.shinka import LISTING, PRINTED
 def test_sigma_moe_tiny():
     net = ModelConfig.preset("sigma_moe_tiny")
     assert net.ledger().experts == 56 * 96 * 3_538_944 and sum(SIGMA_HEAD) == 40
+    counts, before = net.ledger(), net.ledger((*SIGMA_HEAD, *(1,) * 48))
+    assert [round(n / 1e6, 1) for n in (counts.active, before.active)] == [536.9, 650.2]
+    assert round(counts.non_embedding / 1e9, 3) == 19.364
+
+
+def test_a_bias_needs_500_steps_to_decide_a_pair_alone():
+    """1 / (2 u) at u = 1e-3: the earliest step at which two biases differ by 1, which is all that scores can differ by."""
+    bias_E, counts_E, steps = torch.zeros(2), torch.tensor([[3, 1]]), 0
+    while bias_E.max() - bias_E.min() < 1 - 1e-4:
+        bias_E, steps = bias_E + bias_step(counts_E, "sign", 1e-3)[0], steps + 1
+    assert steps == 500
 
 
 def test_adamoe_uses_one_and_a_half_true_experts():

@@ -28,6 +28,15 @@ def test_golden_values():
     assert distinct_experts(8, 8, 1) == 8 and distinct_experts(96, 1, 0) == 0
 
 
+def test_tokens_of_a_touched_expert():
+    """t K / N(t) = rho t / (1 - (1 - rho)^t): at 1 of 96, 64 tokens give a touched expert 1.4, 960 give it 10."""
+    for K, E in ((1, 96), (8, 96), (2, 8)):
+        for t in (1, 7, 64, 960):
+            rho = K / E
+            assert t * K / distinct_experts(E, K, t) == pytest.approx(rho * t / (1 - (1 - rho) ** t))
+    assert [round(t / distinct_experts(96, 1, t), 1) for t in (64, 960)] == [1.4, 10.0]
+
+
 def test_chance_touches_as_many():
     generator = torch.Generator().manual_seed(0)
     for t in (4, 32, 200):

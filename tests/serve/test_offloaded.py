@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,9 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from torch import Tensor
 
+from sigma_lite import cli
 from sigma_lite.checkpoint import REST, Sharded, newest_checkpoint, write_checkpoint
 from sigma_lite.config import ConfigError, ModelConfig
 from sigma_lite.model import KeyValueCache, Parts, Transformer
@@ -22,8 +25,10 @@ from sigma_lite.papers.adamoe import NullRouter
 from sigma_lite.papers.hash import Hashed
 from sigma_lite.papers.latency import Mixed, ShiftExperts
 from sigma_lite.papers.latent import Latent
+from sigma_lite.papers.se_moe import ring_seconds
 from sigma_lite.papers.shared import WithShared
 from sigma_lite.serve.expert_cache import LFU, LRU, Clairvoyant, hit_rate
+from sigma_lite.serve.generate import sample
 from sigma_lite.serve.mapped import Mapped
 from sigma_lite.serve.offloaded import Offloaded
 from sigma_lite.serve.trained import Trained
@@ -211,12 +216,48 @@ def test_a_right_guess_is_read_before_it_is_asked_for(tmp_path):
 
 def test_a_slow_disk_is_as_slow_as_it_says(file):
     files, into = Mapped(file, bytes_per_second=2e5), torch.empty(2 * NET.d_expert, NET.d_model)
-    files.copy("blocks.0.moe.experts.w13", 0, into)
     begun = time.perf_counter()
-    for expert in range(10):
+    for expert in range(10):  # all that were ever read: a read makes up for what the one before has overslept
         files.copy("blocks.1.moe.experts.w13", expert, into)
     took = time.perf_counter() - begun
     assert 0.9 < took / (10 * into.numel() * 4 / 2e5) < 1.3
+
+
+@pytest.mark.parametrize(("compute", "load", "prefetch"), [(0.02, 0.05, True), (0.05, 0.02, True), (0.02, 0.03, False)])
+def test_time_of_a_token_is_the_larger_of_computing_and_reading(tmp_path, compute, load, prefetch):
+    """Within 15 %, where routers guess right: the ring's law with two slots, N max(c, l) + min(c, l); without guesses the
+    sum, N (c + l). An expert that is there takes no reading. The best of five tokens each.
+
+    Routers ignore the stream and want another expert for each token, or in every second layer always the same. Computing is
+    slept, so c is what the same model takes with all experts in memory; the file is read at a rate.
+    """
+    N, seconds = 4, {"all read": [], "half read": []}
+    models = [made(dataclasses.replace(NET, n_layers=N)) for _ in range(2)]
+    for block in (*models[0].blocks, *models[1].blocks):
+        block.moe.router.weight.data.zero_()
+    one, file = 3 * NET.d_model * NET.d_expert * 4, keep(models[0], tmp_path / "kept.safetensors")
+    source = offload(models[0], file, resident=8, prefetch=prefetch, bytes_per_second=one / load)
+    for experts in (*(layer.slots for layer in source.layers), *(block.moe.experts for block in models[1].blocks)):
+        experts.register_forward_hook(lambda *_: time.sleep(compute))
+    writers = [sample(model, PROMPT[:1], max_new_tokens=10, temperature=0) for model in models]
+    for token, case in enumerate(["all read"] * 5 + ["half read"] * 5):
+        reads = [case == "all read" or layer % 2 == 1 for layer in range(N)]
+        for model in models:
+            for layer, block in enumerate(model.blocks):
+                block.moe.router.bias.zero_()
+                block.moe.router.bias[10 * layer + (token if reads[layer] else 4)] = 1
+        before, took = source.counts.moved_bytes, []
+        for writer in writers:
+            begun = time.perf_counter()
+            next(writer)
+            took.append(time.perf_counter() - begun)
+        assert source.counts.moved_bytes - before == one * sum(reads)
+        seconds[case].append((*took, [load * there for there in reads]))
+    for case, tokens in seconds.items():
+        measured, c, loads = min(t[0] for t in tokens), min(t[1] for t in tokens) / N, tokens[0][2]
+        law = ring_seconds([c] * N, loads, 2) if prefetch else N * c + sum(loads)
+        assert measured == pytest.approx(law, rel=0.15), case
+    source.close()
 
 
 @pytest.mark.parametrize(
@@ -287,6 +328,23 @@ def test_a_run_with_few_experts_in_memory(finished, monkeypatch):
         texts = ["".join(trained.continue_text("def rule", 40, **options)) for trained in (whole, few)]
         assert texts[0] == texts[1]
     assert all(isinstance(block.moe.experts, Offloaded) for block in few.model.blocks)
+
+
+def test_generate_with_a_twelfth_of_96_experts(place, capsys):
+    """`sigma-lite generate --resident 8`: the same text, and what was held, hit, read and waited for is said."""
+    tiny.write_config(place, model__net__n_experts=96, trainer__max_steps=2, trainer__val_check_interval=2)
+    cli.main(["fit", "-c", "tiny.yaml"])
+    capsys.readouterr()
+    for resident in ([], ["--resident", "8"]):
+        cli.main(["generate", "run", "--prompt", "def rule", "--max-new-tokens", "40", "--temperature", "0", *resident])
+    written, said = capsys.readouterr()
+    whole, few = written[: len(written) // 2], written[len(written) // 2 :]
+    assert whole == few and len(whole) > 20
+    found = re.search(
+        r"0\.1 of (\S+) MB of experts held \(8\.3%\), (\d+)% of (\d+) experts there .* (\S+) MB read, \S+ s waited", said
+    )
+    assert found and float(found[1]) == pytest.approx(2 * 96 * 3 * 32 * 16 * 4 / 1e6, abs=0.05)
+    assert 0 < int(found[2]) < 100 and int(found[3]) >= 80 and float(found[4]) > 0
 
 
 def test_a_damaged_run_is_passed_over_as_ever(finished, tmp_path, monkeypatch, capsys):

@@ -52,12 +52,17 @@ def test_equal_is_equal(value):
 
 
 def test_difference_names_the_place_in_nested_values():
-    assert difference([1, 2, 4], [1, 2, 3]).startswith("item 2: value")
+    assert difference([1, 2, 4], [1, 2, 3]).startswith("item 3 of 3: value"), "people count from 1"
     assert difference([1, 2], [1, 2, 3]) == "length: yours has 2 items, expected 3"
     assert difference({"a": 1}, {"b": 1}) == "keys: 'b' missing"
     assert difference({"a": 1, "b": 2}, {"a": 1}) == "keys: 'b' not expected"
     assert difference({"a": 2}, {"a": 1}).startswith("'a': value")
     assert difference(True, 1).startswith("type")
+
+
+def test_a_pair_of_torch_is_called_one():
+    says = difference(REFERENCE_TE.max(0), REFERENCE_TE)
+    assert says == "type: yours is a pair from torch.max, values and their places, expected a torch tensor"
 
 
 def test_tolerance_is_relative():
@@ -221,6 +226,14 @@ def test_always_the_first_stage_is_not_one_step_late():
     assert verdict.startswith("case 3 of 7 (step=10, ") and "late" not in verdict
 
 
+def test_a_verdict_is_short_and_ends_once():
+    exercise = exercises.find("micro_lbl")
+    verdict = exercise.verdict(lambda probs_MTE: exercise.solution(probs_MTE).detach())
+    assert "on the way? All inputs" in verdict
+    verdict = exercises.find("winner_slope").verdict(lambda logits_E: 0 * logits_E.detach())
+    assert "(logits_E=[-1.605, 0.2325, 2.24, 0.8473, 1.201])" in verdict
+
+
 def test_a_list_is_an_order():
     exercise = exercises.find("row_order")
     assert exercise.verdict(lambda *inputs: exercise.solution(*inputs).tolist()) == ""
@@ -296,3 +309,9 @@ def test_a_solution_unfolds_step_by_step():
 def test_exercise_never_raises(capsys):
     check.exercise("row_order", lambda *_: None)
     assert "row_order: nothing there yet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["routing_plan", "sorted_slots"])
+def test_a_sort_that_is_not_stable_can_show(name):
+    """Below some twenty numbers a processor's sort without `stable=True` happens to be stable."""
+    assert max(ids_TK.numel() for ids_TK, _ in check.inputs(name)) >= 64

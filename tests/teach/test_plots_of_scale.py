@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import operator
 import time
 from multiprocessing import connection
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,8 @@ from sigma_lite.scale.memory import GIB, memory
 from sigma_lite.scale.plan import k_before_and_after
 from sigma_lite.teach import plots_scale
 from sigma_lite.teach.ranks import Ranks
+
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 def test_send_matrix_of_the_picture():
@@ -40,6 +44,25 @@ def test_makespan_grows_with_ranks_and_ends_at_the_busiest_expert(imbalance):
     spans = [plots_scale.makespan(f_E, ranks) for ranks in (1, 2, 4, 8, 16, 32)]
     assert spans[0] == pytest.approx(1) and spans[-1] == pytest.approx(1 + imbalance, rel=0.01)
     assert all(a <= b + 1e-9 for a, b in zip(spans, spans[1:], strict=False)), "halves of a rank are never both below it"
+
+
+def test_rivals_of_eplb_are_drawn_as_recorded_and_the_chapter_says_what_they_show():
+    """Snake is 1 to 3 % behind EPLB on the window of the plan, in an eighth of its time; on the next, age counts."""
+    kept = json.loads((RESULTS / "bench" / "placement-x86_64-2cpu.json").read_text("utf-8"))
+    figure, stages = plots_scale.rivals(kept), ("before the switch", "after it")
+    for trace in figure.data:
+        scores = kept["staleness"][trace.name]
+        assert [y for y in trace.y if y] == [scores[stage][on] for stage in stages for on in ("same window", "next")]
+        assert trace.x[0] < kept["planning_ms"][trace.name] < trace.x[3]
+    ms, scores = kept["planning_ms"], kept["staleness"]
+    assert len(figure.data) == len(ms) == len(scores) == 7 and 7 < ms["EPLB, global"] / ms["snake"] < 9
+    for stage in stages:
+        greedy, snake, none = (scores[name][stage] for name in ("EPLB, global", "snake", "where stored"))
+        assert 1.009 < snake["same window"] / greedy["same window"] < 1.03
+        packing = [scores[name][stage]["next"] for name in ms if name not in ("where stored", "replicate only")]
+        assert max(packing) / min(packing) < 1.02 and min(packing) > 1.1 and none["next"] > 1.2 * max(packing)
+    found, genes = kept["search"]["search by ranks"]["program"], ("replicate", "pack", "swaps", "forget")
+    assert [found[gene] for gene in genes] == ["greedy", "snake", 0, 0]
 
 
 def test_bars_of_the_planner_are_the_memory_of_a_device():

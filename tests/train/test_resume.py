@@ -129,7 +129,8 @@ def check_equal(run: Path, whole) -> None:
 
 
 def test_killed_at_every_kind_of_moment(place, whole):
-    """One run, killed eleven times in a row at chosen places."""
+    """One run, killed eleven times in a row at chosen places; its clock counts no time twice and none from before."""
+    begun = time.perf_counter()
     for where, (trap, step) in TRAPS.items():
         assert ending(child(["fit", "-c", "tiny.yaml"], trap)) == -signal.SIGKILL, where
         newest = newest_checkpoint("run")
@@ -138,6 +139,9 @@ def test_killed_at_every_kind_of_moment(place, whole):
     check_equal(place / "run", whole)
     starts = record.read("run/record.jsonl", "run")
     assert starts[-1]["step"] > 0 and starts[0]["step"] == 0
+    last = record.read("run/record.jsonl", "step")[-1]
+    waited = sum(seconds for name, seconds in last["perf"].items() if name.endswith("_seconds"))
+    assert 0 < last["seconds"] + waited < time.perf_counter() - begun
 
 
 def test_killed_at_random_moments(place, whole):

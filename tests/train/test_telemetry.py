@@ -218,7 +218,7 @@ def test_every_moment_is_of_one_kind(monkeypatch):
     module = SimpleNamespace(net=net(), model=SimpleNamespace(k_per_layer=(1, 1)), parts=SimpleNamespace(custom={}))
     batch, clock.peak_flops = SimpleNamespace(ids_BS=torch.zeros(2, 5)), 1e6
     outputs = {"routings": [SimpleNamespace(ids=torch.zeros(10, 1))]}
-    clock.on_train_epoch_start(trainer, module)
+    clock.on_train_start(trainer, module)
     for n in range(3):
         now[0] += 0.5  # data
         clock.on_train_batch_start(trainer, module, batch, n)

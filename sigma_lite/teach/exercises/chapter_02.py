@@ -60,6 +60,10 @@ def _hidden_score_0(q_SC: Tensor, k_SC: Tensor, v_SC: Tensor, visible_SS: Tensor
     return (q_SC @ k_SC.T / q_SC.shape[-1] ** 0.5).masked_fill(~visible_SS, 0).softmax(-1) @ v_SC
 
 
+def _softmax_of_columns(q_SC: Tensor, k_SC: Tensor, v_SC: Tensor, visible_SS: Tensor) -> Tensor:
+    return (q_SC @ k_SC.T / q_SC.shape[-1] ** 0.5).masked_fill(~visible_SS, -torch.inf).softmax(0) @ v_SC
+
+
 def mask(documents_BS: Tensor) -> Tensor:
     S = documents_BS.shape[1]
     return attention_mask(S, S, documents_BS, documents_BS.device)
@@ -79,6 +83,14 @@ def _any_direction(documents_BS: Tensor) -> Tensor:
 def _all_documents(documents_BS: Tensor) -> Tensor:
     B, S = documents_BS.shape
     return torch.ones(S, S, dtype=torch.bool).tril().expand(B, S, S)
+
+
+def _looks_ahead(documents_BS: Tensor) -> Tensor:
+    return mask(documents_BS).transpose(1, 2).contiguous()
+
+
+def _not_itself(documents_BS: Tensor) -> Tensor:
+    return mask(documents_BS) & ~torch.eye(documents_BS.shape[1], dtype=torch.bool)
 
 
 def rms_norm(x: Tensor, weight_D: Tensor) -> Tensor:
@@ -243,6 +255,7 @@ EXERCISES: tuple[Exercise, ...] = (
         others=(
             (_hidden_after_the_softmax, "the weights of a row no longer sum to 1: hide the scores before the softmax"),
             (_hidden_score_0, "a score of 0 is not hidden, since e to the power 0 is 1: use minus infinity"),
+            (_softmax_of_columns, "your softmax runs along dimension 0: a query is a row, so each row must sum to 1"),
         ),
         axes="SC",
         tolerance=FUSED,
@@ -262,7 +275,11 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=lambda: [(torch.tensor([[0, 0, 0, 1, 1], [1, 2, 2, 2, 3]]),), (torch.ones(1, 4, dtype=torch.int64),)],
         mistake=_any_direction,
         says="documents are kept apart, but a position may look at later ones, at the token that it should predict",
-        others=((_all_documents, "no position looks ahead, but documents are not kept apart: compare their numbers"),),
+        others=(
+            (_all_documents, "no position looks ahead, but documents are not kept apart: compare their numbers"),
+            (_looks_ahead, "upside down: a query is a row, and it sees the keys, the columns, that do not stand after it"),
+            (_not_itself, "almost: a position sees itself too, so the diagonal is True"),
+        ),
         axes="BSS",
     ),
     Exercise(

@@ -43,6 +43,11 @@ def _begins(ids_TK: Tensor, n_experts: int) -> tuple:
     return slot_N, token_N, torch.cat((torch.zeros(1, dtype=torch.int32), ends_E[:-1]))
 
 
+def _counts(ids_TK: Tensor, n_experts: int) -> tuple:
+    slot_N, token_N, ends_E = plan(ids_TK, n_experts)
+    return slot_N, token_N, ends_E.diff(prepend=ends_E.new_zeros(1))
+
+
 def moe(x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
     return grouped_swiglu(x_TD, ids_TK, gates_TK, w13, w2)
 
@@ -72,6 +77,12 @@ def _last_one_wins(x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor, w13: Tensor, 
         token, choice = (ids_TK == e).nonzero(as_tuple=True)
         y_TD = y_TD.index_copy(0, token, _expert(x_TD[token], w13[e], w2[e]) * gates_TK[token, choice, None])
     return y_TD
+
+
+def _gate_inside(x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
+    rows = ((gates_TK[t, k] * x_D, e) for t, x_D in enumerate(x_TD) for k, e in enumerate(ids_TK[t]))
+    y_NTD = torch.stack([_expert(x_D, w13[e], w2[e]) for x_D, e in rows])
+    return y_NTD.view(*ids_TK.shape, -1).sum(1)
 
 
 def shared(net: ModelConfig) -> int:
@@ -188,7 +199,8 @@ def _against_ours(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 def _choices() -> list:
     generator = torch.Generator().manual_seed(3)
-    return [(torch.rand(tokens, E, generator=generator).topk(k).indices, E) for tokens, E, k in ((7, 4, 2), (6, 8, 1))]
+    shapes = ((7, 4, 2), (6, 8, 1), (40, 3, 2))  # in the last one a sort that is not stable shows
+    return [(torch.rand(tokens, E, generator=generator).topk(k).indices, E) for tokens, E, k in shapes]
 
 
 def _layers() -> list:
@@ -216,7 +228,10 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_choices,
         mistake=_rows_are_tokens,
         says="your rows name slots where tokens are wanted: with K choices a token, slot n belongs to another number",
-        others=((_begins, "those are the places where experts begin: ends_E says where they end"),),
+        others=(
+            (_begins, "those are the places where experts begin: ends_E says where they end"),
+            (_counts, "those are the counts: an expert's end is the sum of all counts up to and with its own, cumsum"),
+        ),
     ),
     Exercise(
         name="moe_layer",
@@ -233,7 +248,10 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_layers,
         mistake=_no_gate,
         says="the gates are missing: multiply each expert's output with the gate of that choice",
-        others=((_last_one_wins, "right for K = 1. With more, a token's experts must be added: yours keeps the last"),),
+        others=(
+            (_last_one_wins, "right for K = 1. With more, a token's experts must be added: yours keeps the last"),
+            (_gate_inside, "the gate multiplies what the expert gives, not what it gets: SiLU makes that a difference"),
+        ),
         axes="TD",
         tolerance=Tolerance(1e-4, 1e-5),
     ),

@@ -19,6 +19,10 @@ def _gates_by_hand(logits_TE: Tensor, k: int) -> Tensor:
     return probs_TE.sort(dim=1, descending=True).values[:, :k]
 
 
+def _gates_over_tokens(logits_TE: Tensor, k: int) -> Tensor:
+    return logits_TE.softmax(0).topk(k, dim=-1).values
+
+
 def gates_last(logits_TE: Tensor, k: int) -> Tensor:
     return logits_TE.topk(k, dim=-1).values.softmax(-1)
 
@@ -47,6 +51,16 @@ def _router_token_by_token(x_TD: Tensor, weight_ED: Tensor, k: int) -> tuple[Ten
 def _over_tokens(x_TD: Tensor, weight_ED: Tensor, k: int) -> tuple[Tensor, Tensor]:
     gates_TK, ids_TK = (x_TD @ weight_ED.T).softmax(0).topk(k, dim=-1)
     return gates_TK, ids_TK
+
+
+def _logits_as_gates(x_TD: Tensor, weight_ED: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    gates_TK, ids_TK = (x_TD @ weight_ED.T).topk(k, dim=-1)
+    return gates_TK, ids_TK
+
+
+def _router_with_softmax_last(x_TD: Tensor, weight_ED: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    logits_TK, ids_TK = _logits_as_gates(x_TD, weight_ED, k)
+    return logits_TK.softmax(-1), ids_TK
 
 
 def share(ids_TK: Tensor, n_experts: int) -> Tensor:
@@ -85,6 +99,11 @@ def _own_slopes(logits_E: Tensor) -> Tensor:
 def _without_winner(logits_E: Tensor) -> Tensor:
     p_E = logits_E.detach().softmax(-1)
     return -p_E.max() * p_E
+
+
+def _winner_only(logits_E: Tensor) -> Tensor:
+    p_E = logits_E.detach().softmax(-1)
+    return torch.where(p_E == p_E.max(), p_E * (1 - p_E), 0.0)
 
 
 def remaining(gates_TK: Tensor) -> Tensor:
@@ -155,6 +174,9 @@ def _with_ties() -> list:
     return [(torch.randint(0, high, (T, 6), generator=draw).float(),) for high, T in ((12, 20), (8, 30))]
 
 
+OVER_TOKENS = "your softmax runs over the tokens: for each token the probabilities of all experts must sum to 1"
+
+
 EXERCISES: tuple[Exercise, ...] = (
     Exercise(
         name="gates",
@@ -170,6 +192,7 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_logits,
         mistake=gates_last,
         says="these gates sum to 1 over the chosen: a softmax over the winners only, whose gradient at K = 1 is zero",
+        others=((_gates_over_tokens, OVER_TOKENS),),
         axes="TK",
     ),
     Exercise(
@@ -202,6 +225,7 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_choices,
         mistake=_per_token,
         says="your shares sum to K: divide by the number of slots, not of tokens",
+        others=((expert_counts, "those are the counts: divide by the number of slots"),),
         axes="E",
     ),
     Exercise(
@@ -218,7 +242,11 @@ EXERCISES: tuple[Exercise, ...] = (
         " product. Then do what you did in step 1, and keep the places as well as the values.",
         inputs=_inputs,
         mistake=_over_tokens,
-        says="your softmax runs over the tokens: for each token the probabilities of all experts must sum to 1",
+        says=OVER_TOKENS,
+        others=(
+            (_logits_as_gates, "your gates are logits: take the softmax over all experts first"),
+            (_router_with_softmax_last, "that is softmax last: here the softmax sees all experts, and top-k comes after it"),
+        ),
     ),
     Exercise(
         name="winner_slope",
@@ -235,7 +263,10 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_one_token,
         mistake=_own_slopes,
         says="that is each probability's slope on its own logit. Here it is always the winner's probability, on every logit",
-        others=((_without_winner, "right for the others; at the winner itself the δ of the formula is 1"),),
+        others=(
+            (_without_winner, "right for the others; at the winner itself the δ of the formula is 1"),
+            (_winner_only, "right at the winner. If another logit rises, the winner's gate falls: that slope is not zero"),
+        ),
         axes="E",
     ),
     Exercise(

@@ -93,6 +93,10 @@ def _mean_of_batches(counts_WE: Tensor) -> float:
     return (counts_WE == 0).sum(1).float().mean().item()
 
 
+def _once_a_batch(counts_WE: Tensor) -> float:
+    return float((counts_WE == 0).sum())
+
+
 def chance(n_experts: int, tokens: int) -> float:
     """About how far above its share the busiest expert of a router that draws experts at random is."""
     return math.sqrt(n_experts / tokens) * math.sqrt(2 * math.log(n_experts))
@@ -120,6 +124,10 @@ def _waiting_by_device(f_E: Tensor) -> float:
 
 def _above_the_mean(f_E: Tensor) -> float:
     return (len(f_E) * f_E.detach().max() - 1).item()
+
+
+def _working(f_E: Tensor) -> float:
+    return 1 - waiting(f_E)
 
 
 def _draw() -> torch.Generator:
@@ -207,6 +215,7 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_counts,
         mistake=_mean_of_batches,
         says="that is the mean over batches: it calls an expert dead that only rested. Add the counts first",
+        others=((_once_a_batch, "you count an expert once for each batch in which it rests: add up the batches first"),),
     ),
     Exercise(
         name="chance_deviation",
@@ -253,5 +262,6 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_layer,
         mistake=_above_the_mean,
         says="so much longer than a fair share it takes: divide by the whole time, in which the mean device works 1 / (E f)",
+        others=((_working, "that is the share of the time in which devices work: they wait for the rest of it"),),
     ),
 )

@@ -50,6 +50,10 @@ def _mean_of_shares(counts_ME: Tensor) -> Tensor:
     return load_share(counts_ME).cumsum(0) / so_far_M
 
 
+def _over_its_own(counts_ME: Tensor) -> Tensor:
+    return counts_ME.cumsum(0) / counts_ME.sum(1, keepdim=True)
+
+
 def buffer_losses(probs_MTE: Tensor) -> Tensor:
     """[M]: the loss that each micro-batch takes its gradient from."""
     counts_ME = torch.stack([torch.bincount(ids_T, minlength=probs_MTE.shape[2]) for ids_T in probs_MTE.argmax(-1)])
@@ -76,6 +80,14 @@ def _all_at_the_end(probs_MTE: Tensor) -> Tensor:
     E = probs_MTE.shape[2]
     f_E = torch.bincount(probs_MTE.argmax(2).flatten(), minlength=E) / probs_MTE[..., 0].numel()
     return torch.stack([E * (f_E * probs_TE.mean(0)).sum() for probs_TE in probs_MTE])
+
+
+def _count_comes_late(probs_MTE: Tensor) -> Tensor:
+    E, losses, counts_E = probs_MTE.shape[2], [], torch.zeros(probs_MTE.shape[2])
+    for probs_TE in probs_MTE:
+        losses.append(E * (counts_E / counts_E.sum() * probs_TE.mean(0)).sum())
+        counts_E = counts_E + torch.bincount(probs_TE.argmax(1), minlength=E)
+    return torch.stack(losses)
 
 
 def noise_floor(n_experts: int, tokens: int) -> float:
@@ -197,6 +209,7 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_counts,
         mistake=_mean_of_shares,
         says="that is a mean of shares: a small micro-batch weighs as much as a large one. Add counts, then divide",
+        others=((_over_its_own, "you divide the running sum by the micro-batch's own total: divide it by the sum's total"),),
         axes="ME",
     ),
     Exercise(
@@ -213,7 +226,13 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_probs,
         mistake=_each_its_own,
         says="each of your losses uses its own counts only: keep the counts of the micro-batches before",
-        others=((_all_at_the_end, "you used the counts of the whole step, which the first micro-batch cannot know yet"),),
+        others=(
+            (_all_at_the_end, "you used the counts of the whole step, which the first micro-batch cannot know yet"),
+            (
+                _count_comes_late,
+                "count a micro-batch before you take its loss: the first one has no other counts",
+            ),
+        ),
         axes="M",
     ),
     Exercise(

@@ -48,6 +48,16 @@ def _by_slots(logits_TE: Tensor, ids_TK: Tensor, temperature: float) -> Tensor:
     return ids_TK.shape[1] * top1(logits_TE, ids_TK, temperature)
 
 
+def _counted(logits_TE: Tensor, ids_TK: Tensor, temperature: float) -> Tensor:
+    probs_TE = (logits_TE / temperature).softmax(-1)
+    f_E = torch.bincount(ids_TK.flatten(), minlength=probs_TE.shape[1]) / ids_TK.numel()
+    return len(f_E) * (f_E * probs_TE.mean(0)).sum() / certainty(probs_TE, ids_TK)
+
+
+def _of_the_winner(logits_TE: Tensor, ids_TK: Tensor, temperature: float) -> Tensor:
+    return top1(logits_TE, logits_TE.topk(1).indices, temperature)
+
+
 def slope(probs_TE: Tensor, ids_TK: Tensor) -> Tensor:
     """T times dL / dp: (2 E fhat_e - L where e is chosen) / pbar, [T, E]."""
     p_TE = probs_TE.detach()
@@ -67,6 +77,10 @@ def _slope_by_autograd(probs_TE: Tensor, ids_TK: Tensor) -> Tensor:
 def _push_only(probs_TE: Tensor, ids_TK: Tensor) -> Tensor:
     p_TE = probs_TE.detach()
     return (2 * p_TE.shape[1] * p_TE.mean(0) / certainty(p_TE, ids_TK)).expand_as(p_TE).clone()
+
+
+def _bracket_only(probs_TE: Tensor, ids_TK: Tensor) -> Tensor:
+    return slope(probs_TE, ids_TK) * certainty(probs_TE.detach(), ids_TK)
 
 
 def asked(fhat_E: Tensor, loss: float) -> Tensor:
@@ -221,6 +235,8 @@ EXERCISES: tuple[Exercise, ...] = (
         others=(
             (_times_temperature, "you multiplied by the temperature: a low temperature makes a router look more certain"),
             (_by_slots, PER_TOKEN),
+            (_of_the_winner, PER_TOKEN),
+            (_counted, "you counted choices: here the share is the mean probability, and it is squared"),
         ),
     ),
     Exercise(
@@ -238,6 +254,7 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_chosen,
         mistake=_push_only,
         says="that is the push alone: subtract L where the expert is one that the token has chosen",
+        others=((_bracket_only, "that is the bracket: divide it by the certainty, the 1 / pbar in front of it"),),
         axes="TE",
     ),
     Exercise(

@@ -90,6 +90,11 @@ def _unweighted(net: ModelConfig, head: Sequence[int], switch_step: int, steps: 
     return (mean_active(net, head, 1, 1) + mean_active(net, head, 0, 1)) / 2
 
 
+def _past_the_end(net: ModelConfig, head: Sequence[int], switch_step: int, steps: int) -> float:
+    early, late = mean_active(net, head, 1, 1), mean_active(net, head, 0, 1)
+    return (switch_step * early + (steps - switch_step) * late) / steps
+
+
 def work(net: ModelConfig, lists: Sequence[Sequence[int]], tokens: int) -> list[int]:
     return list(accumulate(net.ledger(k).active * tokens for k in lists))
 
@@ -158,6 +163,13 @@ def _switch_itself(
     return gaps[first], sum(gaps[-5:]) / 5
 
 
+def _largest_of_all(
+    steps: Sequence[int], losses: Sequence[float], kept: Sequence[float], switch_step: int
+) -> tuple[float, float]:
+    gaps = [mine - theirs for mine, theirs in zip(losses, kept, strict=True)]
+    return max(gaps), sum(gaps[-5:]) / 5
+
+
 def _schedules() -> list:
     return [(step, 10, 5, (8, 4, 2)) for step in (0, 9, 10, 11)] + [(3, 7, 2, (8, 6, 4)), (3, 7, 3, ())]
 
@@ -188,7 +200,8 @@ def _curves() -> list:
     kept = [6.0, 5.0, 4.5, 4.2, 4.0, 3.9, 3.8, 3.7]
     converted = [6.0, 5.0, 4.5, 4.5, 4.4, 4.05, 3.9, 3.75]
     slower = [6.0, 5.0, 4.5, 4.2, 4.1, 4.3, 4.0, 3.8]
-    return [(steps, converted, kept, 24), (steps, slower, kept, 33)]
+    rising = [6.0, 5.0, 4.6, 4.3, 4.2, 4.2, 4.2, 4.2]
+    return [(steps, converted, kept, 24), (steps, slower, kept, 33), (steps, rising, kept, 16)]
 
 
 EXERCISES: tuple[Exercise, ...] = (
@@ -257,6 +270,7 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_runs,
         mistake=_unweighted,
         says="this is the mean of the two lists: weigh each with the steps for which it holds",
+        others=((_past_the_end, "right if the run reaches the switch: the first list holds for at most `steps` steps"),),
     ),
     Exercise(
         name="work_done",
@@ -304,6 +318,9 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_curves,
         mistake=_other_sign,
         says="the sign is turned around: a converted run that is worse has a positive gap",
-        others=((_switch_itself, "begin after the switch: a point at the switch or before it has not felt it"),),
+        others=(
+            (_switch_itself, "begin after the switch: a point at the switch or before it has not felt it"),
+            (_largest_of_all, "that is the largest gap of the whole run: only the first two points after the switch count"),
+        ),
     ),
 )

@@ -98,6 +98,11 @@ def _with_the_last(before_TK: Tensor, after_TK: Tensor) -> float:
     return changed(*(torch.cat((ids_TK, ids_TK[:1])) for ids_TK in (before_TK, after_TK)))
 
 
+def _empty_is_an_expert(before_TK: Tensor, after_TK: Tensor) -> float:
+    pairs = list(zip(before_TK.tolist(), after_TK.tolist(), strict=True))[:-1]
+    return sum(set(before) != set(after) for before, after in pairs) / len(pairs)
+
+
 def thresholds(scores_TE: Tensor, k: int) -> Tensor:
     """[E]: the lowest score that each expert still takes, if it takes its k T / E best."""
     return scores_TE.detach().topk(choice.capacity(*scores_TE.shape, k), dim=0).values[-1]
@@ -152,6 +157,18 @@ def _normal(one_N: np.ndarray, other_N: np.ndarray) -> tuple[float, float, float
     return mean, mean - 1.96 * error, mean + 1.96 * error
 
 
+def _divided_by_n(one_N: np.ndarray, other_N: np.ndarray) -> tuple[float, float, float]:
+    (mean, low, _), n = difference(one_N, other_N), len(one_N)
+    reach = (mean - low) * ((n - 1) / n) ** 0.5
+    return mean, mean - reach, mean + reach
+
+
+def _without_root_n(one_N: np.ndarray, other_N: np.ndarray) -> tuple[float, float, float]:
+    mean, low, _ = difference(one_N, other_N)
+    reach = (mean - low) * len(one_N) ** 0.5
+    return mean, mean - reach, mean + reach
+
+
 def verdict(mean: float, low: float, high: float, machines: float) -> str:
     """ "better", "worse" or "within noise": of an arm with several seeds, in bits per byte."""
     nothing = {"by_seed": {}, "heldout": [], "leak": {}, "assumes": {}}
@@ -178,6 +195,10 @@ def _upside_down(mean: float, low: float, high: float, machines: float) -> str:
 
 def _machines_forgotten(mean: float, low: float, high: float, machines: float) -> str:
     return verdict(mean, low, high, 0.0)
+
+
+def _sign_of_the_size(mean: float, low: float, high: float, machines: float) -> str:
+    return "within noise" if mean <= machines else verdict(mean, low, high, machines)
 
 
 def _layers() -> list[tuple[Tensor, int]]:
@@ -270,7 +291,10 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_before_and_after,
         mistake=_slot_by_slot,
         says="you compare slot by slot, but experts 0 and 2 are the same set as experts 2 and 0: compare sets",
-        others=((_with_the_last, "the last token was changed on purpose: leave it out of both numbers"),),
+        others=(
+            (_with_the_last, "the last token was changed on purpose: leave it out of both numbers"),
+            (_empty_is_an_expert, "almost: -1 is an empty slot and no expert, so take it out of both sets"),
+        ),
     ),
     Exercise(
         name="expert_thresholds",
@@ -307,7 +331,11 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_seeds,
         mistake=_unpaired,
         says="you took the spread of each arm over seeds; a pair shares its seed, so take the spread of the differences",
-        others=((_normal, "almost: 1.96 is for many seeds; with n of them it is seeds.T95[n - 2], 4.3 for three"),),
+        others=(
+            (_normal, "almost: 1.96 is for many seeds; with n of them it is seeds.T95[n - 2], 4.3 for three"),
+            (_divided_by_n, "almost: numpy's std divides by n. Here it is n - 1: std(ddof=1)"),
+            (_without_root_n, "that is how far single seeds spread: divide the standard deviation by the root of n"),
+        ),
     ),
     Exercise(
         name="arm_verdict",
@@ -327,6 +355,7 @@ EXERCISES: tuple[Exercise, ...] = (
         others=(
             (_upside_down, "upside down: bits per byte are a cost, so a negative difference is better"),
             (_machines_forgotten, "right for the seeds: a difference not larger than `machines` is noise as well"),
+            (_sign_of_the_size, "compare the size of the mean with `machines`, abs(mean): a better arm has a negative mean"),
         ),
     ),
 )

@@ -34,6 +34,10 @@ def _one_expert(tokens: int, n_experts: int, D: int, width: int) -> float:
     return float(tokens)
 
 
+def _one_byte(tokens: int, n_experts: int, D: int, width: int) -> float:
+    return 2 * intensity(tokens, n_experts, D, width)
+
+
 def layer(x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
     return grouped_swiglu_loop(x_TD, ids_TK, gates_TK, w13, w2)
 
@@ -42,8 +46,8 @@ def _layer_with_slices(x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor, w13: Tens
     y_TD = torch.zeros_like(x_TD)
     for e in range(len(w13)):
         token, slot = (ids_TK == e).nonzero(as_tuple=True)
-        gate, up = (x_TD[token] @ w13[e].T).chunk(2, dim=-1)
-        y = (F.silu(gate) * up) @ w2[e].T
+        valve, up = (x_TD[token] @ w13[e].T).chunk(2, dim=-1)
+        y = (F.silu(valve) * up) @ w2[e].T
         y_TD = y_TD.index_add(0, token, y * gates_TK[token, slot, None])
     return y_TD
 
@@ -169,7 +173,8 @@ def _layers() -> list:
 def _routings() -> list:
     generator = torch.Generator().manual_seed(12)
     some = [torch.rand(T, E, generator=generator).topk(K).indices for T, K, E in ((6, 1, 4), (5, 2, 3))]
-    return [(some[0], 4), (some[1], 3), (torch.tensor([[2], [0], [2]]), 4)]  # in the last one nobody asks for 1 and 3
+    many_TK = torch.rand(40, 3, generator=generator).topk(2).indices  # so many that a sort which is not stable shows
+    return [(some[0], 4), (some[1], 3), (torch.tensor([[2], [0], [2]]), 4), (many_TK, 3)]  # in one, nobody asks for 1 and 3
 
 
 def _groups() -> list:
@@ -196,7 +201,10 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=lambda: [(8192, 96, 1536, 768), (1000, 8, 64, 48)],
         mistake=_fp32,
         says="half of it: a weight in bf16 has two bytes, and each weight is multiplied and added, which is two FLOPs",
-        others=((_one_expert, "you read the weights of one expert: the layer reads those of all experts"),),
+        others=(
+            (_one_expert, "you read the weights of one expert: the layer reads those of all experts"),
+            (_one_byte, "twice too much: a weight in bf16 has two bytes, and you counted one"),
+        ),
     ),
     Exercise(
         name="expert_layer",
@@ -214,7 +222,7 @@ EXERCISES: tuple[Exercise, ...] = (
         mistake=_without_gates,
         says="right without the gates: multiply each expert's output by gates_TK[token, slot]",
         others=(
-            (_silu_on_the_other, "silu belongs to the first half of what w13 gives, the gate; the second half is up"),
+            (_silu_on_the_other, "silu belongs to the first half of what w13 gives, the valve; the second half is up"),
             (_overwritten, "a token with several experts keeps only the last one's output: add with index_add"),
         ),
         axes="TD",

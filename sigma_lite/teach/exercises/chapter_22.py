@@ -24,6 +24,10 @@ def _no_meeting(E: int, K: int, tokens: float) -> float:
     return float(min(E, K * tokens))
 
 
+def _one_at_a_time(E: int, K: int, tokens: float) -> float:
+    return E - E * (1 - 1 / E) ** (K * tokens)
+
+
 def weights_a_token(shared: float, expert: float, layers: int, touched: float, batch: int) -> float:
     """Weights that a step of `batch` sequences reads, for each token that it writes.
 
@@ -64,6 +68,10 @@ def _lru_written(trace: list[int], slots: int) -> int:
         held.append(expert)
         held = held[-slots:]
     return hits
+
+
+def _last_tokens(trace: list[int], slots: int) -> int:
+    return sum(expert in trace[max(0, now - slots) : now] for now, expert in enumerate(trace))
 
 
 def furthest(held: list[int], future: list[int]) -> int:
@@ -112,6 +120,10 @@ def _ring_written(compute: float, load: float, slots: int, layers: int) -> float
     return layers * max(compute, load) + min(compute, load)
 
 
+def _always_two(compute: float, load: float, slots: int, layers: int) -> float:
+    return ring_time(compute, load, 2, layers)
+
+
 def int8_rows(w_RC: Tensor) -> tuple[Tensor, Tensor]:
     """(int8 [R, C], fp32 [R]): each row's largest number becomes 127 or -127."""
     integers, scale = quantise(w_RC, 8)
@@ -126,6 +138,11 @@ def _one_scale(w_RC: Tensor) -> tuple[Tensor, Tensor]:
 def _int8_written(w_RC: Tensor) -> tuple[Tensor, Tensor]:
     scale_R = w_RC.abs().max(dim=1).values / 127
     return torch.round(w_RC / scale_R[:, None]).to(torch.int8), scale_R
+
+
+def _cut_off(w_RC: Tensor) -> tuple[Tensor, Tensor]:
+    scale_R = w_RC.abs().amax(1) / 127
+    return (w_RC / scale_R[:, None]).to(torch.int8), scale_R
 
 
 def _as_if_all_were_judged(acceptance: float, drafted: int) -> float:
@@ -174,6 +191,7 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=lambda: [(96, 1, 1), (96, 1, 32), (96, 8, 32), (8, 8, 3), (4, 1, 0)],
         mistake=_no_meeting,
         says="that is as if two tokens never chose the same expert; take the chance that an expert is missed by all of them",
+        others=((_one_at_a_time, "right for K = 1: the K experts of a token differ, so it misses one with chance 1 - K/E"),),
         minutes=8,
         difficulty=2,
         importance=5,
@@ -204,6 +222,12 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_traces,
         mistake=_fifo,
         says="that throws out who came first; an expert that was just used again must move to the back of the queue",
+        others=(
+            (
+                _last_tokens,
+                "you look at the last tokens: the slots hold the last different experts, and repeats need no slot",
+            ),
+        ),
         minutes=10,
         difficulty=2,
         importance=5,
@@ -252,6 +276,7 @@ EXERCISES: tuple[Exercise, ...] = (
         mistake=_first_load_twice,
         says="where loading is the slower, this counts the first load twice: N loads follow one another, then one layer"
         " computes",
+        others=((_always_two, "right for two slots or more: with one slot a layer cannot load while another computes"),),
         minutes=10,
         difficulty=3,
         importance=3,
@@ -268,6 +293,7 @@ EXERCISES: tuple[Exercise, ...] = (
         inputs=_matrices,
         mistake=_one_scale,
         says="one scale for the whole matrix: rows of small numbers then lose their digits. Give each row its own scale",
+        others=((_cut_off, "to(torch.int8) cuts the digits off, and 3.9 becomes 3: round first"),),
         minutes=8,
         difficulty=2,
         importance=4,

@@ -122,7 +122,7 @@ class Exercise:
     def _of_case(self, number: int, cases: Sequence[tuple], problem: str) -> str:
         shown = ", ".join(f"{name}{_short(value)}" for name, value in cases[number - 1]._asdict().items())
         return (
-            f"case {number} of {len(cases)} ({shown}): {problem}."
+            f"case {number} of {len(cases)} ({shown}): {problem}{'' if problem.endswith('?') else '.'}"
             f' All inputs of this case: teach.check.inputs("{self.name}")[{number - 1}]'
         )
 
@@ -157,6 +157,12 @@ def _short(value: object) -> str:
     """An argument in a few words: small ones are written out, of large arrays the shape, of objects the class."""
     if isinstance(value, (Tensor, np.ndarray)):
         size = int(np.prod(value.shape))
-        return f"={value.tolist()}" if size <= FEW and value.ndim < 2 else f" of shape {list(value.shape)}"
+        return f"={_digits(value)}" if size <= FEW and value.ndim < 2 else f" of shape {list(value.shape)}"
     text = repr(value)
     return f"={text}" if len(text) <= 40 else f", a {type(value).__name__}"
+
+
+def _digits(value: Tensor | np.ndarray) -> str:
+    """A number or a flat list of numbers, floats with four digits: enough to recognise a case."""
+    shown = [f"{x:.4g}" if isinstance(x, float) else str(x) for x in value.reshape(-1).tolist()]
+    return f"[{', '.join(shown)}]" if value.ndim else shown[0]

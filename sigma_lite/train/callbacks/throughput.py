@@ -26,16 +26,18 @@ class Throughput(pl.Callback):
         self.flops, self.peak_flops = 0.0, None  # the model's, since this start; and of one device in a second
         self.mfu: float | None = None  # of the last step
         self.steps = 0  # since this start
-        self._lap = 0.0
+        self._lap: float | None = None  # nothing is timed without training
         self._before = 0, 0.0, 0.0  # tokens, seconds and FLOPs at the start of this step
         self._taken = self._sums()
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:  # a run that goes on is told no start of its epoch
         self.flops, self.steps, self._lap = 0.0, 0, time.perf_counter()
         self._taken = self._sums()
 
     def lap(self, kind: str) -> None:
         """The time since the last lap was of this kind."""
+        if self._lap is None:
+            return
         now = time.perf_counter()
         if kind == "step":
             self.seconds += now - self._lap
