@@ -107,10 +107,13 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def test_it_stays_short_and_three_commands_open_the_notebooks():
-    assert 1150 <= len(README.split()) <= 1600
+def test_it_stays_short_and_three_commands_open_a_notebook():
+    words = len(re.findall(r"\w+", README))  # the strictest count: of an address each part is a word
+    assert len(README.split()) <= words <= 1600 and len(README.split()) >= 1150
     first = re.search(r"```bash\n(.*?)```", README, re.S)[1].splitlines()
     assert [line.split()[:2] for line in first[:3]] == [["git", "clone"], ["cd", "sigma_lite"], ["make", "lab"]]
+    opened = re.search(r"^lab:.*\n\t.*jupyter lab (\S+)$", (ROOT / "Makefile").read_text("utf-8"), re.M)[1]
+    assert (ROOT / opened).is_file() and "chapter 1 opens" in first[2] and "/01_" in opened
 
 
 def test_every_chapter_stands_in_it_once_by_its_number():
@@ -216,3 +219,23 @@ def test_its_configs_load(path):
     load_run([path])
     for overlay in (path.parent / "overlays").glob("*.yaml"):
         load_run([path, overlay])
+
+
+def test_the_guide_has_the_minutes_of_the_chapters():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        import timings
+    guide = (ROOT / "book" / "instructor.md").read_text("utf-8")
+    assert timings.BEGIN + timings.table() + timings.END in guide, "run benchmarks/timings.py"
+
+
+def test_the_page_of_platforms_says_what_is_there():
+    page = (ROOT / "book" / "platforms.md").read_text("utf-8")
+    makefile, extras = ((ROOT / name).read_text("utf-8") for name in ("Makefile", "pyproject.toml"))
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text("utf-8"))["postCreateCommand"]
+    assert f"`{container}`" in page and container == "make .venv/.full" and "\n$(VENV)/.full:" in makefile
+    constraints, package = (ROOT / ".binder" / "requirements.txt").read_text("utf-8").splitlines()
+    assert (ROOT / ".binder" / constraints.removeprefix("-c ")).is_file()
+    assert package == "-e .[notebooks]" and '-e ".[notebooks]"' in page and "\nnotebooks = [" in extras
+    assert "conda env create -f environment.yml" in page and (ROOT / "environment.yml").is_file()
+    assert "`.binder/`" in page and (ROOT / ".binder" / "runtime.txt").read_text("utf-8") == "python-3.11\n"

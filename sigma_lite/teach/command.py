@@ -83,11 +83,20 @@ def grade(student: str, notebook: Path, hidden: Path | None, seconds: float) -> 
             graded.says = f"its process ended with exit code {code}" if code else ""
         except subprocess.TimeoutExpired:
             graded.says = f"stopped after {seconds:g} seconds"
-        lines = answers.read_text("utf-8").splitlines() if answers.exists() else []
-    judged = {step.name: step for step in (Step(**json.loads(line)) for line in lines)}
-    never = graded.says or "its check was not reached"
-    graded.steps = [judged.get(name) or Step(name, exercises.find(name).chapter, "wrong", never) for name in names]
+        read = answers.read_text("utf-8").splitlines() if answers.exists() else []
+    lines = [json.loads(line) for line in read]
+    begun = {line["begun"] for line in lines if "begun" in line}
+    judged = {line["name"]: Step(**line) for line in lines if "name" in line}
+    if graded.says and not begun:
+        graded.says += ", before the first exercise; on a busy machine give more --seconds"
+    graded.steps = [judged.get(name) or _unjudged(name, name in begun, graded.says) for name in names]
     return graded
+
+
+def _unjudged(name: str, begun: bool, why: str) -> Step:
+    """Wrong if its own cell stopped the process; what comes after that cell is not the student's fault."""
+    kind, says = ("wrong", why or "its check was not reached") if begun else ("not graded", f"not reached: {why}")
+    return Step(name, exercises.find(name).chapter, kind, says)
 
 
 def table(one: Graded) -> list[str]:
@@ -98,7 +107,7 @@ def table(one: Graded) -> list[str]:
         lines[0] += f"; {one.says}"
     width = max((len(step.name) for step in one.steps), default=0)
     lines += [
-        f"  {step.name:{width}}  {step.kind:9}  {step.says}".rstrip() for step in one.steps if step.kind != "not tried"
+        f"  {step.name:{width}}  {step.kind:10}  {step.says}".rstrip() for step in one.steps if step.kind != "not tried"
     ]
     rest = [step.name for step in one.steps if step.kind == "not tried"]
     return [*lines, f"  not tried: {', '.join(rest)}"] if rest else lines

@@ -1,10 +1,10 @@
 """A student's notebook, judged: only the cells that hold exercises are run, with what they need from the cells above.
 
-    python -m sigma_lite.teach.grading NOTEBOOK ANSWERS SECONDS [HIDDEN]
+    python -m sigma_lite.teach.grading NOTEBOOK ANSWERS [HIDDEN]
 
-runs one notebook and writes a line of JSON to the file ANSWERS for each exercise, as soon as it is judged. command.py starts
-such a process for each notebook, so that a student's endless loop or exit ends nothing but that process. It is no sandbox:
-a student's code may do what you may do.
+runs one notebook and writes to the file ANSWERS a line of JSON for each exercise when its cell begins, and one when it is
+judged: what had not begun when a process ended is nobody's mistake. command.py starts such a process for each notebook, so
+that an endless loop or an exit ends nothing but that process. It is no sandbox: a student's code may do what you may do.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import re
 import runpy
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,7 +33,7 @@ class Step:
 
     name: str
     chapter: int
-    kind: str  # passed, mistake, wrong, not tried
+    kind: str  # passed, mistake, wrong, not tried, not graded
     says: str = ""
 
 
@@ -78,7 +78,13 @@ def judge(name: str, mine: object, hidden: Mapping[str, list[tuple]]) -> Step:
     return Step(name, known.chapter, *verdict)
 
 
-def run(cells: list[str], hidden: Mapping[str, list[tuple]], found: dict[str, Step], say=lambda step: None) -> None:
+def run(
+    cells: list[str],
+    hidden: Mapping[str, list[tuple]],
+    found: dict[str, Step],
+    say: Callable[[Step], None] = lambda step: None,
+    begins: Callable[[str], None] = lambda name: None,
+) -> None:
     """Fill in `found`; a cell that cannot run fails its own exercise and no other one."""
     names: dict[str, object] = {"__name__": "__main__"}
     check.exercise = lambda name, mine: found.__setitem__(name, judge(name, mine, hidden))
@@ -89,6 +95,7 @@ def run(cells: list[str], hidden: Mapping[str, list[tuple]], found: dict[str, St
             continue
         for name in here:
             found.pop(name, None)  # the last cell that checks an exercise counts
+            begins(name)
         broken = _run_cell(cell, names)
         for name in here:
             if name not in found:
@@ -136,12 +143,18 @@ def main(notebook: str, answers: str, hidden: str = "") -> None:
     cases = read_hidden(Path(hidden)) if hidden else {}
     with open(answers, "w", encoding="utf-8") as file:
 
-        def say(step: Step) -> None:
-            file.write(json.dumps(asdict(step)) + "\n")
+        def write(line: dict) -> None:
+            file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
-        run(code_cells(Path(notebook)), cases, {}, say)
+        run(
+            code_cells(Path(notebook)),
+            cases,
+            {},
+            say=lambda step: write(asdict(step)),
+            begins=lambda name: write({"begun": name}),
+        )
 
 
 if __name__ == "__main__":

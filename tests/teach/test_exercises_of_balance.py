@@ -7,7 +7,6 @@ import torch
 
 from sigma_lite.config import ModelConfig
 from sigma_lite.model.router import Router
-from sigma_lite.teach import predict
 from sigma_lite.teach.exercises import chapter_04, chapter_08, chapter_09, chapter_11
 
 
@@ -65,10 +64,3 @@ def test_a_fair_gap_bounds_who_can_be_reached():
     bias_E[0] = gap + 1e-4
     counts_E = torch.bincount(chapter_09.choose(score_TE, bias_E)[0], minlength=5)
     assert (counts_E[1:] < 40 / 5).all()
-
-
-def test_a_guess_is_kept_when_its_cell_is_run_again():
-    first = predict("how many?", ["one", "two"])
-    first.children[1].value = "two"
-    assert predict("how many?", ["one", "two"]).guess == "two"
-    assert predict("how many?", ["none"]).guess is None and predict("another?", ["one", "two"]).guess is None

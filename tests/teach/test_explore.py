@@ -92,7 +92,7 @@ def test_prediction_keeps_the_guess_and_has_a_face_without_kernel():
     assert question.guess is None and "none yet" in repr(question.compare("3.4"))
     question.children[1].value = "about 3"
     assert question.guess == "about 3"
-    page = question.compare("3.4")._repr_html_()
+    page = question.compare("3.4")._repr_mimebundle_()["text/html"]
     assert "about 3" in page and "3.4" in page
     face = question._repr_mimebundle_()["text/html"]
     assert face.count('type="radio"') == 2 and "<b>bytes" not in face

@@ -104,7 +104,7 @@ def test_a_folder_is_graded_by_student(tmp_path, capsys):
     write(tmp_path / "anna" / "04.ipynb", "import torch\nfrom sigma_lite import teach", RIGHT + CHECK)
     (tmp_path / "ben.ipynb").write_text("{")
     write(tmp_path / "carl.ipynb", "print(1)")
-    cli.main(["check", str(tmp_path), "--csv"])
+    cli.main(["check", str(tmp_path), "--csv", "--seconds", "900"])
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [(row["student"], row["step"], row["result"]) for row in rows] == [
         ("anna", "load_share", "passed"),
@@ -114,15 +114,24 @@ def test_a_folder_is_graded_by_student(tmp_path, capsys):
     assert "cannot be read as a notebook" in rows[1]["says"] and "no exercise" in rows[2]["says"]
 
 
+def test_a_machine_too_busy_to_begin_makes_nobody_wrong(tmp_path, capsys):
+    write(tmp_path / "anna.ipynb", "import torch\nfrom sigma_lite import teach", RIGHT + CHECK)
+    cli.main(["check", str(tmp_path), "--json", "--seconds", "0.01"])
+    (anna,) = json.loads(capsys.readouterr().out)
+    assert [step["kind"] for step in anna["steps"]] == ["not graded"] and "give more --seconds" in anna["says"]
+
+
 @pytest.mark.slow
 def test_a_process_that_ends_or_never_ends_gets_a_sentence(tmp_path, capsys):
     setup = "import torch, os\nfrom sigma_lite import teach"
-    write(tmp_path / "anna.ipynb", setup, RIGHT + CHECK, "os._exit(3)" + CHECK.replace("load_share", "gates"))
+    late = NAMED + CHECK.replace("load_share", "load_balancing_loss")
+    write(tmp_path / "anna.ipynb", setup, RIGHT + CHECK, "os._exit(3)" + CHECK.replace("load_share", "gates"), late)
     sleep = "__import__('time').sleep(1000)" + CHECK.replace("load_share", "gates")  # one call into C: not interrupted
     write(tmp_path / "ben.ipynb", setup, RIGHT + CHECK, sleep)
     cli.main(["check", str(tmp_path), "--json", "--seconds", "40"])
     anna, ben = json.loads(capsys.readouterr().out)
-    assert [step["kind"] for step in anna["steps"]] == [step["kind"] for step in ben["steps"]] == ["passed", "wrong"]
+    assert [step["kind"] for step in anna["steps"]] == ["passed", "wrong", "not graded"]
+    assert [step["kind"] for step in ben["steps"]] == ["passed", "wrong"]
     assert "exit code 3" in anna["says"] and "stopped after 40 seconds" in ben["says"]
 
 
