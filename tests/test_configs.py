@@ -69,7 +69,7 @@ def test_its_first_lines_say_what_the_planner_says(name):
     assert "?" in topics["Question"]
     assert topics["Memory"].startswith(f"{size_of(facts['initial']['peak_bytes'])} a device, planned")
     assert topics["Time"].startswith(f"{duration(facts['run']['hours'])}, predicted")
-    assert topics["Time"].endswith("never measured") or re.search(r"[\d.]+ (to [\d.]+ )?(were |was )?recorded", topics["Time"])
+    assert re.search(r"(never measured|were recorded\b.*)$", topics["Time"])
     run = rung(name)
     for number in (run.sparsity.switch_step, run.trainer["max_steps"], run.optim.warmup_steps):
         assert f"{number:,}" in topics["Schedule"]
