@@ -77,11 +77,12 @@ def test_a_validation_at_the_switch_measures_its_checkpoint(place, capsys):
 
 def test_a_speed_is_that_of_a_whole_step(monkeypatch):
     """Two micro-batches of 10 tokens; the second takes longer, because the optimizer steps in it."""
-    clock = iter([0.0, 1.0, 1.0, 5.0, 5.0, 6.0, 6.0, 8.0])
+    clock = iter([0.0, 0.0, 1.0, 1.0, 5.0, 5.0, 6.0, 6.0, 8.0])
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(clock))
     callback, trainer = throughput.Throughput(), SimpleNamespace(accumulate_grad_batches=2, world_size=1)
     batch, speeds = SimpleNamespace(ids_BS=torch.zeros(2, 5)), []
     outputs = {"routings": [SimpleNamespace(ids=torch.zeros(10, 1))]}
+    callback.on_train_start(trainer, None)
     for n in range(4):
         callback.on_train_batch_start(trainer, None, batch, n)
         callback.on_train_batch_end(trainer, None, outputs, batch, n)

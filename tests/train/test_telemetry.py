@@ -89,8 +89,8 @@ def test_a_strangers_logger_gets_the_names_of_the_table_and_the_run_stays_the_sa
     monkeypatch.syspath_prepend(str(place))
     watched(place)
     cli.main(["fit", "-c", "watched.yaml"])
-    elsewhere = {name for name in table() if "rank" in name or name.startswith(OTHERS)}
-    assert {pattern(name) for *_, found in told() for name in found} == table() - elsewhere and len(elsewhere) == 5
+    elsewhere = {name for name in table() if "rank" in name or "queries" in name or name.startswith(OTHERS)}
+    assert {pattern(name) for *_, found in told() for name in found} == table() - elsewhere and len(elsewhere) == 6
     first = json.loads(Path("lines.jsonl").read_text("utf-8").splitlines()[0])
     assert {"net", "optim", "trainer"} <= set(first[2]["settings"])
     weights, plain = (read_checkpoint(newest_checkpoint(run))["state_dict"] for run in ("run", finished / "run"))
@@ -109,7 +109,8 @@ def test_loggers_are_told_what_the_diary_says(place, monkeypatch):
         for name in ("loss", "lbl", "lr", "grad_norm", "tokens"):
             assert found[step, f"train/{name}"] == entry[name]
         assert [found[step, f"moe/layer_0{layer}/k"] for layer in (0, 1)] == entry["k"]
-        assert 0 < entry["perf"]["mfu"] < 1 and entry["perf"]["peak_memory"] > 0
+        assert 0 < entry["perf"]["mfu"] < 1
+        assert entry["perf"].get("peak_memory", 1) > 0, "left out where the process has not grown"
     for entry in record.read(diary, "load"):
         for layer, f_E in enumerate(entry["f"]):
             assert found[entry["step"], f"moe/layer_0{layer}/max_deviation"] == pytest.approx(8 * max(f_E) - 1)
@@ -293,7 +294,7 @@ def test_tensorboard_holds_what_a_shipped_config_logs(place):
     events = EventAccumulator("run/tensorboard")
     events.Reload()
     assert {pattern(name) for name in events.Tags()["scalars"]} == {
-        name for name in table() if "rank" not in name and not name.startswith(OTHERS)
+        name for name in table() if "rank" not in name and "queries" not in name and not name.startswith(OTHERS)
     }
     assert [event.step for event in events.Scalars("train/loss")] == [6, 12]
 
