@@ -123,3 +123,21 @@ def test_a_folder_of_that_name_is_meant_first(shipped, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("reference").mkdir()
     assert model_folder("reference") == Path("reference")
+
+
+def test_the_model_that_comes_with_the_package_is_as_good_as_is_said():
+    folder = Path(storage.__file__).parent / storage.REFERENCE
+    facts = json.loads((folder / "record.json").read_bytes())
+    scored, by = facts["heldout"], facts["heldout"]["by"]
+    assert scored["bits_per_byte"] < 0.85 * facts["data"]["xz_given_training_bits_per_byte"], "what was asked of it"
+    assert scored["bits_per_byte"] < 1.005 * facts["heldout_before_rounding"], "int8 experts"
+    for kind, parts in by.items():
+        bits = sum(part.get("bits_per_byte", 0) * part["bytes"] for part in parts.values())
+        assert bits / sum(part["bytes"] for part in parts.values()) == pytest.approx(scored["bits_per_byte"], abs=0.01), kind
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 16e6
+    assert f"{scored['bits_per_byte']:.3f} bits per byte" in (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+
+
+def test_the_model_that_comes_with_the_package_writes():
+    written = load("reference").continue_text("import os", 12, seed=1)
+    assert "".join(written).strip()
