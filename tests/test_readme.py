@@ -77,6 +77,12 @@ def test_numbers_of_the_status_are_those_of_the_benchmarks():
     assert f"pruned +{above[half]:.4f} bits per byte" in text
     assert "INT8 less than 0.0001" in text and abs(above["INT8, a scale a row"]) < 1e-4
     assert f"INT4 +{above['INT4, a scale a row']:.4f}" in text
+    bits = {row["name"]: row["bits_per_byte"] for row in bench("compression-reference")["rows"] if row["kind"] != "merge"}
+    above = {name: value - bits["as trained"] for name, value in bits.items()}
+    assert f"INT8 costs +{above['INT8, a scale a row']:.4f} bits per byte, INT4 +{above['INT4, a scale a row']:.4f}" in text
+    quarter = above["75% of each layer's experts"]
+    assert f"a quarter of each layer's experts pruned +{quarter:.4f}, half of them +{above[half]:.4f}" in text
+    assert above["INT8, a scale a row"] < 0.005 * bits["as trained"]
     modules = bench("new_modules-sparse")
     new, all_weights = (modules["arms"][arm] for arm in ("8 new experts, the rest frozen", "fine-tuned, all weights"))
     for kind, verb in (("old text", "bits per byte, "), ("new text", "")):

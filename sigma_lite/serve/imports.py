@@ -59,7 +59,9 @@ def as_checkpoint(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
     settings["imported"] = {"eos": _end(folder, config)}
     if (recipe := folder / RECIPE).is_file():
         settings["corpus"] = dataclasses.asdict(load_run([recipe]).corpus)
-        settings["packages"] = read_json(folder / RECORD)["data"].get("packages")
+        facts = read_json(folder / RECORD)
+        settings["packages"] = facts["data"].get("packages")
+        settings["imported"]["step"] = facts["step"]
     checkpoint: dict[str, Any] = {"state_dict": {f"model.{name}": tensor for name, tensor in state.items()}}
     checkpoint |= {"global_step": 0, "settings": json.dumps(settings)}
     if (words := folder / tokenizer.FILE).is_file():

@@ -85,7 +85,7 @@ class Trained:
         settings = json.loads(checkpoint["settings"])
         net = from_mapping(ModelConfig, settings["net"], "net")
         sparsity = from_mapping(SparsityConfig, settings["sparsity"], "sparsity")
-        self.step: int = checkpoint["global_step"]
+        self.step: int = checkpoint["global_step"] or settings.get("imported", {}).get("step", 0)  # that weights have seen
         self.settings = settings
         self.length: int = settings.get("rows", {}).get("length", RowsConfig.length)  # positions of a training row
         with contextlib.nullcontext() if resident is None else torch.device("meta"):
