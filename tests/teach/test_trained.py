@@ -22,10 +22,10 @@ def here(tmp_path, monkeypatch) -> Path:
 
 
 def test_a_small_model_is_trained_once_and_is_a_run(here, monkeypatch, capsys):
-    first = trained()
+    first = trained(fresh=True)
     assert "trained here for 3 steps" in capsys.readouterr().out and session.fast()
     monkeypatch.setattr(practice, "train", lambda *args: pytest.fail("it is kept"))
-    again = trained()
+    again = trained(fresh=True)
     one, other = first.model.state_dict(), again.model.state_dict()
     assert all(torch.equal(one[name], other[name]) for name in one)
     marked = heldout(again, tokens=300)
