@@ -51,11 +51,7 @@ def test_compiles_without_spills_to_tensor_core_instructions(tmp_path, capabilit
             assert bool(re.search(instruction, kernel)) == multiplies, f"{name}: {instruction}"
 
 
-def test_a_missing_compiler_is_named_with_the_fix(monkeypatch, tmp_path):
-    for name in ("CUDA_HOME", "CUDA_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(build, "DEFAULT_NVCC", tmp_path / "nvcc")
-    monkeypatch.setenv("PATH", str(tmp_path))
+def test_a_missing_compiler_is_named_with_the_fix(without_nvcc, monkeypatch):
     with pytest.raises(BuildError, match="found no nvcc on PATH or in CUDA_HOME: install the CUDA toolkit"):
         build.gpu_command((9, 0))
     monkeypatch.setenv("CXX", "no-such-compiler")

@@ -117,11 +117,7 @@ def test_as_many_blocks_fit_as_the_source_orders(capability):
             assert fit >= wanted, name.format(rows)
 
 
-def test_without_nvcc_it_says_so(monkeypatch, tmp_path):
-    for name in ("CUDA_HOME", "CUDA_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(build, "DEFAULT_NVCC", tmp_path / "nvcc")
-    monkeypatch.setenv("PATH", str(tmp_path))
+def test_without_nvcc_it_says_so(without_nvcc):
     with pytest.raises(BuildError, match="found no nvcc"):
         resources.compiled_resources((9, 0))
 

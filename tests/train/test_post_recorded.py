@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from sigma_lite.lab.seeds import interval
+
 ARMS = json.loads((Path(__file__).parents[2] / "results" / "bench" / "post.json").read_bytes())
 BEFORE, ARMS = ARMS["before"], ARMS["arms"]
 
@@ -52,7 +54,7 @@ def test_balance_spreads_a_new_task_over_experts():
 
 def test_rewards_beat_their_start_and_their_null_arm_in_each_seed():
     gains = [after - start for start, after in zip(right("begun"), right("rewarded"), strict=True)]
-    half = 4.303 * statistics.stdev(gains) / 3**0.5  # t of two degrees of freedom
-    assert min(gains) > 0 and statistics.mean(gains) - half > 0
-    assert statistics.mean(gains) == pytest.approx(0.107, abs=0.001) and half == pytest.approx(0.031, abs=0.001)
+    gain, half = interval(gains)
+    assert min(gains) > 0 and gain - half > 0
+    assert gain == pytest.approx(0.107, abs=0.001) and half == pytest.approx(0.031, abs=0.001)
     assert max(right("null rewards")) < min(right("begun"))
