@@ -46,7 +46,7 @@ def loss_against_bytes(facts: Mapping[str, Any], cost: str = "bytes") -> go.Figu
         )
     whole = next(row for row in facts["rows"] if row["kind"] == "whole")
     style.level(fig, [row[cost] for row in facts["rows"]], whole["bits_per_byte"], "whole")
-    fig.update_xaxes(title_text=name, type="log", ticksuffix=unit, tickformat="~s")
+    fig.update_xaxes(title_text=name, type="log", dtick="D2", ticksuffix=unit, tickformat="~s")
     fig.update_yaxes(title_text="held-out bits per byte")
     caption = (
         f"Numbers of {facts['unit']}; routers, attention and embedding are in no bytes here, and in all operations."

@@ -146,7 +146,9 @@ function sigmaPlots(themes, isDark) {
     const inLegend = (one) => one.name && one.showlegend !== false && one.visible !== false;
     const named = layout.showlegend === false ? [] : data.filter(inLegend);
     const long = named.some((one) => one.name.length > 14);
-    const rows = long ? named.length : Math.ceil(named.length / 2); // of a phone's legend
+    for (const one of named) one.name = wrap(one.name, 38); // what a phone's width holds
+    const lines = named.reduce((sum, one) => sum + one.name.split("<br>").length, 0);
+    const rows = long ? lines : Math.ceil(named.length / 2); // of a phone's legend
     const words = ({ y, yaxis }) => (Array.isArray(y) && !yaxis ? y.filter((one) => typeof one === "string") : []);
     const bars = data.flatMap(words);
     const names = bars.some((name) => name.length > 16) ? [...new Set(bars)] : []; // of rows, written beside the plot

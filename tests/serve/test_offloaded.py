@@ -374,7 +374,7 @@ import sys, torch
 from sigma_lite.model import Transformer
 from sigma_lite.serve.generate import sample
 from sigma_lite.serve.weights import offload
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]!r}
 from test_offloaded import NET, keep
 import dataclasses
 net = dataclasses.replace(NET, d_model=256, d_expert=128)
