@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from sigma_lite.config import nearest, require
 from sigma_lite.lab.experiment import Scale
+from sigma_lite.runfile import overlay
 
 SMALL = {
     "vocab_size": 2048,
@@ -21,6 +22,10 @@ SMALL = {
     "top_k": 1,
 }
 CORPUS = {"source": "stdlib", "dir": "data/lab-2048"}
+PACKAGES = (  # of those that this project installs, the ones with most Python
+    "torch sympy transformers pandas numpy sqlalchemy lightning sphinx networkx plotly jedi babel nbconvert jupyter-server "
+    "prompt-toolkit pytest mpmath ipython datasets huggingface-hub"
+)
 
 
 def _cpu(steps: int, window_tokens: int) -> dict:
@@ -36,6 +41,23 @@ def _cpu(steps: int, window_tokens: int) -> dict:
         "trainer": {"max_steps": steps, "accelerator": "cpu", "devices": 1},
     }
 
+
+LONG = overlay(  # the cpu scale's model nine times as long, on text that it hardly reads twice
+    _cpu(steps=7500, window_tokens=200_000),
+    {
+        "model": {"sparsity": {"head": [8, 8, 4, 2], "switch_step": 5250}, "optim": {"warmup_steps": 200}},
+        "data": {
+            "corpus": {
+                "source": "packages",
+                "packages": PACKAGES.split(),
+                "package_bytes": 4_000_000,
+                "dir": "data/lab-packages",
+            }
+        },
+        "save": {"every": 750, "milestones": [5250]},
+        "trainer": {"val_check_interval": 750},
+    },
+)
 
 TOY = {  # scaled_configs/toy.yaml; a test holds them together
     "seed_everything": 0,
@@ -110,6 +132,13 @@ SCALES = {
             recorded=True,
         ),
         Scale("toy", "the model of `make toy`: 5 to 11 minutes an arm on one core", TOY, seeds=(0, 1, 2), recorded=True),
+        Scale(
+            "long",
+            "30 million tokens for `worth`: not recorded yet, so nobody knows how long it takes",
+            LONG,
+            seeds=(0, 1),
+            recorded=True,
+        ),
         Scale("gpu", "one GPU; never run, so nobody knows how long it takes", GPU, seeds=(0, 1, 2), recorded=True),
     )
 }
