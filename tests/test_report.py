@@ -62,6 +62,10 @@ def test_the_head_holds_the_final_numbers(toy):
     assert all(tile.value in toy.words for tile in tiles.values())
 
 
+def test_only_an_expert_without_a_token_is_at_minus_100_percent():
+    assert [words.percent(deviation) for deviation in (-1.0, -0.9999, 0.314)] == ["−100\u00a0%", "−99\u00a0%", "+31\u00a0%"]
+
+
 def test_provenance_is_on_the_page(toy):
     for text in ("sigma-lite fit -c scaled_configs/toy.yaml", "torch 2.13.0", "AMD EPYC", "0123abc", "9,798,016"):
         assert text in toy.words

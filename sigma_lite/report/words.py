@@ -28,8 +28,9 @@ def duration(seconds: float) -> str:
 
 
 def percent(deviation: float) -> str:
-    """0.314 -> "+31 %" with a true minus sign."""
-    return f"{100 * deviation:+,.0f}{NBSP}%".replace("-", "−")
+    """0.314 -> "+31 %" with a true minus sign; only an expert without any token gets "−100 %"."""
+    whole = max(100 * deviation, -99) if deviation > -1 else -100
+    return f"{whole:+,.0f}{NBSP}%".replace("-", "−")
 
 
 def k_text(k: list[int]) -> str:
