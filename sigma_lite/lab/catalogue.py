@@ -206,6 +206,12 @@ WORTH = (
     ),
 )
 
+HASHED = next(arm for arm in PAPERS if arm.name == "hash routing")
+LENGTH = (
+    *(arm for arm in WORTH if arm.name != "dense, same time"),  # how long that is was measured for the toy
+    dataclasses.replace(HASHED, patch=overlay(dict(HASHED.patch), {"model": {"sparsity": NO_SCHEDULE}}), seeds=None),
+)
+
 DOMAINS = {"source": "domains", "dir": "data/lab-domains", "dataset": None, "subset": None}  # also at scales that read hf
 
 
@@ -251,6 +257,12 @@ EXPERIMENTS = {
             "Is a mixture better than a dense model, at equal active size, work or time?",
             WORTH,
             ("bits_against", "final_table"),
+        ),
+        Experiment(
+            "length",
+            "Do experts pay, does learned routing, and does layer 0 stay uneven when training is long?",
+            LENGTH,
+            ("bits_against", "layer0_deviation", "deviation_by_layer", "final_table"),
         ),
         Experiment(
             "global",
