@@ -49,7 +49,7 @@ def tile_budget(rows: int, columns: int, slices: int, warps: int, arch: str = "s
     figure.add_annotation(text=limit, showarrow=False, **place)
     figure.update_xaxes(title=f"share of the limit on {arch}", tickformat=".0%", range=[0, 2])
     fit = (SHARED[arch] + RESERVED) // (int(costs["shared memory"]) + RESERVED)
-    fits = f"room for {fit} side by side" if shares[0] <= 1 else "no room in shared memory"
+    fits = f"room for {fit} block{'s' * (fit > 1)}" if shares[0] <= 1 else "no room in shared memory"
     fits = fits if shares[1] <= 1 else "more sums than registers"
     title = f"{rows} x {columns}: {flop_per_byte(rows, columns):.0f} FLOP per byte, {fits}"
     return figure.update_layout(title=title, height=310)
@@ -99,8 +99,11 @@ def compiled_figure(arch: str, made: Compiled) -> go.Figure:
     return figure.update_layout(title=f"{arch}: compiled, not run", height=580, margin={"l": 10, "r": 10, "t": 50, "b": 10})
 
 
-def ptx_lines(ptx: str, width: int = 54) -> list[str]:
-    """The first lines of PTX with a tensor-core instruction, a load for one or a copy, each kind at most twice."""
+def ptx_lines(ptx: str, width: int = 40) -> list[str]:
+    """The first lines of PTX with a tensor-core instruction, a load for one or a copy, each kind at most twice.
+
+    `width`: characters; 40 fit on a phone, with the shape of a `wgmma` among them.
+    """
     found: dict[str, list[str]] = {}
     for line in ptx.splitlines():
         if match := TENSOR_CORE.search(line):
