@@ -37,3 +37,11 @@ def test_words_take_the_ink_of_the_theme_and_shapes_the_colours_of_the_house(pat
     rest = text.replace(own, "")
     assert set(re.findall(r"#[0-9a-f]{6}", rest, flags=re.I)) <= set(style.SERIES)
     assert not re.findall(r"<t(?:ext|span)[^>]* fill=", rest), "words: class blue, green or orange, or the page's ink"
+
+
+@picture
+def test_ids_begin_with_the_file_for_a_page_holds_many_drawings(path):
+    text = path.read_text("utf-8")
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert all(name.startswith(f"{path.stem}-") for name in ids) and len(set(ids)) == len(ids)
+    assert set(re.findall(r'(?:url\(#|href="#)([^")]+)', text)) <= set(ids)

@@ -39,9 +39,8 @@ def region(path: Path, alt: str) -> str:
 
 
 def picture(path: Path) -> str:
-    """The drawing without its own colours of text (book.css has them), with ids that are unique on a page of many."""
-    text = re.sub(r"<style>.*?</style>", "", path.read_text("utf-8"), flags=re.S)
-    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{path.stem}-", text)
+    """The drawing without its own colours of text: book.css has them."""
+    return re.sub(r"<style>.*?</style>", "", path.read_text("utf-8"), flags=re.S)
 
 
 def card(notebook: Path) -> str:
