@@ -11,9 +11,8 @@ document.addEventListener("DOMContentLoaded", () => {
 
   // The theme's search button shows "Search" and a shortcut, and is named otherwise: voice control looks for what is shown.
   document.querySelectorAll(".search-button-field[aria-label]").forEach((button) => button.removeAttribute("aria-label"));
-  // Its list of citations holds no list items, and a table that scrolls must be reached by keyboard.
+  // Its list of citations holds no list items.
   document.querySelectorAll(".citation-list[role]").forEach((list) => list.removeAttribute("role"));
-  document.querySelectorAll(".pst-scrollable-table-container").forEach((box) => { box.tabIndex = 0; });
   // Its switch beside a page that has pages of its own is an arrow without a name.
   document.querySelectorAll("li.has-children > a").forEach((link) =>
     link.parentNode.querySelector(":scope > details > summary")?.setAttribute("aria-label", `pages of ${link.textContent}`));

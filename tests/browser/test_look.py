@@ -20,7 +20,9 @@ pytest.importorskip("playwright.sync_api", reason="the package playwright drives
 # a page is opened once, and then shown in these; axe, which takes longest, sees two of the four
 VIEWS = [(1280, "light", True), (1280, "dark", False), (390, "light", False), (390, "dark", True)]
 SETTLED = """([width, theme]) => innerWidth === width && (document.documentElement.dataset.theme ?? theme) === theme
-  && [...document.querySelectorAll('.plot')].every(plot => Math.abs(plot._fullLayout.width - plot.clientWidth) < 2)"""
+  && [...document.querySelectorAll('.plot')].every(plot => Math.abs(plot._fullLayout.width - plot.clientWidth) < 2)
+  && [...document.querySelectorAll('.pst-scrollable-table-container')].every(
+    box => box.scrollWidth <= box.clientWidth || box.tabIndex === 0)"""  # the theme waits a moment after a resize
 
 # What scrolls sideways: code, and the page itself. Equations, tables and drawings may, inside a box of their own.
 SIDEWAYS = """() => [...document.querySelectorAll('pre'), document.scrollingElement]
