@@ -145,7 +145,7 @@ def rows_and_loads(rows_ED: Tensor, layer: Seen) -> dict[str, float]:
     """How similar a router's rows are, and whether similar ones have other loads than the rest.
 
     cosine, size: mean cosine of two rows, and mean of its absolute value; nearest: mean over rows of the largest cosine
-    with another. by_...: rank correlation over experts, -1 .. 1, of load and: a row's mean cosine with the others, its
+    with another. short: rows less than a third as long as the longest; short_load: their share of the load. by_...: rank correlation over experts, -1 .. 1, of load and: a row's mean cosine with the others, its
     largest one, its norm, its mean logit.
     """
     E, counts_E = len(rows_ED), layer.counts_NE.sum(0).double()
@@ -157,7 +157,10 @@ def rows_and_loads(rows_ED: Tensor, layer: Seen) -> dict[str, float]:
         "norm": rows_ED.double().norm(dim=-1),
         "logit": layer.logits_C[:E],
     }
+    short_E = own["norm"] < own["norm"].max() / 3
     return {
+        "short": float(short_E.sum()),
+        "short_load": float(load_share(counts_E)[short_E].sum()),
         "cosine": float(others_EE.mean()),
         "size": float(others_EE.abs().mean()),
         "nearest": float(own["nearest"].mean()),

@@ -117,6 +117,7 @@ def test_entropies_are_closed_forms(routed):
 
 def test_rows_and_loads_are_those_of_a_loop(routed):
     rows = torch.randn(8, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    rows[2] /= 4
     routing = a_routing(T=400)
     layer = routed.of(torch.zeros(400, dtype=torch.int64), routing, 8, 4)
     found, means, nearest, sizes = routed.rows_and_loads(rows, layer), [], [], []
@@ -128,7 +129,10 @@ def test_rows_and_loads_are_those_of_a_loop(routed):
     said = {"cosine": sum(means) / 8, "nearest": sum(nearest) / 8, "size": sum(sizes) / 8}
     assert {name: found[name] for name in said} == pytest.approx(said, abs=1e-6)
     loads = [(routing.ids == e).sum().item() for e in range(8)]
-    norms, logits = rows.norm(dim=1).tolist(), routing.logits.mean(0).tolist()
+    norms = rows.norm(dim=1).tolist()
+    short = [e for e in range(8) if norms[e] < max(norms) / 3]
+    assert 0 < len(short) == found["short"] and found["short_load"] == pytest.approx(sum(loads[e] for e in short) / 800)
+    logits = routing.logits.mean(0).tolist()
     for name, values in {"cosine": means, "nearest": nearest, "norm": norms, "logit": logits}.items():
         assert found[f"by_{name}"] == pytest.approx(statistics.correlation(ranks(values), ranks(loads)), abs=1e-5)
     assert len(set(ranks(nearest))) < 8, "two rows that are nearest to each other share a rank"
