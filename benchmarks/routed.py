@@ -145,8 +145,9 @@ def rows_and_loads(rows_ED: Tensor, layer: Seen) -> dict[str, float]:
     """How similar a router's rows are, and whether similar ones have other loads than the rest.
 
     cosine, size: mean cosine of two rows, and mean of its absolute value; nearest: mean over rows of the largest cosine
-    with another. short: rows less than a third as long as the longest; short_load: their share of the load. by_...: rank correlation over experts, -1 .. 1, of load and: a row's mean cosine with the others, its
-    largest one, its norm, its mean logit.
+    with another. short: rows less than a third as long as the longest; short_load: their share of the load.
+    by_...: rank correlation over experts, -1 .. 1, of load and: a row's mean cosine with the others, its largest one, its
+    norm, its mean logit.
     """
     E, counts_E = len(rows_ED), layer.counts_NE.sum(0).double()
     unit_ED = F.normalize(rows_ED.double(), dim=-1)

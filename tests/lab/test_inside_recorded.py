@@ -159,6 +159,8 @@ def test_one_seed_of_mutual_information_makes_tokens_sure_and_the_mean_uneven():
     (even, unsure), (uneven, sure) = entropies(BASE), entropies(MUTUAL)
     assert min(even) > 4.5 and min(unsure) > 4.1
     assert min(uneven) > 3.3 and max(uneven) < 3.8 and max(sure) < 0.72
+    bits = [one_seed(arm)["heldout"]["bits_per_byte"] for arm in (MUTUAL, BASE)]
+    assert bits[0] / bits[1] - 1 == pytest.approx(-0.0177, abs=0.0005)
     assert sum(one_seed(MUTUAL)["heldout"]["dead"]) == 164 and sum(one_seed(BASE)["heldout"]["dead"]) == 0
 
 
@@ -182,3 +184,30 @@ def test_similarity_hardly_explains_loads_under_the_lbl():
     assert norm - half < 0 < norm
     assert interval(over("nothing", "rows", "by_cosine"))[0] == pytest.approx(-0.48, abs=0.005)
     assert interval(over("frozen router", "rows", "by_norm"))[0] == pytest.approx(0.44, abs=0.005)
+
+
+def test_simbal_shortens_half_of_its_rows_and_these_have_no_tokens():
+    size, length = interval(over(SIMBAL, "rows", "size")), interval(over(SIMBAL, "rows", "by_norm"))
+    assert size[0] == pytest.approx(0.040, abs=0.001) and length == pytest.approx((0.834, 0.014), abs=0.001)
+    assert min(over(SIMBAL, "rows", "short")) > 40 and max(over(SIMBAL, "rows", "short_load")) < 0.01
+    assert max(over(BASE, "rows", "short")) == 0
+
+
+# ------------------------------------------------------------------------- what other records say of the same questions
+
+
+def test_dear_experts_get_their_40_percent_in_training():
+    """Shift experts cost 4 where full ones cost 6; the first half of the experts is full."""
+    family = read_results(RESULTS / "lab" / "family-cpu.json")["runs"]
+    runs = [run for run in family if run["arm"] == "shift experts, balanced by cost"]
+    full = [mean(sum(f[: E // 2]) for f in run["heldout"]["f"]) for run in runs]
+    assert interval(full) == pytest.approx((0.411, 0.010), abs=0.001)
+    makespan = mean(mean(max(6 * sum(f[: E // 2]), 4 * sum(f[E // 2 :])) for f in run["heldout"]["f"]) for run in runs)
+    assert makespan / 3 - 1 == pytest.approx(-0.17, abs=0.01), "3 where both kinds get half"
+
+
+def test_experts_know_domains_the_better_the_more_domains_the_load_is_counted_over():
+    """Nats of a token's domain that its expert tells, mean over layers; one seed an arm."""
+    runs = read_results(RESULTS / "lab" / "global-cpu.json")["runs"]
+    told = {run["arm"]: mean(run["measured"]["information"]) for run in runs}
+    assert told == pytest.approx({"micro": 0.092, "buffer": 0.193, "global": 0.396, "shuffle": 0.403}, abs=0.001)
