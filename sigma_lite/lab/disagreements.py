@@ -29,6 +29,8 @@ ENTRIES: tuple[Callable[[], Entry], ...] = (
     claims.sign_of_error,
     claims.importance,
     claims.similar_rows,
+    claims.rows_of_routers,
+    claims.sure_or_even,
 )
 
 OPEN = (
@@ -46,7 +48,7 @@ HEAD = """# Disagreements
 
 Papers disagree with each other, and with their own code. Here is each case that we met and could measure: what the one
 says, what the other says, what we find, and what is settled by it. Every number under "here" is computed by
-`sigma_lite/lab/claims.py`, in seconds, or read from a recorded result in `results/lab/`, whose name is given. Runs
+`sigma_lite/lab/claims.py`, in seconds, or read from a recorded result in `results/`, whose name is given. Runs
 are small (six layers of 96 experts, 3.3 million tokens): they show mechanisms, not what happens at the papers' sizes.
 """
 

@@ -73,6 +73,14 @@ def test_each_disagreement_is_one():
         r"experts ([\d.]+) can.*below ([\d.]+); .* end at ([\d.]+)", claims.similar_rows().found
     ).groups()
     assert float(even) == 0 < float(bound) < float(reached)
+    random, lbl, nothing = re.search(
+        r"move ([\d.]+) .*, LBL ([\d.]+) .*, no loss ([\d.]+) ", claims.rows_of_routers().found
+    ).groups()
+    assert 2 * float(random) < float(lbl) < 0.5 * float(nothing)
+    mean, token, even, unsure = re.search(
+        r"4\.56\): (\S+) and (\S+); LBL (\S+) and (\S+)\. E", claims.sure_or_even().found
+    ).groups()
+    assert float(token) < 1 < float(mean) < float(unsure) < float(even)
     grouped, usual = re.search(r"score ([\d.]+) grouped, ([\d.]+) as", claims.groups().found).groups()
     assert float(grouped) == 0 < float(usual) and "is refused" in claims.groups().found
 

@@ -80,3 +80,21 @@ def test_null_experts_train_in_a_model():
         pooled.reset()
         losses.append(float(lm))
     assert losses[-1] < losses[0] - 0.3 and model.blocks[0].moe.router.weight.grad.any()
+
+
+@pytest.mark.parametrize("nulls", [4, 8, 16])
+def test_under_a_strong_loss_the_load_comes_to_k_n_over_n_plus_m(nulls):
+    """From logits that hardly choose a null: columns are moved by nothing but the loss."""
+    n, K, T = 8, 3, 500
+    logits = torch.randn(T, n + nulls, generator=torch.Generator().manual_seed(0))
+    shift = torch.cat((torch.zeros(n), torch.full((nulls,), -3.0))).requires_grad_()
+    optimizer, loads = torch.optim.SGD([shift], lr=1.0), []
+    for _ in range(200):
+        z = logits + shift
+        ids = z.detach().topk(K).indices
+        ids = ids.where(ids < n, -1)
+        loads.append(true_experts(ids).float().mean().item())
+        optimizer.zero_grad()
+        null_load_balancing_loss(z.softmax(-1), ids, nulls).backward()
+        optimizer.step()
+    assert loads[0] > 0.9 * K and loads[-1] == pytest.approx(K * n / (n + nulls), rel=0.02)
