@@ -26,13 +26,13 @@ class Chapter(NamedTuple):
 
 # all that are planned; those without a notebook are not written yet
 CHAPTERS = {
-    1: Chapter("Rows", "text becomes rows", 2, seed=1),
+    1: Chapter("Rows", "text becomes rows", 1, seed=1),
     2: Chapter("Decoder", "a dense decoder", 2, seed=2),
     3: Chapter("Is it worth it?", "many experts, few active", 2, seed=3),
     4: Chapter("Router", "the router", 2, seed=4),
     5: Chapter("Collapse", "a router collapses", 2, seed=5),
-    6: Chapter("Balance loss", "the balance loss and its blind spot", 2, seed=6),
-    7: Chapter("Global batch", "balance over a global batch", 3, seed=7),
+    6: Chapter("Balance loss", "the balance loss and its blind spot", 1, seed=6),
+    7: Chapter("Global batch", "balance over a global batch", 2, seed=7),
     8: Chapter("Top-1 loss", "the Top-1 loss", 2, seed=8),
     9: Chapter("A bias as a price", "loss-free balance", 2, seed=9),
     10: Chapter("How far a bias drifts", "how far a bias drifts", 2, seed=10),
