@@ -177,8 +177,8 @@ def test_a_guess_stays_over_run_all_and_over_save_shutdown_and_opening_again(pag
     button.scroll_into_view_if_needed()
     wanted = urllib.parse.unquote(button.get_attribute("data-value"))
     button.check()
-    seen = look_through(page, wanted)
-    assert wanted in seen["guesses"] and seen["figures"] and seen["lost"] == 0  # though the cell that compares is not run again
+    seen = look_through(page, wanted)  # the cell that compares is not run again
+    assert wanted in seen["guesses"] and seen["figures"] and seen["lost"] == 0
     run_all_cells(page)
     button.scroll_into_view_if_needed()
     page.wait_for_function(SECOND)

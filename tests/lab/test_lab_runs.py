@@ -95,7 +95,7 @@ def test_a_recording_is_of_a_commit(place, monkeypatch, commit, refused):
     for size, folder in ((recorded, "elsewhere"), (small.scale(), lab.run.RESULTS)):
         with pytest.raises(StorageError, match="work began"):
             run_experiment(small.TWO, size, runs="runs", results=folder)
-    assert {name for name, size in lab.SCALES.items() if size.recorded} == {"cpu", "toy", "gpu"}
+    assert {name for name, size in lab.SCALES.items() if size.recorded} == {"cpu", "toy", "long", "gpu"}
 
 
 def test_a_child_of_a_run_by_other_code_is_refused_with_it(table3, tmp_path, monkeypatch, capsys):
