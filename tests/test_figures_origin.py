@@ -20,7 +20,7 @@ def results() -> dict:
 
 def test_rows_of_one_commit_say_it_once(results):
     assert origins(results)[0] == "All rows come from commit 0123abc."
-    assert "No step was refused." in origins(results) and "vector instructions not recorded" in origins(results)[-1]
+    assert "No step was refused." in origins(results) and "what torch used of it is not recorded" in origins(results)[-1]
     assert all("†" not in row[0] for row in final_rows(results)[1])
 
 

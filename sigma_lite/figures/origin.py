@@ -24,7 +24,7 @@ def machine_of(run: dict) -> str:
     """CPU and its vector instructions, and what multiplied the experts; older runs did not record them."""
     cpu, experts = run.get("cpu"), run.get("experts")
     if not cpu:
-        return f"{run['device']}: vector instructions not recorded"
+        return f"{run['device']}: what torch used of it is not recorded"
     return f"{run['device']}: {cpu['instructions']}" + (f", experts by backend {experts['backend']!r}" if experts else "")
 
 
