@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from sigma_lite.storage import exclusive
+
 ROOT = Path(__file__).parents[2]
+BUILT = ".built"  # beside a site that is whole
 
 
 def pytest_collection_modifyitems(items):
@@ -78,11 +81,15 @@ def page(new_page):
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory) -> Path:
-    """The book, built with chapters that train a few steps."""
+    """The book, built with chapters that train a few steps. Processes that share out the tests build one."""
     if built := os.environ.get("SIGMA_SITE"):
         return Path(built).resolve()
-    folder = tmp_path_factory.mktemp("book")
+    together = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    folder = tmp_path_factory.getbasetemp().parent / f"book-{together}" if together else tmp_path_factory.mktemp("book")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "-c", "book", ".", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "SIGMA_FAST": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    with exclusive(folder.with_suffix(".lock")):
+        if not (folder / BUILT).exists():
+            done = subprocess.run(command, cwd=ROOT, env={**os.environ, "SIGMA_FAST": "1"}, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr[-3000:]
+            (folder / BUILT).touch()
     return folder
