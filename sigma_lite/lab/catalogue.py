@@ -209,7 +209,7 @@ WORTH = (
 HASHED = next(arm for arm in PAPERS if arm.name == "hash routing")
 LENGTH = (
     *(arm for arm in WORTH if arm.name != "dense, same time"),  # how long that is was measured for the toy
-    dataclasses.replace(HASHED, patch=overlay(dict(HASHED.patch), {"model": {"sparsity": NO_SCHEDULE}}), seeds=None),
+    dataclasses.replace(HASHED, patch=overlay(dict(HASHED.patch), {"model": {"sparsity": NO_SCHEDULE}})),
 )
 
 DOMAINS = {"source": "domains", "dir": "data/lab-domains", "dataset": None, "subset": None}  # also at scales that read hf

@@ -42,7 +42,7 @@ def _cpu(steps: int, window_tokens: int) -> dict:
     }
 
 
-LONG = overlay(  # the cpu scale's model nine times as long, on text that it hardly reads twice
+LONG = overlay(  # the cpu scale's model, more than nine times as long and on more text
     _cpu(steps=7500, window_tokens=200_000),
     {
         "model": {"sparsity": {"head": [8, 8, 4, 2], "switch_step": 5250}, "optim": {"warmup_steps": 200}},

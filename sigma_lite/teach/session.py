@@ -46,7 +46,7 @@ CHAPTERS = {
     18: Chapter("CUDA", "a kernel in CUDA C++", 1, seed=18),
     19: Chapter("Expert parallel", "experts on four machines", 1, seed=14),
     20: Chapter("On a cluster", "the 96-expert model on a cluster", 1, seed=15),
-    21: Chapter("After pretraining", "after pretraining", 2, seed=21),
+    21: Chapter("After pretraining", "after pretraining", 3, seed=21),
     22: Chapter("Serving it", "serving it", 2, seed=22),
 }
 
