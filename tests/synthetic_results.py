@@ -44,7 +44,7 @@ def run(arm: str, seed: int, n_layers: int, n_experts: int, n_windows: int, step
         "seed": seed,
         "time": "2026-01-01T00:00:00+00:00",
         "commit": "0123abc",
-        "device": "CPU AMD EPYC, 1 thread(s), 1 process(es)",
+        "device": "CPU AMD EPYC, 1 thread, 1 process",
         "versions": {"python": "3.11.7", "torch": "2.13.0"},
         "config": {"net": {"n_layers": n_layers, "n_experts": n_experts, "top_k": 1}, "trainer": {"max_steps": steps}},
         "tokens": steps * TOKENS_PER_STEP,

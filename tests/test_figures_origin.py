@@ -60,7 +60,7 @@ def test_refused_steps_are_counted_also_where_older_files_only_list_them(results
 def test_machines_are_told_apart_by_their_instructions(results):
     for run in results["runs"]:
         run |= {"cpu": {"model": "AMD EPYC", "instructions": "avx512"}, "experts": {"backend": "cpu", "why": "fast"}}
-    assert origins(results)[-1].endswith("process(es): avx512, experts by backend 'cpu'.")
+    assert origins(results)[-1].endswith("1 process: avx512, experts by backend 'cpu'.")
     results["runs"][0]["cpu"] = {"model": "AMD EPYC", "instructions": "avx2"}
     assert origins(results)[-1].startswith("2 kinds of machine: ") and "avx2" in origins(results)[-1]
 

@@ -34,14 +34,15 @@ def origin(device: torch.device, processes: int, net: ModelConfig, tokens: int, 
 
 
 def device_name(device: torch.device, processes: int = 1) -> str:
-    """Such as "CPU AMD EPYC with AVX512, 1 thread(s), 2 process(es)" or "8 x NVIDIA H200".
+    """Such as "CPU AMD EPYC with AVX512, 1 thread, 2 processes" or "8 x NVIDIA H200".
 
     The instruction set is the one that torch's kernels use: it decides speed, and the order in which sums are taken.
     """
     if device.type == "cuda":
         return f"{processes} x {torch.cuda.get_device_name()}"
     cpu = f"{processor()} with {torch.backends.cpu.get_cpu_capability()}"
-    return f"CPU {cpu}, {torch.get_num_threads()} thread(s), {processes} process(es)"
+    threads = torch.get_num_threads()
+    return f"CPU {cpu}, {threads} thread{'s' * (threads > 1)}, {processes} process{'es' * (processes > 1)}"
 
 
 def processor() -> str:

@@ -91,10 +91,10 @@ class RunCLI(BuiltCLI):
         before = next(iter(record.read(self.run_dir / "record.jsonl", "run")), None) if goes_on else None
         own = self.threads = threads_for(self.planned.threads, before, self._measured)
         torch.set_num_threads(own.number)
-        self.remarks += [f"{own.number} thread(s): {own.why}"] if self.planned.threads == "auto" else []
+        self.remarks += [f"threads: {own.number}, {own.why}"] if self.planned.threads == "auto" else []
         if before and (was := recorded(before)) != own.number:
             keep = f"threads={was} goes on to the last digit"
-            self.remarks.append(f"this run began with {was} thread(s), and goes on with {own.number}: {keep}")
+            self.remarks.append(f"this run began with threads={was}, and goes on with {own.number}: {keep}")
 
     def _measured(self) -> Threads:
         return measure(trial_step(self.model, self.datamodule.rows), candidates(cores()))

@@ -49,7 +49,7 @@ def threads_for(asked: int | str | None, before: Mapping[str, Any] | None, measu
 def recorded(entry: Mapping[str, Any]) -> int:
     """The threads that a `run` entry of a diary tells of, older ones in the name of the device only."""
     own = entry.get("threads", {}).get("number")
-    found = re.search(r"(\d+) thread\(s\)", entry["device"])
+    found = re.search(r"(\d+) thread", entry["device"])
     return own or (int(found[1]) if found else torch.get_num_threads())
 
 

@@ -113,7 +113,7 @@ def test_a_run_that_goes_on_keeps_its_number_whatever_a_clock_would_say_now(plac
     monkeypatch.setattr(run_module, "measure", never)
     torch.set_num_threads(2)  # as on another machine
     cli.main(["fit", "-c", "tiny.yaml"])
-    assert torch.get_num_threads() == 1 and "1 thread(s): as the run began" in capsys.readouterr().out
+    assert torch.get_num_threads() == 1 and "threads: 1, as the run began" in capsys.readouterr().out
     assert [start["threads"]["number"] for start in starts()] == [1, 1]
     whole = tiny.state(finished / "run")["state_dict"]
     assert all(torch.equal(weight, whole[name]) for name, weight in of_run()["state_dict"].items())
@@ -139,7 +139,7 @@ def test_another_number_is_said(place, capsys):
     diary.write_text(diary.read_text("utf-8").replace('"threads":{"number":1', '"threads":{"number":2'), "utf-8")
     cli.main(["fit", "-c", "tiny.yaml", "--threads=1"])
     said = capsys.readouterr().out
-    assert "this run began with 2 thread(s), and goes on with 1: threads=2 goes on to the last digit" in said
+    assert "this run began with threads=2, and goes on with 1: threads=2 goes on to the last digit" in said
 
 
 @pytest.mark.parametrize("given", ["many", 0, -1, 1.5, True, [2]])
