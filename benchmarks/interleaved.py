@@ -81,6 +81,7 @@ def summary(theirs: list[Seconds], ours: list[Seconds]) -> dict:
         "times_ours_95": [round(ratio, 3) for ratio in interval(cpu, our_cpu)],
         "wall_median_s": round(wall, 5),
         "wall_times_ours": round(wall / our_wall, 3),
+        "wall_times_ours_95": [round(ratio, 3) for ratio in interval([s.wall for s in theirs], [s.wall for s in ours])],
     }
 
 

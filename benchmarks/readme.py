@@ -246,21 +246,37 @@ def _cells(runs: list[dict]) -> list[str]:
 
 
 def speed() -> str:
-    facts, said = json.loads(newest("train_step").read_text("utf-8")), []
-    for case, variants in facts["results"].items():
-        theirs = {n: v for n, v in variants.items() if n.startswith("transformers")}
-        kept = next(v["times_ours"] for n, v in theirs.items() if n.endswith(KEPT))
-        best = min((v for n, v in theirs.items() if not n.endswith(KEPT)), key=lambda v: v["median_s"])
-        low, high = best["times_ours_95"]
-        interval = f"95 % interval {low:.2f} to {high:.2f}"
-        said.append(
-            f"{best['times_ours']:.2f} times as long as ours at {case} ({interval}; {kept:.2f} with our malloc in both)"
-        )
+    """How many times as long theirs takes, by the clock: the fastest as their users run it, and with our malloc in both."""
+    facts = json.loads(newest("train_step").read_text("utf-8"))
+    rows = "\n".join(
+        f"| {threads} | {case} | {seconds(variants)} | {' | '.join(map(times, beside(variants)))} |"
+        for threads, cases in facts["results"].items()
+        for case, variants in cases.items()
+    )
     return f"""\
-A training step of the toy's model in transformers takes {" and ".join(said)},
-on one core ({facts["machine"].partition(",")[0]}). `make bench` measures it on your machine.
+How many times as long as ours a training step of the toy's model takes in transformers, with the fastest of its expert
+implementations; by the clock, with 95 % intervals ({facts["machine"]}). `make bench` measures it on your machine.
+
+| threads | experts per token | our step | transformers | with our malloc in both |
+|---|---|---|---|---|
+{rows}
 
 """
+
+
+def seconds(variants: dict[str, dict]) -> str:
+    return f"{variants['sigma_lite']['wall_median_s']:.3f} s"
+
+
+def beside(variants: dict[str, dict]) -> tuple[dict, dict]:
+    theirs = {name: took for name, took in variants.items() if name.startswith("transformers")}
+    kept = next(took for name, took in theirs.items() if name.endswith(KEPT))
+    return min((t for name, t in theirs.items() if not name.endswith(KEPT)), key=lambda t: t["wall_median_s"]), kept
+
+
+def times(took: dict) -> str:
+    low, high = took["wall_times_ours_95"]
+    return f"{took['wall_times_ours']:.2f} ({low:.2f} to {high:.2f})"
 
 
 def last_of(entries: list[dict], kind: str) -> dict:

@@ -7,9 +7,10 @@ drifting machine drifts for all. Each of their expert implementations runs twice
 logits, which isolates the model. A variant whose language-model loss, or gradient norm where the losses are the same,
 differs from ours is refused, not timed. Their format has one K for all layers, so the schedule's list is timed in the
 second form only. Ours runs with a malloc that keeps freed memory, as `sigma-lite fit` sets it; two more rows, ours
-without and theirs with it, show what part of the ratio that is. Writes results/bench/train_step-MACHINE.json.
+without and theirs with it, show what part of the ratio that is. On several threads only the times by the clock say
+something. Writes results/bench/train_step-MACHINE.json.
 
-    python benchmarks/train_step.py [--rounds 12] [--theirs grouped_mm ...] [--out FILE]
+    python benchmarks/train_step.py [--rounds 12] [--threads 1 2] [--theirs grouped_mm ...] [--out FILE]
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from sigma_lite.storage import write_json
 from sigma_lite.train.memory import keep_freed_memory
 from sigma_lite.train.optim import clip_gradients
 from sigma_lite.train.provenance import device_name
+from sigma_lite.train.threads import cores
 
 ROOT = Path(__file__).parents[1]
 THEIRS = ("grouped_mm", "batched_mm", "eager")
@@ -46,16 +48,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=12, help="timed rounds (default: %(default)s)")
     parser.add_argument("--theirs", nargs="+", choices=THEIRS, default=THEIRS, help="expert implementations to time")
+    numbers = sorted({1, min(4, cores())})
+    parser.add_argument("--threads", nargs="+", type=int, default=numbers, help="in turn (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     run = load_run([ROOT / "scaled_configs" / "toy.yaml"])
     cases = {"K=1": (1,) * run.net.n_layers, f"K={list(run.sparsity.head)}": run.sparsity.head}
-    results = {name: compare(run, k_per_layer, options.rounds, options.theirs) for name, k_per_layer in cases.items()}
+    results: dict[str, dict] = {}
+    for threads in options.threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # the variants' processes read it
+        results[str(threads)] = {name: compare(run, K, options.rounds, options.theirs) for name, K in cases.items()}
     facts = {
-        "what": "one optimizer step of scaled_configs/toy.yaml, plain causal attention; CPU seconds, wall_ by the clock",
+        "what": "a step of scaled_configs/toy.yaml by threads, plain causal attention; seconds of CPU, wall_ by the clock",
         "backend": explain_backend(torch.empty(1, run.net.d_model), torch.empty(1, 2 * run.net.d_expert, run.net.d_model)),
         "tokens_per_step": run.rows.per_step * run.rows.length,
-        "machine": device_name(torch.device("cpu")),
+        "machine": device_name(torch.device("cpu")).partition(",")[0],
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "load_average": os.getloadavg(),
         "rounds": options.rounds,
