@@ -39,19 +39,24 @@ def family(found: Sequence[Row], results: Mapping, others: Iterable[Mapping] = (
 def noise_in_words(found: Sequence[Row], noise: Floor) -> list[str]:
     """Which differences are nothing."""
     seeds = (
-        f"Noise of seeds: two arms whose difference is under {100 * noise.seeds:.2f} % of bits per byte cannot be told apart"
-        " with these seeds (half of a 95 % interval, pooled over all arms)."
+        f"Noise of seeds: with these seeds, chance alone makes differences of up to {100 * noise.seeds:.2f} % of bits per"
+        f" byte somewhere among {len(found) - 1} comparisons (pooled over all arms; exceeded in 5 % of such tables)."
         if math.isfinite(noise.seeds)
         else "Noise of seeds: not known, because no arm has two seeds."
     )
-    machines = (
-        f"Noise of machines: {BASE} with the same seed ended {', '.join(f'{100 * d:+.2f} %' for d in noise.machines)} away"
-        " on other machines, from the order of summation alone."
-        if noise.machines
-        else f"Noise of machines: {BASE} was not recorded on another machine."
+    away = [f"{100 * d:+.2f} %" for d in noise.elsewhere if abs(d) >= 5e-5]
+    elsewhere = (
+        f"Another machine or older code: {BASE} with the same seed ended {', '.join(away) or 'nothing'} away in"
+        f" {len(away) or len(noise.elsewhere)} of {len(noise.elsewhere)} recordings."
+        if noise.elsewhere
+        else f"Another machine or older code: {BASE} was not recorded on one."
     )
-    chance = f"Of {len(found) - 1} comparisons with a 95 % interval, {0.05 * (len(found) - 1):.1f} come out clear by chance."
-    return [text.replace("-", "−") for text in (seeds, machines, chance)]
+    clear = sum(row.difference.is_clear for row in found if row.arm != BASE)
+    chance = (
+        f"Of {len(found) - 1} intervals of 95 %, {clear} leave out 0, where chance makes {0.05 * (len(found) - 1):.1f}. All"
+        f" share the runs of {BASE}: they can be wrong together. No arm was tuned, {BASE} included."
+    )
+    return [text.replace("-", "−") for text in (seeds, elsewhere, chance)]
 
 
 Column = Callable[[Row, Floor], object]

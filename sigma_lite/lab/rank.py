@@ -17,7 +17,7 @@ from sigma_lite.lab.family import BASE, PROTOCOL
 from sigma_lite.lab.results import Results, read_results, results_path
 from sigma_lite.lab.run import RESULTS, RUNS, run_experiment
 from sigma_lite.lab.seeds import Difference
-from sigma_lite.lab.standing import Row, in_order, over_seeds, rows
+from sigma_lite.lab.standing import Row, floor, in_order, over_seeds, rows
 from sigma_lite.lightning_keys import PARTS
 
 RANKED = "ranked"  # folder below the results, of results that are not the project's
@@ -29,7 +29,7 @@ class Standing(NamedTuple):
     row: Row
     place: int  # 1: best mean difference
     of: int
-    better_than: list[str]  # whose paired difference from it has an interval above 0
+    better_than: list[str]  # whose paired difference from it has an interval above 0, and a mean above the table's noise
     worse_than: list[str]
     all_rows: list[Row]
 
@@ -85,10 +85,10 @@ def stands(recorded: Results, own: Mapping, arm: str) -> Standing:
     """Of an arm of `own` among those of `recorded`. Each is compared with BASE of its own machine, so machines cancel."""
     mine = next(row for row in rows(own) if row.arm == arm)
     others = rows(recorded)
-    better, worse = [], []
+    noise, better, worse = floor(others, recorded).seeds, [], []
     for row in others:
         between = _difference(mine, row)
-        if between is not None and between.is_clear:
+        if between is not None and between.is_clear and not abs(between.mean) <= noise:  # nan, of single seeds, is no bar
             (better if between.mean < 0 else worse).append(row.arm)
     everyone = in_order([*others, mine])
     return Standing(mine, everyone.index(mine) + 1, len(everyone), better, worse, everyone)

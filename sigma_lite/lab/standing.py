@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import mean, stdev
+from statistics import mean, variance
 from typing import Any, NamedTuple
 
 from sigma_lite.config import require
 from sigma_lite.figures import machine_of
 from sigma_lite.lab.experiment import Arm, Scale, named_in, settings_of
 from sigma_lite.lab.family import BASE
-from sigma_lite.lab.seeds import T95, Difference, bits_per_byte, interval
+from sigma_lite.lab.seeds import Difference, bits_per_byte, interval, student
 from sigma_lite.runfile import load_run
 
 
@@ -82,21 +82,25 @@ def over_seeds(differences: Sequence[float]) -> Difference:
 class Floor(NamedTuple):
     """What is nothing, relative bits per byte."""
 
-    seeds: float  # half the 95 % interval of a difference between two arms, pooled over all arms; NaN for one seed
-    machines: tuple[float, ...]  # BASE at the same seed elsewhere: relative differences
+    seeds: float  # what a mean difference must exceed so that, by chance, none of the table does in 95 %; NaN for one seed
+    elsewhere: tuple[float, ...]  # BASE at the same seed from another machine or older code: relative differences
 
 
 def floor(found: Sequence[Row], results: Mapping, others: Iterable[Mapping] = ()) -> Floor:
-    """The noise of the table.
+    """The noise of the table: one spread of differences, pooled over all arms, and a bar for all comparisons together.
+
+    The bar is Bonferroni's: each of m comparisons may be wrong in 5 % / m. It takes the arms' spreads as equal, which they
+    are not quite, so a verdict asks for an arm's own interval as well.
 
     Args:
         found: its rows.
         results: that they are of.
         others: more results at the same scale, in which BASE may have been made on other machines.
     """
-    spread = [stdev(row.by_seed.values()) for row in found if row.arm != BASE and len(row.by_seed) > 1]
-    n = max((len(row.by_seed) for row in found), default=0)
-    seeds = T95[n - 2] * (mean(s * s for s in spread) / n) ** 0.5 if spread else math.nan
+    arms = [list(row.by_seed.values()) for row in found if row.arm != BASE and len(row.by_seed) > 1]
+    freedom, n = sum(len(values) - 1 for values in arms), max(map(len, arms), default=0)
+    pooled = (sum((len(values) - 1) * variance(values) for values in arms) / freedom / n) ** 0.5 if arms else math.nan
+    seeds = student(0.025 / len(arms), freedom) * pooled if arms else math.nan
     here = {run["seed"]: run for run in results["runs"] if run["arm"] == BASE}
     elsewhere = {
         (run["seed"], machine_of(run)): bits_per_byte(run) / bits_per_byte(here[run["seed"]]) - 1
@@ -114,7 +118,7 @@ def verdict(row: Row, noise: Floor) -> str:
         return "the baseline"
     if row.difference.seeds < 2:
         return "one seed only"
-    nothing = (noise.seeds, *map(abs, noise.machines))  # nan, where no arm has two seeds, is below none
+    nothing = (noise.seeds, *map(abs, noise.elsewhere))  # nan, where no arm has two seeds, is below none
     if not row.difference.is_clear or any(abs(row.difference.mean) <= size for size in nothing):
         return "within noise"
     return "worse" if row.difference.mean > 0 else "better"

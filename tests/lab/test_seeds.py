@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sigma_lite.config import ConfigError
-from sigma_lite.lab.seeds import T95, interval, paired, pairs_needed
+from sigma_lite.lab.seeds import T95, interval, paired, pairs_needed, student
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 5, 10, 29])
@@ -19,6 +19,25 @@ def test_the_quantiles_are_students(freedom):
     weight = (1 + t**2 / freedom) ** (-(freedom + 1) / 2) / np.cos(angle) ** 2
     inside = weight[np.abs(t) < T95[freedom - 1]].sum() / weight.sum()
     assert inside == pytest.approx(0.95, abs=2e-4)
+
+
+@pytest.mark.parametrize(("tail", "freedom", "exact"), [(0.025, 62, 1.9990), (0.025 / 31, 62, 3.2985), (0.0125, 4, 3.4954)])
+def test_students_t_for_other_tails(tail, freedom, exact):
+    """Values of the integral of the density, to its fourth digit."""
+    t = np.linspace(0, exact, 200_001)
+    log_norm = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(freedom * math.pi) / 2
+    density = np.exp(log_norm) * (1 + t**2 / freedom) ** (-(freedom + 1) / 2)
+    assert 0.5 - (density[1:] + density[:-1]).sum() * (t[1] - t[0]) / 2 == pytest.approx(tail, rel=1e-3)
+    assert student(tail, freedom) == pytest.approx(exact, rel=0.01)
+    assert student(0.025, 2) == pytest.approx(T95[1], rel=0.01) and student(0.025, 29) == pytest.approx(T95[28], rel=1e-3)
+
+
+def test_one_table_of_arms_without_effect_in_twenty_exceeds_the_bar():
+    """31 arms of three seeds, whose differences are noise: the largest mean against the pooled bar of lab/standing.py."""
+    draws = np.random.default_rng(0).normal(size=(4000, 31, 3))
+    pooled = (draws.var(2, ddof=1).mean(1) / 3) ** 0.5
+    exceeded = np.abs(draws.mean(2)).max(1) > student(0.025 / 31, 62) * pooled
+    assert exceeded.mean() == pytest.approx(0.05, abs=0.012)
 
 
 def test_three_pairs_need_four_standard_errors():
