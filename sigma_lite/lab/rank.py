@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import NamedTuple
 
 from sigma_lite.config import ConfigError, nearest, require
@@ -16,7 +18,7 @@ from sigma_lite.lab.experiment import Arm, Experiment, Scale
 from sigma_lite.lab.family import BASE, PROTOCOL
 from sigma_lite.lab.results import Results, read_results, results_path
 from sigma_lite.lab.run import RESULTS, RUNS, run_experiment
-from sigma_lite.lab.seeds import Difference
+from sigma_lite.lab.seeds import Difference, bits_per_byte
 from sigma_lite.lab.standing import Row, floor, in_order, over_seeds, rows
 from sigma_lite.lightning_keys import PARTS
 
@@ -32,6 +34,7 @@ class Standing(NamedTuple):
     better_than: list[str]  # whose paired difference from it has an interval above 0, and a mean above the table's noise
     worse_than: list[str]
     all_rows: list[Row]
+    away: float  # BASE trained here, relative to the recorded one; NaN without a seed in common
 
 
 def rank(
@@ -91,7 +94,13 @@ def stands(recorded: Results, own: Mapping, arm: str) -> Standing:
         if between is not None and between.is_clear and not abs(between.mean) <= noise:  # nan, of single seeds, is no bar
             (better if between.mean < 0 else worse).append(row.arm)
     everyone = in_order([*others, mine])
-    return Standing(mine, everyone.index(mine) + 1, len(everyone), better, worse, everyone)
+    here, there = _bits(own), _bits(recorded)
+    away = [here[seed] / there[seed] - 1 for seed in here.keys() & there.keys()] or [math.nan]
+    return Standing(mine, everyone.index(mine) + 1, len(everyone), better, worse, everyone, mean(away))
+
+
+def _bits(results: Mapping) -> dict[int, float]:
+    return {run["seed"]: bits_per_byte(run) for run in results["runs"] if run["arm"] == BASE}
 
 
 def _difference(one: Row, other: Row) -> Difference | None:
@@ -111,6 +120,11 @@ def in_words(standing: Standing) -> str:
         f"layer 0's busiest expert {100 * row.heldout[0]:+.0f} % on held-out text (first seed); {row.dead:.1f} dead experts;"
         f" {1000 * row.step_seconds:.0f} ms a step.",
     ]
+    if abs(standing.away) >= 0.0005:
+        lines.append(
+            f"{BASE} ended {100 * standing.away:+.1f} % from the recorded runs of the same seeds: another machine, code or"
+            " text (the text is the library of the Python that runs). Differences are from the baseline trained here."
+        )
     if leaks := [f"{100 * share:.0f} % in {when}" for when, share in row.leak.items() if share > 0]:
         lines.append(f"it is not causal: a later token changes the experts of earlier ones ({', '.join(leaks)}).")
     return "\n".join(lines)

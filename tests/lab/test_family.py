@@ -167,6 +167,15 @@ def test_place_and_comparisons_by_hand():
     found = rank.stands(recorded, own, "mine")
     assert (found.place, found.of) == (3, 4), "behind good and, by 0.05 %, the baseline"
     assert found.better_than == ["bad"] and found.worse_than == ["good"]
+    assert found.away == 1 and "ended +100.0 % from the recorded runs" in rank.in_words(found)
+    near = rank.stands(recorded, results({BASE: [2.0, 2.0], "mine": [2.0, 2.002]}), "mine")
+    assert near.away == 0 and "recorded runs" not in rank.in_words(near)
+    close = rank.stands(recorded, results({BASE: [2.0, 2.0], "mine": [2.2015, 2.2016]}), "mine")
+    assert not close.better_than, "+10.08 against +10.05 %: clear by the interval alone, and less than seeds make"
+    other = results({BASE: [4.0, 4.0], "mine": [4.0, 4.0]})
+    for run in other["runs"]:
+        run["seed"] += 7
+    assert math.isnan(rank.stands(recorded, other, "mine").away), "no seed in common"
     single = rank.stands(recorded, results({BASE: [4.0], "mine": [1.0]}), "mine")
     assert single.place == 1 and not single.better_than, "one seed says nothing"
 
