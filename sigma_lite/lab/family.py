@@ -77,6 +77,15 @@ PAPERS = (
         net={"expert_gain": 1 / 96},
     ),
     paper(
+        "hash routing, gate 1/96",
+        "as little of each expert, all through training, as a router that stays unsure: a control",
+        router="gates.Small",
+        balance=NO_LOSS,
+    ),
+    paper(
+        "LBL, gate 1", "a learned choice whose expert counts in full, as in hash routing: a control", router="gates.Whole"
+    ),
+    paper(
         "expert choice",
         "each expert takes its best tokens: even, and it sees the future",
         router="choice.ExpertChoice",
