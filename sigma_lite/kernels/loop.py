@@ -10,8 +10,8 @@ from torch import Tensor
 def grouped_swiglu_loop(x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
     """y_t = sum_k gate_tk * w2_e ( silu(gate_e x_t) * up_e x_t ), with e = ids_tk.
 
-    `unbind` splits the stacked weights once. Indexing `w13[e]` inside the loop instead would make each backward write
-    a full [E, 2F, D] gradient per expert: E squared work, the slow path that many implementations ship.
+    `unbind` splits the stacked weights once. Indexing `w13[e]` inside the loop is the slow path that many implementations
+    ship: chapter 3 asks why.
     """
     y_TD, seen = torch.zeros_like(x_TD), 0
     for expert, (w13_e, w2_e) in enumerate(zip(w13.unbind(0), w2.unbind(0), strict=True)):

@@ -51,20 +51,27 @@ def call_difference(
     mine_in, reference_in = _copies(inputs), _copies(inputs)
     got, wanted = mine(*mine_in), reference(*reference_in)
     problem = difference(got, wanted, axes, tolerance)
-    if problem or not (isinstance(wanted, Tensor) and wanted.requires_grad):
+    pairs = zip(_parts(got), _parts(wanted), strict=False)
+    learned = [(a, b) for a, b in pairs if isinstance(b, Tensor) and b.requires_grad]
+    if problem or not learned:
         return problem
-    if not got.requires_grad:
+    if not all(a.requires_grad for a, _ in learned):
         return "gradient: none reaches the inputs; is there a detach, an item() or an argmax on the way?"
     # unequal weights: the gradient of a plain sum is blind to anything that only reorders the result
-    weights = torch.rand(wanted.shape, generator=torch.Generator().manual_seed(0)).to(wanted.dtype)
-    (got * weights).sum().backward()
-    (wanted * weights).sum().backward()
+    draw = torch.Generator().manual_seed(0)
+    weights = [torch.rand(wanted.shape, generator=draw).to(wanted.dtype) for _, wanted in learned]
+    for results in zip(*learned, strict=True):
+        sum((result * weight).sum() for result, weight in zip(results, weights, strict=True)).backward()
     for number, (a, b) in enumerate(zip(mine_in, reference_in, strict=True), start=1):
         if isinstance(b, Tensor) and b.grad is not None:
             wrong = "none arrives" if a.grad is None else difference(a.grad, b.grad, "", tolerance)
             if wrong:
                 return f"gradient of argument {number}: {wrong}"
     return ""
+
+
+def _parts(result: object) -> Sequence[object]:
+    return result if isinstance(result, (tuple, list)) else (result,)
 
 
 def _copies(inputs: Sequence[object]) -> list:

@@ -44,6 +44,17 @@ def test_the_answer_is_not_told():
     assert "secret" not in difference("guess", "secret")
 
 
+def test_gradients_of_a_pair_are_compared_too():
+    x = torch.tensor([1.0, 2.0])
+
+    def pair(x):
+        return 2 * x, x.argmax()
+
+    assert call_difference(lambda x: (x + x, x.argmax()), pair, (x,)) == ""
+    assert "gradient: none reaches the inputs" in call_difference(lambda x: (2 * x.detach(), x.argmax()), pair, (x,))
+    assert "gradient of argument 1" in call_difference(lambda x: (x + x.detach(), x.argmax()), pair, (x,))
+
+
 @pytest.mark.parametrize(
     "value", [REFERENCE_TE, np.arange(3), 1.5, 7, "text", [1, [2.0, "x"]], (1, 2), {"a": REFERENCE_TE, "b": [1]}, None, True]
 )

@@ -63,6 +63,11 @@ def _router_with_softmax_last(x_TD: Tensor, weight_ED: Tensor, k: int) -> tuple[
     return logits_TK.softmax(-1), ids_TK
 
 
+def _router_that_learns_nothing(x_TD: Tensor, weight_ED: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    gates_TK, ids_TK = router(x_TD, weight_ED, k)
+    return gates_TK.detach(), ids_TK
+
+
 def share(ids_TK: Tensor, n_experts: int) -> Tensor:
     return load_share(expert_counts(ids_TK, n_experts))
 
@@ -246,6 +251,7 @@ EXERCISES: tuple[Exercise, ...] = (
         others=(
             (_logits_as_gates, "your gates are logits: take the softmax over all experts first"),
             (_router_with_softmax_last, "that is softmax last: here the softmax sees all experts, and top-k comes after it"),
+            (_router_that_learns_nothing, "no gradient leaves your gates: the router would never learn"),
         ),
     ),
     Exercise(

@@ -51,7 +51,7 @@ def _whole_logits(logits_TE: Tensor) -> tuple[float, float]:
 
 
 def deviation(f_LE: Tensor) -> tuple[Tensor, Tensor]:
-    return load_deviation(f_LE)
+    return load_deviation(f_LE.detach())  # a load has no gradient: nothing to compare
 
 
 def _deviation_layer_by_layer(f_LE: Tensor) -> tuple[Tensor, Tensor]:

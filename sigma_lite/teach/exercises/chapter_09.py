@@ -144,7 +144,7 @@ def _loads() -> list:
 def _histories() -> list:
     draws = torch.randint(6, (12, 40), generator=_draw())
     counts_NE = torch.stack([torch.bincount(row, minlength=6) for row in draws])
-    return [(counts_NE, 0.01), (torch.tensor([[8, 0, 4], [8, 4, 0]]), 0.1)]
+    return [(counts_NE, 0.01), (torch.tensor([[8, 0, 4], [10, 14, 0]]), 0.1)]  # rows of other totals
 
 
 EXERCISES: tuple[Exercise, ...] = (
@@ -238,7 +238,7 @@ EXERCISES: tuple[Exercise, ...] = (
         also=_first_step_by_walking,
         source="teach.exercises.chapter_09.first_step",
         hint="In one step one bias can rise by the rate while the other one falls by the rate.",
-        inputs=lambda: [(1.0, 0.001), (1.0, 0.003), (0.35, 0.01)],
+        inputs=lambda: [(1.0, 0.001), (1.0, 0.003), (0.35, 0.01), (0.41, 0.02)],
         mistake=_one_moves,
         says="twice too long: both biases move, one up and one down",
     ),
