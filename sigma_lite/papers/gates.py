@@ -30,6 +30,8 @@ class Whole(Router):
 class Small(Hashed):
     """Hash routing with gates E times smaller, all through training."""
 
+    assumes = Hashed.assumes
+
     def forward(self, x_TD: Tensor, tokens_T: Tensor) -> Routing:
         routing = super().forward(x_TD, tokens_T)
         return routing._replace(gates=routing.gates / self.n_experts)
