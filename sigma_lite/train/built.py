@@ -90,7 +90,7 @@ class BuiltCLI(LightningCLI):
                 require(
                     not run.reward.answers, f"model.reward with expert parallelism: {alone}; choose trainer.strategy=ddp"
                 )
-            self.remarks, self.words, self.planned = without_effect(run), run.start, run
+            self.remarks, self.words, self.planned = without_effect(run, self.own is not None), run.start, run
             if parts is None and run.parts:
                 self.parts = as_parts(run.parts)
         with contextlib.ExitStack() as self.held:
