@@ -414,7 +414,7 @@ class StartConfig:
 
     extend: bool = False  # go on to a larger trainer.max_steps, from where the rates of both lengths part
     branch_from: str | None = None  # RUN or CHECKPOINT: weights, moments, step; settings may change, the model may not
-    init_from: str | None = None  # RUN or CHECKPOINT: weights only, for a run that begins at step 0
+    init_from: str | None = None  # RUN or CHECKPOINT: weights only, for a run that begins at step 0; the routers' bias too
     new_weights: str = "refuse"  # refuse | begin: with init_from, parameters that it lacks or has in another shape
 
     def __post_init__(self) -> None:

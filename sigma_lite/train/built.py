@@ -54,8 +54,10 @@ OURS = {  # of the keys in FIXED, those for which Lightning's default is another
 START_HELP = {
     "extend": "Go on with a finished or interrupted run to a larger trainer.max_steps, from its newest checkpoint up to"
     " which both lengths have the same rates.",
-    "branch_from": "RUN or CHECKPOINT to go on from in another folder with other settings: weights, moments, step, diary.",
-    "init_from": "RUN or CHECKPOINT to take weights from, and nothing else; the tokenizer must be the same.",
+    "branch_from": "RUN or CHECKPOINT to go on from in another folder with other settings: weights, moments, step, diary."
+    " The routers' bias counts as a weight: without a bias rule it stays as it is.",
+    "init_from": "RUN or CHECKPOINT to take weights from, the routers' bias too, and nothing else; the tokenizer must be the"
+    " same.",
     "new_weights": "refuse (default) or begin: what becomes of parameters that init_from lacks or has in another shape.",
 }
 
