@@ -95,6 +95,11 @@ class Balancer:
         return f"{type(self).__qualname__}({', '.join(f'{k}={v!r}' for k, v in settings.items())})"
 
 
+def moves_after_a_step(balancer: Balancer) -> bool:
+    """Whether it has a `next_bias`: it then moves the routers' bias, or something of its own."""
+    return type(balancer).next_bias is not Balancer.next_bias
+
+
 def counts_of(routings: Sequence[Routing]) -> Tensor:
     """Slots per expert in every layer, int64 [L, E]."""
     return torch.stack([expert_counts(r.ids, r.probs.shape[1]) for r in routings])
@@ -150,11 +155,21 @@ class FromFunction(Balancer):
 
 
 class WithBias(Balancer):
-    """Any balancer, and a loss-free bias beside it."""
+    """A balancer that is nothing but losses, and a loss-free bias beside it.
+
+    Raises: ConfigError for an inner one with a `next_bias` of its own. It asks for statistics of its own too, and two rules
+        cannot move one bias.
+    """
 
     assumes = Assumes(state="a bias an expert")
 
     def __init__(self, inner: Balancer, rule: str, rate: float = 1e-3, decay: str = "none", centre: bool = False):
+        name = type(inner).__qualname__
+        if moves_after_a_step(inner):
+            raise ConfigError(
+                f"WithBias({name}): {name} moves a bias or a coefficient of its own after each step, and the rule {rule!r}"
+                f" would stand in its place: use {name} alone, or put a balancer of losses only inside"
+            )
         self.inner, self.rule, self.rate, self.decay, self.centre = inner, rule, rate, decay, centre
 
     def loss(self, routing: Routing, f_E: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
-from sigma_lite.balance.balancer import Balancer
+from sigma_lite.balance.balancer import moves_after_a_step
 from sigma_lite.balance.bias import spread
 from sigma_lite.checkpoint import Sharded, read_plain, step_of
 from sigma_lite.config import require
@@ -56,8 +56,7 @@ class Begin(pl.Callback):
 
 def frozen_bias(start: Start, module: Any) -> str:
     """The end of the event, where the parent's balancer has left a bias that this run's does not move; "" elsewhere."""
-    moves = type(module.objective.balancer).next_bias is not Balancer.next_bias
-    if moves or start.how == "extend":
+    if moves_after_a_step(module.objective.balancer) or start.how == "extend":
         return ""
     widest = float(spread(module.model.bias_LE).max())
     return f"; the routers' bias is kept, and nothing moves it: up to {widest:.3g} between experts" if widest else ""
