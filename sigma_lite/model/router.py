@@ -86,9 +86,7 @@ class Router(nn.Module):
         self.top_k, self.score, self.sums_to_one = config.top_k, config.router_score, config.renormalise
 
     def forward(self, x_TD: Tensor) -> Routing:
-        with torch.autocast(x_TD.device.type, enabled=False):  # bf16 logits would change about 1 % of top-1 choices
-            logits_TE = F.linear(x_TD.float(), self.weight.float())
-        return self.routing(logits_TE)
+        return self.routing(logits_of(x_TD, self.weight))
 
     def routing(self, logits_TE: Tensor) -> Routing:
         """What follows from the logits: scores, choice, gates."""
@@ -120,6 +118,12 @@ class Router(nn.Module):
     def set_k(self, k: int) -> None:
         """Choose `k` experts from now on. A subclass that cannot raises ConfigError."""
         self.top_k = k
+
+
+def logits_of(x: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:
+    """[..., D] -> [..., E], fp32 under autocast too: bf16 logits would change about 1 % of top-1 choices."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.float(), weight_ED.float(), bias_E)
 
 
 def slots(chosen_TE: Tensor, scores_TE: Tensor) -> Tensor:
