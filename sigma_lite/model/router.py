@@ -29,8 +29,11 @@ class Routing(NamedTuple):
     logits: Tensor  # [T, E] fp32
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Routing:
-        """Another whose four tensors are changed, such as to those of fewer tokens."""
-        return self._replace(**{name: change(tensor) for name, tensor in self._asdict().items()})
+        """Another whose four tensors are changed, such as to those of fewer tokens. What a subclass holds besides stays."""
+        changed = self._replace(**{name: change(tensor) for name, tensor in self._asdict().items()})
+        for name, value in getattr(self, "__dict__", {}).items():
+            setattr(changed, name, value)
+        return changed
 
 
 class NamedRouting(Routing):

@@ -22,14 +22,9 @@ from sigma_lite.model.assumes import Assumes
 
 
 class RoutingWithRows(Routing):
-    """A routing that also holds the router's weight, also where only some of its tokens are left."""
+    """A routing that also holds the router's weight."""
 
     rows_ED: Tensor
-
-    def _replace(self, **given: Tensor) -> RoutingWithRows:
-        changed = super()._replace(**given)
-        changed.rows_ED = self.rows_ED
-        return changed
 
 
 class WithRows(Router):
