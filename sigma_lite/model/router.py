@@ -7,7 +7,7 @@ make the gate of a single winner exactly 1: a constant, through which the langua
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -121,6 +121,9 @@ class Router(nn.Module):
     def set_k(self, k: int) -> None:
         """Choose `k` experts from now on. A subclass that cannot raises ConfigError."""
         self.top_k = k
+
+    def must_fit(self, balancer: Any) -> None:
+        """ConfigError for a balancer beside which this router would learn something else; asked before any work."""
 
 
 def logits_of(x: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:

@@ -18,6 +18,8 @@ import math
 import torch
 from torch import Tensor
 
+from sigma_lite.balance.balancer import Balancer, is_ours, moves_after_a_step
+from sigma_lite.config import require
 from sigma_lite.model import Router
 from sigma_lite.model.assumes import Assumes
 from sigma_lite.model.router import slots
@@ -28,6 +30,10 @@ class ExpertChoice(Router):
 
     assumes = Assumes(k="0 to E, K on average", causal="no")
     leaves_empty = True
+
+    def must_fit(self, balancer: Balancer) -> None:
+        moves = is_ours(balancer) and moves_after_a_step(balancer)
+        require(not moves, f"{balancer} would move a bias that changes no choice: an expert's best tokens stay its best")
 
     def choose(self, scores_TE: Tensor) -> Tensor:
         C = capacity(*scores_TE.shape, self.top_k)

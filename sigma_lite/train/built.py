@@ -187,6 +187,8 @@ class BuiltCLI(LightningCLI):
             self.model.balance_with(self.own)
         if self.parts is not None:
             self.model.made_of(self.parts)
+        if self.subcommand == "fit":
+            self.model.require_fit()
 
 
 def _quiet() -> None:
