@@ -285,7 +285,7 @@ class SparsityConfig:
     """Progressive sparsification (Sigma-MoE-Tiny, section 3): low layers begin with more experts per token."""
 
     head: tuple[int, ...] = ()  # experts per token in the first layers before the switch; () = target from the start
-    switch_step: int = 0  # optimizer steps; from this step on every layer uses top_k
+    switch_step: int = 0  # optimizer steps; from this step on every layer uses top_k. With a head: 1 or more
 
     def __post_init__(self) -> None:
         _all_finite(self)
@@ -414,7 +414,7 @@ class StartConfig:
 
     extend: bool = False  # go on to a larger trainer.max_steps, from where the rates of both lengths part
     branch_from: str | None = None  # RUN or CHECKPOINT: weights, moments, step; settings may change, the model may not
-    init_from: str | None = None  # RUN or CHECKPOINT: weights only, for a run that begins at step 0
+    init_from: str | None = None  # RUN or CHECKPOINT: weights only, for a run that begins at step 0; the routers' bias too
     new_weights: str = "refuse"  # refuse | begin: with init_from, parameters that it lacks or has in another shape
 
     def __post_init__(self) -> None:
@@ -747,7 +747,12 @@ def check_schedule(net: ModelConfig, sparsity: SparsityConfig, steps: object = N
     for layer, k in enumerate(sparsity.head):
         require(k <= net.n_experts, f"sparsity.head[{layer}]={k} exceeds n_experts={net.n_experts}")
     require(
-        not sparsity.head or sparsity.switch_step == 0 or sparsity.switch_step != steps,
+        not sparsity.head or sparsity.switch_step > 0,
+        f"sparsity.head={list(sparsity.head)} has no effect without sparsity.switch_step, the first step that does not use"
+        " it: set it, or head: []",
+    )
+    require(
+        not sparsity.head or sparsity.switch_step != steps,
         f"sparsity.switch_step={sparsity.switch_step} is trainer.max_steps: the run would end with a model that no step has"
         f" trained; switch earlier, or never (switch_step={sparsity.switch_step + 1})",
     )

@@ -1,7 +1,8 @@
 """Training on one screen, without Lightning: read this file first.
 
 It computes what `sigma-lite fit` computes, to the bit (tests/test_loop.py). Lightning adds checkpoints, ranks, precisions
-and callbacks; none of them changes a step.
+and callbacks. One of them may change a step: SpikeGuard refuses one whose gradient is no number or far outside what is
+usual. Here every step is made, and a gradient that is NaN makes all weights NaN.
 
     model = Transformer(config)
     batches = train_loader(Rows(data.train, data.token_bytes, rows.length), rows, steps=100)
@@ -51,7 +52,7 @@ def train(
         objective: language-model loss, balance loss and z-loss; its balancer also moves the bias, if it has one.
         optim: optimizer, peak rate and schedule.
         k: steps finished -> experts per token of each layer; None leaves the model's.
-        clip: largest total norm of a step's gradient.
+        clip: largest total norm of a step's gradient; 0 clips nothing.
     """
     optimizer, rate, batches = optimizer_of(model, optim), schedule_of(optim), iter(batches)
     peaks = [group["lr"] for group in optimizer.param_groups]  # routers may have a rate of their own
@@ -68,7 +69,9 @@ def train(
             (losses.total / micros).backward()
             done.losses.append(losses)
             done.routings.append(routings)
-        clip_gradients(model.parameters(), total_norm(p.grad for p in model.parameters() if p.grad is not None), clip)
+        if clip:
+            norm = total_norm(p.grad for p in model.parameters() if p.grad is not None)
+            clip_gradients(model.parameters(), norm, clip)
         optimizer.step()
         with torch.no_grad():
             bias_LE = objective.balancer.next_bias(model.bias_LE, done.pooled.statistics, step)

@@ -121,9 +121,6 @@ def checked(merged: Mapping[str, Any], fit: bool = False) -> RunConfig:
     parts["start"] = from_mapping(StartConfig, {name: merged[name] for name in STARTS if name in merged}, where="")
     if fit:
         check_end(merged)
-        sparsity = parts["sparsity"]
-        used = not sparsity.head or sparsity.switch_step > 0
-        require(used, f"sparsity.head={list(sparsity.head)} has no effect without sparsity.switch_step: set it, or head: []")
     linked = "vocab_size" not in merged.get("data", {}).get("corpus", {})
     require(linked, "data.corpus.vocab_size is always the model's: leave it out and set model.net.vocab_size")
     parts["corpus"] = dataclasses.replace(parts["corpus"], vocab_size=parts["net"].vocab_size)

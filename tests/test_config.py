@@ -94,7 +94,9 @@ def test_a_bad_yaml_is_refused_with_the_nearest_fix(tmp_path, yaml, words):
 
 
 def test_yaml_files_overlay_and_numbers_are_numbers(tmp_path):
-    (tmp_path / "a.yaml").write_text("model: {net: {n_layers: 6}, optim: {lr: 1e-3}, sparsity: {head: [4, 2]}}")
+    (tmp_path / "a.yaml").write_text(
+        "model: {net: {n_layers: 6}, optim: {lr: 1e-3}, sparsity: {head: [4, 2], switch_step: 3}}\n"
+    )
     (tmp_path / "b.yaml").write_text("model: {net: {n_layers: 2, vocab_size: 512}}\ntrainer: {max_steps: 5}")
     run = load_run([tmp_path / "a.yaml", tmp_path / "b.yaml"])
     assert (run.net.n_layers, run.optim.lr, run.sparsity.head) == (2, 1e-3, (4, 2))

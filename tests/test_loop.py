@@ -8,11 +8,11 @@ import pytest
 import tiny
 import torch
 
-from sigma_lite import cli, record
+from sigma_lite import cli, loop, record
 from sigma_lite.balance.objective import objective
 from sigma_lite.balance.schedule import k_per_layer
 from sigma_lite.checkpoint import newest_checkpoint, read_checkpoint
-from sigma_lite.data.rows import Rows, train_loader
+from sigma_lite.data.rows import Batch, Rows, train_loader
 from sigma_lite.data.shards import load
 from sigma_lite.loop import train
 from sigma_lite.model import Transformer
@@ -58,3 +58,27 @@ def test_the_plain_loop_equals_a_run_to_the_bit(finished, tmp_path, monkeypatch,
     saved = read_checkpoint(newest_checkpoint(tmp_path / "run"))["state_dict"]
     for name, value in model.state_dict().items():
         assert torch.equal(value, saved[f"model.{name}"]), name
+
+
+def one_step(clip: float, spoil: bool = False) -> list[torch.Tensor]:
+    """Weights after a step from the same beginning, on rows of random tokens."""
+    run = load_run([], tiny.settings(model__sparsity=None))
+    torch.manual_seed(0)
+    model, ids_BS = Transformer(run.net), torch.randint(0, run.net.vocab_size, (4, 13))
+    if spoil:
+        model.embedding.weight.register_hook(lambda gradient: gradient * float("nan"))
+    batch = Batch(ids_BS[:, :-1], ids_BS[:, 1:], *[torch.zeros(4, 12, dtype=torch.int64)] * (len(Batch._fields) - 2))
+    next(train(model, [batch], objective(run.balance, run.net.n_layers), run.optim, steps=3, clip=clip))
+    return [weight.detach() for weight in model.parameters()]
+
+
+def test_clipping_at_0_clips_nothing():
+    """As in `fit`: a scale of 0 / norm would have made every gradient 0."""
+    clipped, free, far = one_step(0.01), one_step(0), one_step(1e9)
+    assert all(map(torch.equal, free, far)) and not all(map(torch.equal, free, clipped))
+
+
+def test_no_step_is_refused():
+    """SpikeGuard, which `fit` has, would have left the weights as they were: the one difference that the docstring names."""
+    assert "SpikeGuard refuses" in loop.__doc__
+    assert any(weight.isnan().any() for weight in one_step(1.0, spoil=True))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +25,9 @@ from sigma_lite.balance.losses import (
     top1_load_balancing_loss,
 )
 from sigma_lite.config import BalanceConfig, ConfigError
-from sigma_lite.model import Routing
+from sigma_lite.model import Router, Routing, Transformer
 from sigma_lite.model.assumes import Assumes
+from sigma_lite.model.block import MoE
 
 BalanceLoss = Callable[[Routing, Tensor], Tensor]
 """(routing of one layer and micro-batch, f_E pooled over ranks and accumulation) -> scalar."""
@@ -76,6 +78,9 @@ class Balancer:
         """
         return None
 
+    def must_fit(self, layer: MoE) -> None:
+        """ConfigError for a layer whose router or experts this balancer cannot balance; asked before any work."""
+
     def state_dict(self) -> dict[str, Tensor]:
         """What a resumed run must know besides the bias, such as a momentum: tensors by name, kept in each checkpoint."""
         return {}
@@ -93,6 +98,24 @@ class Balancer:
         """Class and settings, for people; what a record holds, and what a resumed run is held to, is in identity.py."""
         settings = {k: v for k, v in vars(self).items() if isinstance(v, (int, float, str, Balancer))}
         return f"{type(self).__qualname__}({', '.join(f'{k}={v!r}' for k, v in settings.items())})"
+
+
+def moves_after_a_step(balancer: Balancer) -> bool:
+    """Whether it has a `next_bias`: it then moves the routers' bias, or something of its own."""
+    return type(balancer).next_bias is not Balancer.next_bias
+
+
+def require_fit(balancer: Balancer, model: Transformer) -> None:
+    """ConfigError where the balancer and a layer's parts cannot work together; either may say so."""
+    for block in model.blocks:
+        balancer.must_fit(block.moe)
+        if isinstance(block.moe.router, Router):  # that of a chapter's reader may be any module
+            block.moe.router.must_fit(balancer)
+
+
+def is_ours(one: Any) -> bool:
+    """Whether this package brings its class: what a reader's own can do beside others, its reader knows."""
+    return getattr(one, "_loss", one).__module__.startswith("sigma_lite.")
 
 
 def counts_of(routings: Sequence[Routing]) -> Tensor:
@@ -150,11 +173,21 @@ class FromFunction(Balancer):
 
 
 class WithBias(Balancer):
-    """Any balancer, and a loss-free bias beside it."""
+    """A balancer that is nothing but losses, and a loss-free bias beside it.
+
+    Raises: ConfigError for an inner one with a `next_bias` of its own. It asks for statistics of its own too, and two rules
+        cannot move one bias.
+    """
 
     assumes = Assumes(state="a bias an expert")
 
     def __init__(self, inner: Balancer, rule: str, rate: float = 1e-3, decay: str = "none", centre: bool = False):
+        name = type(inner).__qualname__
+        if moves_after_a_step(inner):
+            raise ConfigError(
+                f"WithBias({name}): {name} moves a bias or a coefficient of its own after each step, and the rule {rule!r}"
+                f" would stand in its place: use {name} alone, or put a balancer of losses only inside"
+            )
         self.inner, self.rule, self.rate, self.decay, self.centre = inner, rule, rate, decay, centre
 
     def loss(self, routing: Routing, f_E: Tensor) -> Tensor:
@@ -166,6 +199,9 @@ class WithBias(Balancer):
     def next_bias(self, bias_LE: Tensor, pooled: Tensor, step: int) -> Tensor:
         bias_LE = bias_LE + bias_step(pooled, self.rule, rate_at(step, self.rate, self.decay))
         return centred(bias_LE) if self.centre else bias_LE
+
+    def must_fit(self, layer: MoE) -> None:
+        self.inner.must_fit(layer)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.inner.state_dict()

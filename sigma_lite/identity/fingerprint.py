@@ -165,7 +165,7 @@ def _own_attributes(cls: type) -> Iterator[tuple[str, Any]]:
         kept_by_python = special and (not isinstance(value, (*methods, property)) or name.startswith("__annotat"))
         file = getattr(getattr(value, "__code__", None), "co_filename", "")
         written = file == "<string>" and hasattr(cls, "__dataclass_fields__")
-        describes = name == "assumes"  # a label for the family table, not code: model/assumes.py
+        describes = name in ("assumes", "must_fit")  # a label of the family table, a refusal: no step depends on them
         if not (kept_by_python or written or describes or isinstance(value, slots)):
             yield name, value
 

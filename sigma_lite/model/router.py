@@ -7,7 +7,7 @@ make the gate of a single winner exactly 1: a constant, through which the langua
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +29,11 @@ class Routing(NamedTuple):
     logits: Tensor  # [T, E] fp32
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Routing:
-        """Another whose four tensors are changed, such as to those of fewer tokens."""
-        return self._replace(**{name: change(tensor) for name, tensor in self._asdict().items()})
+        """Another whose four tensors are changed, such as to those of fewer tokens. What a subclass holds besides stays."""
+        changed = self._replace(**{name: change(tensor) for name, tensor in self._asdict().items()})
+        for name, value in getattr(self, "__dict__", {}).items():
+            setattr(changed, name, value)
+        return changed
 
 
 class NamedRouting(Routing):
@@ -86,9 +89,7 @@ class Router(nn.Module):
         self.top_k, self.score, self.sums_to_one = config.top_k, config.router_score, config.renormalise
 
     def forward(self, x_TD: Tensor) -> Routing:
-        with torch.autocast(x_TD.device.type, enabled=False):  # bf16 logits would change about 1 % of top-1 choices
-            logits_TE = F.linear(x_TD.float(), self.weight.float())
-        return self.routing(logits_TE)
+        return self.routing(logits_of(x_TD, self.weight))
 
     def routing(self, logits_TE: Tensor) -> Routing:
         """What follows from the logits: scores, choice, gates."""
@@ -120,6 +121,15 @@ class Router(nn.Module):
     def set_k(self, k: int) -> None:
         """Choose `k` experts from now on. A subclass that cannot raises ConfigError."""
         self.top_k = k
+
+    def must_fit(self, balancer: Any) -> None:
+        """ConfigError for a balancer beside which this router would learn something else; asked before any work."""
+
+
+def logits_of(x: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:
+    """[..., D] -> [..., E], fp32 under autocast too: bf16 logits would change about 1 % of top-1 choices."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.float(), weight_ED.float(), bias_E)
 
 
 def slots(chosen_TE: Tensor, scores_TE: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ so that nothing is averaged there. We follow `exp_1`: a balanced layer scores 1.
 
 Ours: a null expert is an empty slot (-1), so it costs nothing; `renormalise=False` keeps the router's own scores, which it
 needs at K = 1: a single gate divided by itself is 1, through which no gradient reaches the router. A bias that is moved by
-counts sees no null expert: do not combine them. Confidence: code read, the paper's numbers second hand.
+counts sees no null expert, nor does another loss of counts: both are refused. Confidence: code read, the paper's numbers
+second hand.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sigma_lite.balance.balancer import Balancer
+from sigma_lite.balance.balancer import Balancer, is_ours
 from sigma_lite.balance.losses import expert_counts, mean_over_tokens
 from sigma_lite.config import ModelConfig, require
 from sigma_lite.model import Router, Routing
 from sigma_lite.model.assumes import Assumes
+from sigma_lite.model.block import MoE
+from sigma_lite.papers.moduleformer import MutualInformation
 
 
 class NullRouter(Router):
@@ -49,6 +52,15 @@ class NullRouter(Router):
         require(k > 1 or not self.renormalise, f"renormalise=True with {k} expert per token: {why}")
         super().set_k(k)
 
+    def must_fit(self, balancer: Balancer) -> None:
+        """A loss of counts is 0 where every choice is a null one, and a bias would lift null experts for ever."""
+        nulls, knows = len(self.bias) - self.n_experts, type(balancer) is Balancer or not is_ours(balancer)
+        fix = f"set model.custom_balance: sigma_lite.papers.adamoe.NullLBL, nulls={nulls}; or balance.loss and bias: none"
+        require(
+            not nulls or knows or isinstance(balancer, (NullLBL, MutualInformation)),
+            f"{balancer} does not see the {nulls} null experts of NullRouter: tokens would learn to choose nothing; {fix}",
+        )
+
     def choose(self, scores_TE: Tensor) -> Tensor:
         ids_TK = super().choose(scores_TE)
         return ids_TK.where(ids_TK < self.n_experts, -1)
@@ -64,7 +76,7 @@ class NullLBL(Balancer):
     """(n + m) sum_i ftilde_i P_i of each micro-batch, as in the released code. Balanced: 1.
 
     Args:
-        nulls: m, as the router has it.
+        nulls: m, as the router has it; another number is refused.
     """
 
     assumes = Assumes()
@@ -72,6 +84,14 @@ class NullLBL(Balancer):
     def __init__(self, nulls: int = 8):
         require(nulls >= 0, f"nulls={nulls}: must be 0 or more")
         self.nulls = nulls
+
+    def must_fit(self, layer: MoE) -> None:
+        router = layer.router
+        has = len(router.bias) - router.n_experts if isinstance(router, NullRouter) else 0
+        require(
+            has == self.nulls or not is_ours(router),
+            f"{self} beside a {type(router).__name__} with {has} null experts: give both the same number",
+        )
 
     def loss(self, routing: Routing, f_E: Tensor) -> Tensor:
         return null_load_balancing_loss(routing.probs, routing.ids, self.nulls)

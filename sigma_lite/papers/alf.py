@@ -24,12 +24,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sigma_lite.balance.balancer import Balancer
+from sigma_lite.balance.balancer import Balancer, is_ours
 from sigma_lite.balance.bias import centred
 from sigma_lite.balance.losses import expert_counts
 from sigma_lite.config import ConfigError, require
-from sigma_lite.model import Routing
+from sigma_lite.model import Router, Routing
 from sigma_lite.model.assumes import Assumes
+from sigma_lite.model.block import MoE
 
 
 class QuantileBalancing(Balancer):
@@ -50,6 +51,19 @@ class QuantileBalancing(Balancer):
         require(bins >= 2, f"bins={bins}: must be at least 2")
         self.score, self.bins = score, bins
         self.bias_LE: Tensor | None = None
+
+    def must_fit(self, layer: MoE) -> None:
+        router = layer.router
+        name, own = type(router).__name__, not is_ours(router)
+        require(
+            own or type(router).choose is Router.choose,
+            f"quantile balancing is of the top K of all experts, and {name} chooses in another way: balance it by a loss",
+        )
+        require(
+            own or router.score == self.score,
+            f"score={self.score!r} is not what {name} chooses by, which is {router.score}: QuantileBalancing takes"
+            " softmax or sigmoid, as net.router_score says",
+        )
 
     def statistics(self, routings: Sequence[Routing]) -> Tensor:
         """[L, E, bins + 1]: the histogram of alpha - s_j of each expert j, and last the slots that j got."""

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from sigma_lite.balance.losses import expert_counts, load_share
 from sigma_lite.config import nearest, require
 from sigma_lite.model import Routing
+from sigma_lite.model.router import logits_of
 from sigma_lite.papers.latency import LatencyLBL
 
 KINDS = ("mlp", "convolution", "attention", "lookup")
@@ -109,7 +110,7 @@ class Kinds(nn.Module):
         return self.adapters[e](self.experts[e](x_BSD, ids_BS))
 
     def forward(self, x_BSD: Tensor, ids_BS: Tensor) -> tuple[Tensor, Routing]:
-        logits_TE = self.router(x_BSD).flatten(0, 1)
+        logits_TE = logits_of(x_BSD, self.router.weight, self.router.bias).flatten(0, 1)
         probs_TE = logits_TE.softmax(-1)
         chosen_T1 = probs_TE.argmax(-1, keepdim=True)
         routing = Routing(probs_TE, chosen_T1, probs_TE.gather(1, chosen_T1), logits_TE)

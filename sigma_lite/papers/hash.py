@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sigma_lite.config import ModelConfig
+from sigma_lite.balance.balancer import Balancer, is_ours, moves_after_a_step
+from sigma_lite.config import ModelConfig, require
 from sigma_lite.model import Router, Routing
 from sigma_lite.model.assumes import Assumes
 
@@ -35,6 +36,10 @@ class Hashed(Router):
         super().__init__(config)
         del self.weight
         self.own_weights, self.n_experts, self.seed = {}, config.n_experts, seed
+
+    def must_fit(self, balancer: Balancer) -> None:
+        moves = is_ours(balancer) and moves_after_a_step(balancer)
+        require(not moves, f"{balancer} would move a bias that changes no choice: the token's id decides")
 
     def forward(self, x_TD: Tensor, tokens_T: Tensor) -> Routing:
         """As `Router.forward`; probs are 1 / K on the K experts of a token, logits 0: nothing was scored."""

@@ -28,6 +28,7 @@ from sigma_lite.balance.losses import mean_over_tokens
 from sigma_lite.config import ModelConfig, require
 from sigma_lite.model import Routing
 from sigma_lite.model.assumes import Assumes
+from sigma_lite.model.block import MoE
 from sigma_lite.model.experts import Experts
 
 
@@ -96,6 +97,16 @@ class LatencyLBL(Balancer):
     def __init__(self, latency: Sequence[float] = (6.0, 4.0)):
         require(len(latency) > 0 and min(latency) > 0, f"latency={list(latency)}: at least one, all greater than 0")
         self.latency = tuple(latency)
+
+    def must_fit(self, layer: MoE) -> None:
+        """As many kinds as experts have, of equally many each; of experts of one kind it only has to divide their number."""
+        per_expert(self.latency, len(layer.router.bias))
+        sizes = [len(kind.w13) for kind in layer.experts.kinds] if isinstance(layer.experts, Mixed) else self.latency
+        require(
+            len(sizes) == len(self.latency) and (sizes is self.latency or len({*sizes}) == 1),
+            f"latency={list(self.latency)}: {len(self.latency)} kinds of equally many neighbouring experts, and Mixed has"
+            f" kinds of {sizes} experts: leave its `full` out, and give two",
+        )
 
     def loss(self, routing: Routing, f_E: Tensor) -> Tensor:
         w_E = per_expert(self.latency, len(f_E)).to(f_E.device)

@@ -27,6 +27,7 @@ from sigma_lite.model import KeyValueCache, NamedRouting, Router, Routing, Trans
 from sigma_lite.model.assumes import Assumes
 from sigma_lite.model.experts import Experts
 from sigma_lite.model.rotary import Rotation
+from sigma_lite.model.router import logits_of
 from sigma_lite.model.weights import Weight, into_stream, passing
 from sigma_lite.papers.compression import Prune
 
@@ -117,7 +118,7 @@ class StickBreaking(nn.Module):
 
     def gates(self, x_BSD: Tensor) -> Tensor:
         """[B, S, H] fp32: the softmax over heads, 0 outside of the `chosen` best."""
-        probs_BSH = self.router(x_BSD).float().softmax(-1)
+        probs_BSH = logits_of(x_BSD, self.router.weight).softmax(-1)
         best = probs_BSH.topk(self.chosen or 1, dim=-1)
         return torch.zeros_like(probs_BSH).scatter(-1, best.indices, best.values)
 
@@ -142,7 +143,7 @@ class HeadExperts(StickBreaking):
         self, x_BSD: Tensor, rotation: Rotation, mask_BSS: Tensor | None = None, cache: KeyValueCache | None = None
     ) -> tuple[Tensor, Queries]:
         """As `StickBreaking`, and who chose which heads."""
-        logits_TH = self.router(x_BSD).float().flatten(0, 1)
+        logits_TH = logits_of(x_BSD, self.router.weight).flatten(0, 1)
         probs_TH = logits_TH.softmax(-1)
         best = probs_TH.topk(self.chosen, dim=-1)
         heads = Queries(probs_TH, best.indices, best.values, logits_TH)

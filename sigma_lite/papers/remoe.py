@@ -17,10 +17,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sigma_lite.balance.balancer import Balancer, counts_of
+from sigma_lite.balance.balancer import Balancer, counts_of, is_ours
 from sigma_lite.config import ConfigError, ModelConfig, require
 from sigma_lite.model import Router, Routing
 from sigma_lite.model.assumes import Assumes
+from sigma_lite.model.block import MoE
 from sigma_lite.model.router import slots
 
 
@@ -33,6 +34,13 @@ class ReLURouter(Router):
     def __init__(self, config: ModelConfig):
         super().__init__(config)
         self.score = "relu"
+
+    def must_fit(self, balancer: Balancer) -> None:
+        require(
+            isinstance(balancer, L1) or not is_ours(balancer),
+            f"{balancer} does not thin out ReLU gates, so about half of all experts would work for each token: set"
+            " model.custom_balance: sigma_lite.papers.remoe.L1, and model.balance.weight: 1",
+        )
 
     def scores(self, logits_TE: Tensor) -> Tensor:
         return logits_TE.relu()
@@ -55,6 +63,18 @@ class L1(Balancer):
     def __init__(self, k: float = 1.0, alpha: float = 1.2, start: float = 1e-8):
         require(k > 0 and alpha > 1 and start > 0, f"k={k}, alpha={alpha}, start={start}: k, start > 0 and alpha > 1")
         self.k, self.alpha, self.coefficient = k, alpha, start
+
+    def must_fit(self, layer: MoE) -> None:
+        router = layer.router
+        name = "sigma_lite.papers.remoe.ReLURouter"
+        require(
+            isinstance(router, ReLURouter) or not is_ours(router),
+            f"L1 steers ReLUs of logits, which are no gates of {type(router).__name__}: set model.parts.router: {name}",
+        )
+        require(
+            abs(self.k - router.top_k) < 1,
+            f"L1(k={self.k}) beside net.top_k={router.top_k}: the router's K is not used, so give both the same number",
+        )
 
     def loss(self, routing: Routing, f_E: Tensor) -> Tensor:
         T, E = routing.logits.shape

@@ -16,10 +16,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sigma_lite.balance.balancer import Balancer
+from sigma_lite.balance.balancer import Balancer, is_ours
 from sigma_lite.config import ModelConfig, require
 from sigma_lite.model import Router, Routing
 from sigma_lite.model.assumes import Assumes
+from sigma_lite.model.block import MoE
 from sigma_lite.model.router import slots
 from sigma_lite.papers.alf import histogram, quantile
 
@@ -35,6 +36,13 @@ class Above(Router):
     def __init__(self, config: ModelConfig):
         super().__init__(config)
         self.score = "sigmoid"
+
+    def must_fit(self, balancer: Balancer) -> None:
+        require(
+            isinstance(balancer, Thresholds) or not is_ours(balancer),
+            f"{balancer} sets no thresholds: tokens would go to their top K, or with a bias to every expert; set"
+            " model.custom_balance: sigma_lite.papers.threshold.Thresholds",
+        )
 
     def choose(self, scores_TE: Tensor) -> Tensor:
         """`scores_TE` have the bias added, which is minus the threshold."""
@@ -55,6 +63,18 @@ class Thresholds(Balancer):
         require(k >= 1, f"k={k}: must be at least 1")
         require(0 <= keep < 1, f"keep={keep}: a share of the old threshold, so it must lie in 0..1, without 1")
         self.k, self.keep = k, keep
+
+    def must_fit(self, layer: MoE) -> None:
+        router = layer.router
+        name = "sigma_lite.papers.threshold.Above"
+        require(
+            isinstance(router, Above) or not is_ours(router),
+            f"Thresholds are no bias for the top K of {type(router).__name__}: set model.parts.router: {name}",
+        )
+        require(
+            self.k == router.top_k,
+            f"Thresholds(k={self.k}) beside net.top_k={router.top_k}, which only the first step uses: give both one number",
+        )
 
     def statistics(self, routings: Sequence[Routing]) -> Tensor:
         """[L, E, bins]: how often each expert gave which score."""

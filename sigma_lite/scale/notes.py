@@ -25,8 +25,6 @@ def notes(run: RunConfig, described: Cluster, placed: Cluster, nodes: int | None
 
 def _schedule(run: RunConfig) -> list[str]:
     switch, last, head = run.sparsity.switch_step, run.trainer.get("max_steps"), run.sparsity.head
-    if head and not switch:
-        return ["sparsity.switch_step=0: no step is before the switch, so sparsity.head is never used"]
     if head and isinstance(last, int) and switch >= last:
         return [
             f"sparsity.switch_step={switch} is not before trainer.max_steps={last}: the run ends without a step after it"

@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 class Branch:
     """How a checkpoint of step `step` is read by a run with other settings. The file stays as it is.
 
-    Weights, moments, counters and loads are taken over; rates, decay and betas are those of this run. What balanced the
-    experts is begun anew where another kind does. Rows are those that this run's data gives to its step; with a mixture each
-    source goes on behind what the parent had read of the same text.
+    Weights, moments, counters and loads are taken over; rates, decay and betas are those of this run. The routers' bias is
+    part of the weights: without it tokens would go to other experts at once. So it is kept, also where nothing moves it any
+    more, as at the end of DeepSeek-V3's training (2412.19437); an event says so. What else balanced the experts, such as a
+    momentum, is begun anew where another kind does. Rows are those that this run's data gives to its step; with a mixture
+    each source goes on behind what the parent had read of the same text.
 
     Args:
         saved: settings of the run that wrote it, completed.

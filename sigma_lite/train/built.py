@@ -54,8 +54,10 @@ OURS = {  # of the keys in FIXED, those for which Lightning's default is another
 START_HELP = {
     "extend": "Go on with a finished or interrupted run to a larger trainer.max_steps, from its newest checkpoint up to"
     " which both lengths have the same rates.",
-    "branch_from": "RUN or CHECKPOINT to go on from in another folder with other settings: weights, moments, step, diary.",
-    "init_from": "RUN or CHECKPOINT to take weights from, and nothing else; the tokenizer must be the same.",
+    "branch_from": "RUN or CHECKPOINT to go on from in another folder with other settings: weights, moments, step, diary."
+    " The routers' bias counts as a weight: without a bias rule it stays as it is.",
+    "init_from": "RUN or CHECKPOINT to take weights from, the routers' bias too, and nothing else; the tokenizer must be the"
+    " same.",
     "new_weights": "refuse (default) or begin: what becomes of parameters that init_from lacks or has in another shape.",
 }
 
@@ -90,7 +92,7 @@ class BuiltCLI(LightningCLI):
                 require(
                     not run.reward.answers, f"model.reward with expert parallelism: {alone}; choose trainer.strategy=ddp"
                 )
-            self.remarks, self.words, self.planned = without_effect(run), run.start, run
+            self.remarks, self.words, self.planned = without_effect(run, self.own is not None), run.start, run
             if parts is None and run.parts:
                 self.parts = as_parts(run.parts)
         with contextlib.ExitStack() as self.held:
@@ -185,6 +187,8 @@ class BuiltCLI(LightningCLI):
             self.model.balance_with(self.own)
         if self.parts is not None:
             self.model.made_of(self.parts)
+        if self.subcommand == "fit":
+            self.model.require_fit()
 
 
 def _quiet() -> None:

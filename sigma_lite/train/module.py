@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from sigma_lite.balance.balancer import Balancer, as_balancer
+from sigma_lite.balance.balancer import Balancer, as_balancer, moves_after_a_step, require_fit
 from sigma_lite.balance.exact import widest
 from sigma_lite.balance.metrics import ExpertLoad
 from sigma_lite.balance.objective import objective
@@ -20,6 +20,7 @@ from sigma_lite.balance.pooled import PooledCounts
 from sigma_lite.balance.schedule import k_per_layer
 from sigma_lite.config import (
     BalanceConfig,
+    ConfigError,
     ModelConfig,
     OptimConfig,
     RewardConfig,
@@ -104,6 +105,21 @@ class SigmaLit(pl.LightningModule):
         for step in (0, self.sparsity.switch_step) if self.parts.custom else ():
             self.model.set_k(self.k_at(step))  # a router that cannot choose so many says so before any step
 
+    def require_fit(self) -> None:
+        """ConfigError where balancer and parts cannot work together: of a model without numbers, before there is one."""
+        if not (self.parts.custom or self.custom_balance):
+            return
+        try:
+            with torch.device("meta"):
+                model = Transformer(self.net, self.parts)
+        except ConfigError:
+            raise
+        except Exception:  # whatever a reader's part does to numbers: it is asked again when `fit` has a model
+            model = getattr(self, "model", None)
+        idle = self.balance.weight == 0 and not moves_after_a_step(self.objective.balancer)
+        if model is not None:
+            require_fit(Balancer() if idle else self.objective.balancer, model)
+
     def k_at(self, step: int) -> tuple[int, ...]:
         """Experts per token in each layer at an optimizer step."""
         return k_per_layer(
@@ -121,6 +137,9 @@ class SigmaLit(pl.LightningModule):
         require_clipping(clipping and clipping.value)
 
     # ---------------------------------------------------------------------------------------------------- training
+
+    def on_fit_start(self) -> None:
+        self.require_fit()
 
     def on_train_start(self) -> None:
         """A fit before this one may have ended in the middle of a step."""

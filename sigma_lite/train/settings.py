@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from sigma_lite.checkpoint import read_settings
-from sigma_lite.config import BalanceConfig, plain_path, require
+from sigma_lite.config import CONVERSATIONS, OPTIMIZERS, SCHEDULES, class_named, plain_path, require
 from sigma_lite.identity import differences, doubts, own_in
-from sigma_lite.runfile import SECTIONS, RunConfig
+from sigma_lite.runfile import SECTIONS, RunConfig, source_corpora
 
 ANOTHER_RUN = "choose another trainer.default_root_dir, or delete that folder to start again"
 
 
-def without_effect(run: RunConfig) -> list[str]:
-    """A sentence for each setting that is given, is allowed, and changes nothing in this run."""
+def without_effect(run: RunConfig, own: bool = False) -> list[str]:
+    """A sentence for each setting that is given, is allowed, and changes nothing in this run.
+
+    Args:
+        own: whether a balancer that exists only in memory stands in the place of the one that `run` names.
+    """
     sentences, steps = [], run.trainer.get("max_steps")
     head, switch = list(run.sparsity.head), run.sparsity.switch_step
     if type(steps) is int and steps > 0:
@@ -35,18 +39,38 @@ def without_effect(run: RunConfig) -> list[str]:
         sentences.append(f"rows.ramp: step {run.rows.ramp[-1][0]} is not before max_steps={steps}, so it does not end")
     if (epochs := run.trainer.get("max_epochs")) not in (None, -1):
         sentences.append(f"trainer.max_epochs={epochs} has no effect: to Lightning the whole run is one epoch")
-    needs = {"temperature": run.balance.loss == "top1"}
-    needs |= dict.fromkeys(("bias_rate", "bias_decay", "bias_centre"), run.balance.bias != "none")
-    if run.optim.schedule != "wsd" and run.optim.decay_fraction != type(run.optim)().decay_fraction:
-        sentences.append(f"optim.decay_fraction={run.optim.decay_fraction} has no effect: it is of schedule wsd")
-    for name, used in needs.items():
-        value = getattr(run.balance, name)
-        if not used and value != getattr(BalanceConfig(), name):
-            wants = "loss=top1" if name == "temperature" else "a bias"
-            sentences.append(f"balance.{name}={value} has no effect: it needs {wants}")
+    if head and {*head} == {run.net.top_k}:
+        sentences.append(f"sparsity.head={head} has no effect: net.top_k={run.net.top_k} is the same before the switch")
+    for part, used, why, *names in _needs(run, own or run.custom_balance is not None):
+        settings = getattr(run, part)
+        given = [name for name in names if not used and getattr(settings, name) != getattr(type(settings)(), name)]
+        sentences += [f"{part}.{name}={getattr(settings, name)} has no effect: {why}" for name in given]
     return sentences
 
 
+def _needs(run: RunConfig, own: bool) -> list[tuple]:
+    """(section, whether these settings are read, why not, their names ...)."""
+    balance, mixture = run.balance, run.mixture
+    optimizer, schedule = (class_named(getattr(run.optim, name), name, names)[0] for name, names in CLASSES.items())
+    corpora = source_corpora(run.corpus, mixture).values() or [run.corpus]
+    rates, instead = ("bias_rate", "bias_decay", "bias_centre"), "custom_balance stands in the place of what balance names"
+    return [
+        ("sparsity", run.sparsity.head, "there is no sparsity.head", "switch_step"),
+        ("balance", not own, instead, "loss", "bias", "temperature", *rates),
+        ("balance", own or balance.loss == "top1", "it needs loss=top1", "temperature"),
+        ("balance", own or balance.bias != "none", "it needs a bias", *rates),
+        ("balance", own or balance.loss != "none", "loss=none has nothing to weigh", "weight"),
+        ("balance", own or balance.weight or balance.loss == "none", "balance.weight is 0", "loss"),
+        ("optim", schedule not in (SCHEDULES["cosine"], SCHEDULES["linear"]), "it is of schedule wsd", "decay_fraction"),
+        ("optim", optimizer in ADAMW or not optimizer.startswith("torch."), f"{optimizer} is no AdamW", "betas", "eps"),
+        ("reward", run.reward.answers, "it needs reward.answers", "max_new_tokens", "normalise", "null", "seed"),
+        ("rows", any(c.source in CONVERSATIONS for c in corpora), "only conversations are packed", "packed"),
+        ("mixture", mixture.sources and not mixture.weights, "it is of several sources without weights", "temperature"),
+    ]
+
+
+CLASSES = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+ADAMW = {"torch.optim.AdamW", "torch.optim.adamw.AdamW"}
 PER_MICRO, MICROS, STEPS = "rows.per_micro", "trainer.accumulate_grad_batches", "trainer.max_steps"
 ROUNDING = "net.attention"  # how attention is computed changes sums by rounding only, and another device needs another way
 ANOTHER_MODEL = ("net.", "parts.", "optim.optimizer", "custom_optimizer")

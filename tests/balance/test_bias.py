@@ -5,11 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sigma_lite.balance.balancer import Balancer, GlobalLBL, MicroLBL, WithBias, as_balancer, balancer
+from sigma_lite.balance.balancer import Balancer, GlobalLBL, MicroLBL, Top1LBL, WithBias, as_balancer, balancer, counts_of
 from sigma_lite.balance.bias import bias_step, centred, rate_at, spread
 from sigma_lite.balance.losses import load_balancing_loss, load_share, sequence_load_balancing_loss, top1_load_balancing_loss
 from sigma_lite.config import BalanceConfig, ConfigError
 from sigma_lite.model import Routing
+from sigma_lite.papers.alf import QuantileBalancing
+from sigma_lite.papers.latency import LatencyLBL
+from sigma_lite.papers.moduleformer import MutualInformation
+from sigma_lite.papers.remoe import L1
+from sigma_lite.papers.shinka import Shinka
+from sigma_lite.papers.smebu import SMEBU
+from sigma_lite.papers.threshold import Thresholds
 
 COUNTS = torch.tensor([[4, 4, 4, 4], [16, 0, 0, 0], [5, 4, 3, 4]])
 
@@ -136,3 +143,23 @@ def test_ones_own():
     for wrong in (MicroLBL, "micro", 3, None):
         with pytest.raises(ConfigError, match="give a function .* or an object of a Balancer subclass"):
             as_balancer(wrong)
+
+
+@pytest.mark.parametrize(
+    "inner", [L1(), SMEBU(), QuantileBalancing(), Thresholds(), WithBias(GlobalLBL(), "sign")], ids=repr
+)
+def test_a_bias_beside_what_moves_by_itself_is_refused(inner):
+    """Inside, none of them was ever asked for its next bias: L1's coefficient stayed at 1e-8, the others did nothing."""
+    with pytest.raises(ConfigError, match=f"WithBias.{type(inner).__qualname__}.*use {type(inner).__qualname__} alone"):
+        WithBias(inner, "sign")
+
+
+def test_a_bias_beside_any_loss_leaves_the_loss_as_it_is():
+    """Of each balancer of losses, its terms; and the bias moves by counts."""
+    both_layers = routings(E=8)
+    f_LE = shares(both_layers)
+    for inner in (GlobalLBL(), MicroLBL(), Top1LBL(), Shinka(), MutualInformation(), LatencyLBL(), Balancer()):
+        both = WithBias(inner, "sign", 0.1)
+        assert torch.equal(both.losses(both_layers, f_LE, 2), inner.losses(both_layers, f_LE, 2))
+        assert torch.equal(both.statistics(both_layers), counts_of(both_layers))
+        assert both.next_bias(torch.zeros(2, 8), counts_of(both_layers), 0).abs().max() == pytest.approx(0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from samples import NET, routed
 
 from sigma_lite.balance.losses import expert_counts
 from sigma_lite.model import Parts, Router, Transformer
-from sigma_lite.papers.choice import ExpertChoice, capacity
+from sigma_lite.papers.choice import ExpertChoice, capacity, most_bits
 
 
 @pytest.mark.parametrize("K", [1, 2, 4])
@@ -53,3 +54,24 @@ def test_the_future_can_be_read():
         scores = torch.tensor([[0.5, 0.5], [0.9, 0.1] if kind else [0.1, 0.9]])
         read.append(int(router.choose(scores)[0, 0] == 1))  # expert 0 took the later token, so the earlier has expert 1
     assert read == future.tolist()
+    assert most_bits(2, 1) >= 1 > log_odds(2, 1) == 0, "what 2408.15664 prints is no bound from above: it says 0 bits here"
+
+
+def log_odds(E: int, K: int) -> float:
+    return K * math.log2((1 - K / E) / (K / E))
+
+
+@pytest.mark.parametrize(("E", "K"), [(2, 1), (16, 2), (96, 1), (8, 3)])
+def test_the_experts_of_a_token_tell_at_most_the_entropy_of_their_choices(E, K):
+    """Sum over all 2^E sets of experts, where that can be done; and the printed term is less by E log2(1 / (1 - R))."""
+    R = K / E
+    assert most_bits(E, K) == pytest.approx(log_odds(E, K) + E * math.log2(1 / (1 - R)))
+    assert most_bits(E, K) > log_odds(E, K) + 0.4
+    if E <= 16:
+        sets = (math.comb(E, n) * (p := R**n * (1 - R) ** (E - n)) * -math.log2(p) for n in range(E + 1))
+        assert most_bits(E, K) == pytest.approx(sum(sets))
+
+
+def test_the_numbers_of_the_docstring():
+    assert [round(log_odds(16, 2), 2), round(most_bits(16, 2), 2), most_bits(2, 1)] == [5.61, 8.70, 2]
+    assert most_bits(4, 4) == 0, "all experts: nothing is chosen"

@@ -123,7 +123,6 @@ def test_a_plan_says_what_it_does_not_follow(changes, args, words):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"sparsity": {"switch_step": 0}}, "sparsity.head is never used"),
         ({"custom_balance": {"class_path": "mine.Loss"}}, "model.custom_balance is not planned"),
         ({"trainer": {"max_time": "01:00:00:00"}}, "trainer.max_time is not planned"),
         ({"trainer": {"strategy": ours(expert_parallel=8, compile_attention=True)}}, "compile_attention is not planned"),
@@ -133,9 +132,8 @@ def test_a_plan_says_what_it_does_not_follow(changes, args, words):
 def test_a_plan_says_what_it_leaves_out(changes, words):
     run = load_run([FULL])
     rows = dataclasses.replace(run.rows, per_step=48 * 16)
-    sparsity = dataclasses.replace(run.sparsity, **changes.get("sparsity", {}))
     given = {"custom_balance": changes.get("custom_balance"), "trainer": {**run.trainer, **changes.get("trainer", {})}}
-    facts = forecast(dataclasses.replace(run, rows=rows, sparsity=sparsity, **given), "h100-node")
+    facts = forecast(dataclasses.replace(run, rows=rows, **given), "h100-node")
     assert any(words in note for note in facts["notes"]), facts["notes"]
 
 

@@ -18,11 +18,13 @@ from test_fit_settings import Watch, module, train
 
 from sigma_lite import cli, record
 from sigma_lite.checkpoint import checkpoints, newest_checkpoint, read_checkpoint, write_checkpoint
-from sigma_lite.config import ConfigError
-from sigma_lite.runfile import SECTIONS
+from sigma_lite.config import ConfigError, ModelConfig, SparsityConfig
+from sigma_lite.runfile import SECTIONS, RunConfig, load_run
 from sigma_lite.scale.strategy import ExpertParallel
 from sigma_lite.serve.generate import draw
 from sigma_lite.train.checkpoint import require_finite
+from sigma_lite.train.module import SigmaLit
+from sigma_lite.train.settings import without_effect
 from sigma_lite.train.strategies import check_made, check_named, outside_srun
 
 FLOATS = [
@@ -76,6 +78,44 @@ def test_refused_before_any_work(place, capsys, key, said):
 def test_what_changes_nothing_is_said(place, capsys, key, said):
     assert tiny.refused(cli.main, "fit", "-c", "tiny.yaml", f"--{key}", "--trainer.max_time={seconds: 0}") == 0
     assert f"note          {said}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"model__sparsity": {"switch_step": 6}}, ["sparsity.switch_step=6 has no effect: there is no sparsity.head"]),
+    ({"model__sparsity__head": [1]}, ["sparsity.head=[1] has no effect: net.top_k=1 is the same before the switch"]),
+    ({"model__custom_balance": "sigma_lite.papers.shinka.Shinka", "model__balance": {"bias": "sign", "bias_rate": 0.1}},
+     [f"balance.{one} has no effect: custom_balance stands in" for one in ("bias=sign", "bias_rate=0.1")]),
+    ({"model__balance": {"loss": "none", "weight": 0.5}}, ["balance.weight=0.5 has no effect: loss=none"]),
+    ({"model__balance": {"loss": "top1", "weight": 0.0}}, ["balance.loss=top1 has no effect: balance.weight is 0"]),
+    ({"model__optim__schedule": "linear", "model__optim__decay_fraction": 0.5}, ["optim.decay_fraction=0.5 has no effect"]),
+    ({"model__optim__optimizer": "torch.optim.SGD", "model__optim__eps": 1e-8}, ["torch.optim.SGD is no AdamW"]),
+    ({"model__reward": {"normalise": False}}, ["reward.normalise=False has no effect: it needs reward.answers"]),
+    ({"data__rows__packed": False}, ["rows.packed=False has no effect: only conversations are packed"]),
+    ({"data__mixture": {"temperature": 2.0}}, ["mixture.temperature=2.0 has no effect"]),
+    # what is read, though it looks like the above
+    ({"model__custom_balance": "sigma_lite.papers.shinka.Shinka", "model__balance": {"weight": 0.5, "z_weight": 0.0}}, []),
+    ({"model__optim__schedule": {"class_path": "tiny.child"}, "model__optim__decay_fraction": 0.5}, []),
+    ({"model__optim__optimizer": "muon", "model__optim__eps": 1e-8}, []),
+    ({"model__balance": {"loss": "none", "bias": "sign", "bias_rate": 0.1}}, []),
+    ({}, []),
+])  # fmt: skip
+def test_every_setting_that_nothing_reads_is_named(changes, said):
+    found = without_effect(load_run([], tiny.settings(**changes)))
+    assert len(found) == len(said) and all(one in sentence for one, sentence in zip(said, found, strict=True)), found
+
+
+def test_a_balancer_in_memory_stands_in_the_place_of_settings_too():
+    run = load_run([], tiny.settings(model__balance__bias="sign"))
+    assert without_effect(run) == [] and "balance.bias=sign has no effect" in without_effect(run, own=True)[0]
+
+
+def test_a_schedule_that_no_step_follows_is_refused_in_python_too():
+    """`plan` and `fit` did so before; SigmaLit took one expert per token from the first step."""
+    net, never = ModelConfig(), SparsityConfig(head=(8, 8, 6, 6))
+    for build in (lambda: SigmaLit(net, never), lambda: RunConfig(net, never)):
+        with pytest.raises(ConfigError, match=r"sparsity.head=\[8, 8, 6, 6\] has no effect without sparsity.switch_step"):
+            build()
+    assert SigmaLit(net, SparsityConfig(never.head, 5)).k_at(4) == (8, 8, 6, 6)
 
 
 # ------------------------------------------------------------------------------------------------------------ clipping

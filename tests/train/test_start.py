@@ -14,6 +14,7 @@ from test_resume import before, diary, same
 from tiny import child, ending
 
 from sigma_lite import cli, record
+from sigma_lite.balance.bias import spread
 from sigma_lite.checkpoint import (
     checkpoints,
     newest_checkpoint,
@@ -189,6 +190,35 @@ def test_a_branch_may_be_of_other_rows_and_choices_where_the_weights_fit(place):
     assert [e["k"] for e in steps][4:6] == [[1, 1], [2, 2]]
     changed = read_settings(newest_checkpoint("branch"))["parent"]["changed"]
     assert changed["net.rope_theta"] == [10000.0, 20000.0] and changed["rows.length"] == [32, 64]
+
+
+def test_a_bias_that_nothing_moves_any_more_is_kept_and_said(place):
+    """From a loss-free parent onto a loss: the parent's bias decides on, to the bit, and the diary says it."""
+    bias = {"model__balance": {"loss": "none", "bias": "sign", "bias_rate": 0.1}}
+    short = {**PLATEAU, "save__every": 1, "trainer__val_check_interval": None}
+    fit("trunk", trainer__max_steps=2, **short, **bias)
+    fit("frozen", "--branch_from=trunk", trainer__max_steps=3, **short)
+    fit(
+        "goes_on",
+        "--branch_from=trunk",
+        trainer__max_steps=3,
+        **short,
+        model__balance={**bias["model__balance"], "weight": 1.0},
+    )
+    fit("taken", "--init_from=trunk", trainer__max_steps=1, **short)
+    trunk, frozen, goes_on, taken = (biases(name) for name in ("trunk", "frozen", "goes_on", "taken"))
+    assert trunk.abs().max() >= 0.1 and torch.equal(frozen, trunk) and torch.equal(taken, trunk)
+    assert not torch.equal(goes_on, trunk)
+    sentence = f"the routers' bias is kept, and nothing moves it: up to {float(spread(trunk).max()):.3g} between experts"
+    for name, what in (("frozen", "branched"), ("taken", "weights taken")):
+        (event,) = [e for e in record.read(f"{name}/record.jsonl", "event") if e["what"] == what]
+        assert sentence in event["why"]
+    assert "routers' bias" not in Path("goes_on/record.jsonl").read_text()
+
+
+def biases(run: str) -> torch.Tensor:
+    weights = read_checkpoint(newest_checkpoint(run))["state_dict"]
+    return torch.stack([value for name, value in sorted(weights.items()) if name.endswith("router.bias")])
 
 
 def test_what_a_branch_cannot_change(place, capsys):

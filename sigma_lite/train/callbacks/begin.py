@@ -9,6 +9,8 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
+from sigma_lite.balance.balancer import moves_after_a_step
+from sigma_lite.balance.bias import spread
 from sigma_lite.checkpoint import Sharded, read_plain, step_of
 from sigma_lite.config import require
 from sigma_lite.data.tokenizer import FILE
@@ -48,7 +50,16 @@ class Begin(pl.Callback):
             self._said = True
             # Lightning's count for loggers: it would lag one behind where the parent ended with a validation of its own.
             trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
-            note(trainer, *description(self.start, trainer.max_steps))
+            what, why = description(self.start, trainer.max_steps)
+            note(trainer, what, why + frozen_bias(self.start, module))
+
+
+def frozen_bias(start: Start, module: Any) -> str:
+    """The end of the event, where the parent's balancer has left a bias that this run's does not move; "" elsewhere."""
+    if moves_after_a_step(module.objective.balancer) or start.how == "extend":
+        return ""
+    widest = float(spread(module.model.bias_LE).max())
+    return f"; the routers' bias is kept, and nothing moves it: up to {widest:.3g} between experts" if widest else ""
 
 
 def description(start: Start, end: int) -> tuple[str, str]:
