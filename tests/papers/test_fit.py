@@ -113,7 +113,7 @@ class MyNulls(NullRouter):
     {"router": ExpertChoice},
     {"experts": Mixed, "own": LatencyLBL()},
     {"own": LatencyLBL((3, 2, 1, 1))},
-], ids=repr)  # fmt: skip
+])  # fmt: skip
 def test_pairs_that_work_are_taken(given):
     module(**given).require_fit()
 
