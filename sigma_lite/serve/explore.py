@@ -12,7 +12,7 @@ import torch
 
 from sigma_lite.config import require
 from sigma_lite.data.kinds import KINDS, SPECIAL
-from sigma_lite.data.tokenizer import token_bytes, token_strings
+from sigma_lite.data.tokenizer import token_bytes
 from sigma_lite.model import of_experts
 from sigma_lite.serve.generate import joined
 from sigma_lite.serve.marked import Marked, Text, at_hand, kinds_of, route
@@ -124,7 +124,7 @@ def shown(trained: Trained, token: int) -> str:
     """A token's text; a special token's name; bytes that are no character alone as \\xe2."""
     text = "".join(trained.texts([token]))
     if "\N{REPLACEMENT CHARACTER}" in text:
-        return "".join(f"\\x{byte:02x}" for byte in token_strings(trained.tokenizer)[token])
+        return "".join(f"\\x{byte:02x}" for byte in trained.bytes_of[token])
     return text or trained.tokenizer.id_to_token(token) or f"<{token}>"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -122,10 +123,15 @@ class Trained:
 
     def texts(self, tokens: Iterable[int]) -> Iterator[str]:
         """Their text piece by piece; a character whose bytes span tokens comes out whole."""
-        bytes_of, decoder = token_strings(self.tokenizer), codecs.getincrementaldecoder("utf-8")("replace")
+        bytes_of, decoder = self.bytes_of, codecs.getincrementaldecoder("utf-8")("replace")
         for token in tokens:
             yield decoder.decode(bytes_of[token] if token < len(bytes_of) else b"")
         yield decoder.decode(b"", final=True)
+
+    @functools.cached_property
+    def bytes_of(self) -> list[bytes]:
+        """What each token stands for, by id. Of all tokens, which takes milliseconds: pages ask for thousands of pieces."""
+        return token_strings(self.tokenizer)
 
 
 load = Trained  # as chapters write it: load("reference")

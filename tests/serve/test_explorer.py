@@ -14,6 +14,7 @@ import torch
 from sigma_lite import cli
 from sigma_lite.config import ConfigError
 from sigma_lite.data.kinds import KINDS
+from sigma_lite.data.tokenizer import token_strings
 from sigma_lite.report.explore import page
 from sigma_lite.serve import explore, marked
 from sigma_lite.serve.marked import Text, at_hand, heldout, route, texts
@@ -143,6 +144,14 @@ def test_facts_are_what_the_model_does(trained):
     assert "\\xc3" in {word for word, _, _ in found["tokens"]} or "ö" in {word for word, _, _ in found["tokens"]}
     with pytest.raises(ConfigError, match="and 4000 can be shown"):
         explore.facts(trained, CODE * 200, known, "some text")
+
+
+def test_the_vocabulary_is_read_once_for_a_whole_page(trained, monkeypatch):
+    read = []
+    monkeypatch.setattr("sigma_lite.serve.trained.token_strings", lambda words: read.append(words) or token_strings(words))
+    known = explore.experts(trained, heldout(trained, tokens=64))
+    explore.facts(trained, CODE, known, "held-out text")
+    assert len(read) == 1
 
 
 def test_a_text_cannot_end_its_page(trained):
