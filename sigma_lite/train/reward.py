@@ -34,7 +34,7 @@ OWN = Sampling(temperature=1.0, top_p=1.0)  # the model's own distribution, from
 
 
 class Outcome(NamedTuple):
-    """Of one micro-batch. The tokens of a routing are those of the live answers, T in all."""
+    """Of one micro-batch. The tokens of a routing are those of the live answers, T in all; none where no group is live."""
 
     loss: Tensor
     routings: list[Routing]
@@ -86,8 +86,10 @@ class Reinforcement:
             "entropy": -torch.tensor([logp for own in written for logp in own.logps]).mean(),  # nats a token, estimated
             **mismatch([written[i] for i in kept], nats_N, routings),
         }
+        live = bool(live_P.any())
+        routings = routings if live else [r.each(lambda t: t[:0]) for r in routings]
         device = self.model.embedding.weight.device
-        return Outcome(loss, routings, bool(live_P.any()), {name: value.to(device) for name, value in told.items()})
+        return Outcome(loss, routings, live, {name: value.to(device) for name, value in told.items()})
 
     def rewards(self, asked: Sequence[tuple], written: Sequence[Continuation]) -> list[bool]:
         """Whether each answer ended and has the right result, to the digit."""

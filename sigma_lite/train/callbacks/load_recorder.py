@@ -45,7 +45,8 @@ class LoadRecorder(pl.Callback):
         self.window.update(experts)
         for other in of_others(outputs["routings"]):
             self._window_of(other, module.device).update([other])
-        self.logits_L = torch.maximum(self.logits_L, largest_logits(experts))
+        if len(experts[0].ids):  # rewards have micro-batches from which nothing is learned
+            self.logits_L = torch.maximum(self.logits_L, largest_logits(experts))
         self.tokens += len(outputs["routings"][0].ids) * trainer.world_size
         if not completes_step(trainer, batch_idx):
             return
