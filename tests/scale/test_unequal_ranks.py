@@ -1,4 +1,4 @@
-"""Ranks and micro-batches with unequal numbers of tokens: rewards keep live answers only, conversations score answers only."""
+"""Ranks with unequal numbers of tokens: rewards keep live answers only, conversations score answers only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def routing(T: int, expert: int) -> Routing:
 
 def windows(batches: list[list[Routing]], world: int, first: bool = True) -> list[tuple]:
     """(step, tokens, f) of each window of 100 tokens; half of the steps, then a checkpoint, then the others."""
-    diary, steps = Told(), []
+    diary = Told()
     module = SimpleNamespace(
         net=SimpleNamespace(n_layers=1, n_experts=4),
         device=torch.device("cpu"),

@@ -123,7 +123,11 @@ def test_a_micro_batch_of_dead_groups_is_in_no_load(loss):
     """A step's loads, losses and gradient are those of the micro-batches that live; a dead one adds zero, not NaN."""
     learner = reinforcement(lambda asked, written: [1, 0, 0, 1] * 2)
     dead = reinforcement(lambda asked, written: [1] * 8, learner.model)
-    rows, whole, pooled = asked(([5], [7]), ([6, 6], [8])), objective(BalanceConfig(loss=loss), 2, main="policy"), PooledCounts()
+    rows, whole, pooled = (
+        asked(([5], [7]), ([6, 6], [8])),
+        objective(BalanceConfig(loss=loss), 2, main="policy"),
+        PooledCounts(),
+    )
     lives = learner(rows, 0, 0)
     whole(lives.loss, lives.routings, pooled, 2)
     before = pooled.counts_LE.clone()
