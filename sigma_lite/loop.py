@@ -17,11 +17,10 @@ from typing import NamedTuple
 import torch
 
 from sigma_lite.balance.objective import Losses, Objective
-from sigma_lite.balance.pooled import PooledCounts
+from sigma_lite.balance.pooled import PooledCounts, mean_counted
 from sigma_lite.config import OptimConfig
 from sigma_lite.data.rows import Batch
 from sigma_lite.model import Routing, Transformer, of_tokens
-from sigma_lite.train.counted import counted, mean_counted
 from sigma_lite.train.optim import clip_gradients, optimizer_of, schedule_of, total_norm
 
 
@@ -45,7 +44,7 @@ def train(
     k: Callable[[int], Sequence[int]] | None = None,
     clip: float = 1.0,
 ) -> Iterator[Step]:
-    """Train in place; yields after every optimizer step.
+    """Train in place; yields after every optimizer step, whose losses are means over its tokens, however it is cut.
 
     Args:
         batches: micro-batches, `micros` of them for each step.
@@ -64,7 +63,7 @@ def train(
         done = Step(step + 1, [], [], PooledCounts())
         optimizer.zero_grad()
         cut = [next(batches) for _ in range(micros)]
-        each = mean_counted([counted(batch) for batch in cut])
+        each = mean_counted(cut)
         for batch in cut:
             lm, routings = model.loss(
                 batch.ids_BS, batch.targets_BS, documents_BS=batch.documents_BS, count=each and each.scored

@@ -42,6 +42,12 @@ class Batch(NamedTuple):
         return None if self.own_BS is None else self.own_BS.flatten()
 
     @property
+    def counted(self) -> tuple[int, int]:
+        """Targets that are scored, and tokens that do not fill rows up."""
+        scored = int((self.targets_BS != IGNORED).sum())
+        return scored, self.ids_BS.numel() if self.own_BS is None else int(self.own_BS.sum())
+
+    @property
     def lengths(self) -> int | Tensor:
         """What a balance loss of each row asks: B, or how many tokens each row has, int64 [B]."""
         return len(self.ids_BS) if self.own_BS is None else self.own_BS.sum(1)

@@ -77,7 +77,7 @@ class Transformer(nn.Module):
         Equals cross_entropy of `forward`'s logits, without ever holding all [T, V] of them.
 
         Args:
-            count: divide the sum by this, not by the number of these targets: see train/counted.py.
+            count: divide the sum by this, not by the number of these targets: see balance/pooled.py.
         """
         x_BSD, routings = self.backbone(ids_BS, documents_BS=documents_BS)
         return cross_entropy(x_BSD.flatten(0, 1), self.head.weight, targets_BS.flatten(), count=count), routings

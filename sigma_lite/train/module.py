@@ -16,7 +16,7 @@ from sigma_lite.balance.balancer import Balancer, as_balancer
 from sigma_lite.balance.exact import widest
 from sigma_lite.balance.metrics import ExpertLoad
 from sigma_lite.balance.objective import objective
-from sigma_lite.balance.pooled import PooledCounts
+from sigma_lite.balance.pooled import Counted, PooledCounts, mean_counted
 from sigma_lite.balance.schedule import k_per_layer
 from sigma_lite.config import (
     BalanceConfig,
@@ -37,7 +37,6 @@ from sigma_lite.train.bits import BitsPerByte
 from sigma_lite.train.callbacks.replan import Replan
 from sigma_lite.train.callbacks.sparsity_schedule import SparsitySchedule
 from sigma_lite.train.checkpoint import require_finite
-from sigma_lite.train.counted import Counted, counted, mean_counted
 from sigma_lite.train.optim import clip_gradients, optimizer_of, own_identities, schedule_of, total_norm
 from sigma_lite.train.reward import Lesson, Outcome, Reinforcement
 
@@ -162,13 +161,11 @@ class SigmaLit(pl.LightningModule):
         """Before the first micro-batch: how much each of the step's weighs, and all answers that rewards are for."""
         step, world, rank = self.trainer.global_step, self.trainer.world_size, self.trainer.global_rank
         batches = self.trainer.datamodule.batches_of(step)
-        own = [counted(batch) for batch in batches]
         if self.reinforce:
             # as data/rows.py shares out the rows of a step
             firsts = [(micro * world + rank) * len(batch.ids_BS) for micro, batch in enumerate(batches)]
             self.lessons = [self.reinforce.ask(batch, step, first) for batch, first in zip(batches, firsts, strict=True)]
-            own = [lesson.counted for lesson in self.lessons]
-        self.each = mean_counted(own, world, self.device)
+        self.each = mean_counted(self.lessons if self.reinforce else batches, world, self.device)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """A step whose groups are all dead, on every rank, changes nothing: AdamW passes over weights without a gradient."""

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sigma_lite.balance.pooled import Counted
 from sigma_lite.config import RewardConfig, require
 from sigma_lite.data.chat import Marks
 from sigma_lite.data.rows import IGNORED, Batch
@@ -29,7 +30,6 @@ from sigma_lite.data.tasks import result
 from sigma_lite.model import Routing, Transformer, of_experts, of_tokens
 from sigma_lite.model.transformer import cross_entropy
 from sigma_lite.serve.generate import Continuation, Sampling, generate, joined, why_it_cannot_write
-from sigma_lite.train.counted import Counted
 
 AT_ONCE = 256  # answers that are written together
 OWN = Sampling(temperature=1.0, top_p=1.0)  # the model's own distribution, from which on-policy answers must come
@@ -63,9 +63,9 @@ class Lesson(NamedTuple):
     told: dict[str, Tensor]
 
     @property
-    def counted(self) -> Counted:
-        scored, own = int((self.rows.targets_BS != IGNORED).sum()), int(self.rows.own_BS.sum())
-        return Counted(scored, own) if self.live else Counted(0, 0)
+    def counted(self) -> tuple[int, int]:
+        """Tokens of live answers, and those with their problems."""
+        return (int((self.rows.targets_BS != IGNORED).sum()), int(self.rows.own_BS.sum())) if self.live else (0, 0)
 
 
 class Reinforcement:
@@ -181,7 +181,7 @@ def policy_loss(
     """Mean over the answers' tokens of -advantage * log p.
 
     Args:
-        count: divide the sum by this, not by the number of these tokens: see train/counted.py.
+        count: divide the sum by this, not by the number of these tokens: see balance/pooled.py.
 
     Returns: the loss; -log p of these tokens, [N], row by row; the routings of all tokens that are not filled up.
     """

@@ -1,6 +1,6 @@
 """Say when the data changes: the event of a step that begins another mixture or batch size. The rows' order decides both.
 
-Also when a run of conversations or rewards goes on from a checkpoint of before its tokens were weighed as train/counted.py
+Also when a run of conversations or rewards goes on from a checkpoint of before its tokens were weighed as balance/pooled.py
 says, and what fills rows up was left out: from there on its objective is another one.
 """
 
