@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from sigma_lite.checkpoint import newest_whole
 from sigma_lite.config import RowsConfig, nearest, require
 from sigma_lite.convert.calibrate import heldout, heldout_rows, training_rows
-from sigma_lite.data.rows import Batch
+from sigma_lite.data.rows import Batch, together
 from sigma_lite.data.shards import load
 from sigma_lite.model import Transformer
 from sigma_lite.runfile import from_mapping
@@ -71,13 +70,9 @@ def opened(
     config = from_mapping(RowsConfig, trained.settings.get("rows", {}), "rows")
     every = heldout_rows(prepared, config, per_batch=1)
     chosen = [every[at] for at in np.linspace(0, len(every) - 1, min(heldout_count, len(every))).astype(int)]
-    batches = [joined(chosen[first : first + 16]) for first in range(0, len(chosen), 16)]
+    batches = [together(chosen[first : first + 16]) for first in range(0, len(chosen), 16)]
 
     def rows_of(seed: int) -> list[Batch]:
         return training_rows(prepared, dataclasses.replace(config, seed=config.seed + 100 + seed), rows)
 
     return trained.model, rows_of, lambda model: round(heldout(model.eval(), batches)["bits_per_byte"], 5)
-
-
-def joined(batches: Sequence[Batch]) -> Batch:
-    return Batch(*(torch.cat(column) for column in zip(*batches, strict=True)))

@@ -27,6 +27,7 @@ from plan_memory import Batch, batch, on_ranks
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from sigma_lite.data.rows import together
 from sigma_lite.model import transformer
 from sigma_lite.runfile import RunConfig, load_run
 from sigma_lite.scale import shard as sharding
@@ -181,7 +182,7 @@ def own_rows(run: RunConfig, rank: int, ranks: int) -> Batch:
     """This rank's part of rows that are the same in every layout."""
     torch.manual_seed(SEED)
     rows, each = [batch(run) for _ in range(ROWS)], ROWS // ranks
-    return Batch(*(torch.cat(parts) for parts in zip(*rows[rank * each : (rank + 1) * each], strict=True)))
+    return together(rows[rank * each : (rank + 1) * each])
 
 
 def mean(value: Tensor, ranks: int) -> float:

@@ -18,10 +18,10 @@ from typing import NamedTuple
 import torch
 
 from sigma_lite.balance.objective import Losses, Objective
-from sigma_lite.balance.pooled import PooledCounts
+from sigma_lite.balance.pooled import PooledCounts, mean_counted
 from sigma_lite.config import OptimConfig
 from sigma_lite.data.rows import Batch
-from sigma_lite.model import Routing, Transformer
+from sigma_lite.model import Routing, Transformer, of_tokens
 from sigma_lite.train.optim import clip_gradients, optimizer_of, schedule_of, total_norm
 
 
@@ -45,7 +45,7 @@ def train(
     k: Callable[[int], Sequence[int]] | None = None,
     clip: float = 1.0,
 ) -> Iterator[Step]:
-    """Train in place; yields after every optimizer step.
+    """Train in place; yields after every optimizer step, whose losses are means over its tokens, however it is cut.
 
     Args:
         batches: micro-batches, `micros` of them for each step.
@@ -63,9 +63,14 @@ def train(
             model.set_k(k(step))
         done = Step(step + 1, [], [], PooledCounts())
         optimizer.zero_grad()
-        for batch in (next(batches) for _ in range(micros)):
-            lm, routings = model.loss(batch.ids_BS, batch.targets_BS, documents_BS=batch.documents_BS)
-            losses = objective(lm, routings, done.pooled, len(batch.ids_BS))
+        cut = [next(batches) for _ in range(micros)]
+        each = mean_counted(cut)
+        for batch in cut:
+            lm, routings = model.loss(
+                batch.ids_BS, batch.targets_BS, documents_BS=batch.documents_BS, count=each and each.scored
+            )
+            routings = of_tokens(routings, batch.own_T)
+            losses = objective(lm, routings, done.pooled, batch.lengths, each and each.read)
             (losses.total / micros).backward()
             done.losses.append(losses)
             done.routings.append(routings)

@@ -37,6 +37,7 @@ class Balancer:
     """Does nothing: no loss, no bias, no state. Override what your idea needs. The LBL is measured beside it in any case."""
 
     assumes = Assumes()
+    of_rows = False  # whether the loss is a mean over rows, and not over tokens: rows may have unequal numbers of these
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
@@ -55,7 +56,7 @@ class Balancer:
         """
         return routing.logits.new_zeros(())
 
-    def losses(self, routings: Sequence[Routing], f_LE: Tensor, n_rows: int) -> Tensor:
+    def losses(self, routings: Sequence[Routing], f_LE: Tensor, n_rows: int | Tensor) -> Tensor:
         """[L], one scalar a routing; f_LE is a list where heads are chosen too. Override to see all at once, or each row."""
         return torch.stack([self.loss(routing, f_E) for routing, f_E in zip(routings, f_LE, strict=True)])
 
@@ -145,8 +146,9 @@ class SequenceLBL(Balancer):
     """Each row balanced for itself (DeepSeek-V3, 2412.19437)."""
 
     assumes = Assumes()
+    of_rows = True
 
-    def losses(self, routings: Sequence[Routing], f_LE: Tensor, n_rows: int) -> Tensor:
+    def losses(self, routings: Sequence[Routing], f_LE: Tensor, n_rows: int | Tensor) -> Tensor:
         return torch.stack([sequence_load_balancing_loss(r.probs, r.ids, n_rows) for r in routings])
 
 
@@ -190,10 +192,14 @@ class WithBias(Balancer):
             )
         self.inner, self.rule, self.rate, self.decay, self.centre = inner, rule, rate, decay, centre
 
+    @property
+    def of_rows(self) -> bool:
+        return self.inner.of_rows
+
     def loss(self, routing: Routing, f_E: Tensor) -> Tensor:
         return self.inner.loss(routing, f_E)
 
-    def losses(self, routings: Sequence[Routing], f_LE: Tensor, n_rows: int) -> Tensor:
+    def losses(self, routings: Sequence[Routing], f_LE: Tensor, n_rows: int | Tensor) -> Tensor:
         return self.inner.losses(routings, f_LE, n_rows)
 
     def next_bias(self, bias_LE: Tensor, pooled: Tensor, step: int) -> Tensor:

@@ -40,17 +40,20 @@ def load_balancing_loss(probs_TE: Tensor, ids_TK: Tensor, f_E: Tensor | None = N
     return E * (f_E * mean_over_tokens(probs_TE)).sum()
 
 
-def sequence_load_balancing_loss(probs_TE: Tensor, ids_TK: Tensor, n_rows: int) -> Tensor:
+def sequence_load_balancing_loss(probs_TE: Tensor, ids_TK: Tensor, n_rows: int | Tensor) -> Tensor:
     """Mean over rows of each row's own LBL (DeepSeek-V3, 2412.19437, section 2.1.2, whose f carries the factor E / K).
 
     Args:
         probs_TE: scores over all experts, each row of the matrix summing to 1, [T, E].
         ids_TK: chosen experts, [T, K].
-        n_rows: B; tokens are row-major, so each row has T / B of them.
+        n_rows: B; tokens are row-major, so each row has T / B of them. Or how many each has, int64 [B].
 
     Returns: scalar > 0. Every row balanced: 1. Each row sure of one expert: E, even if the rows together balance.
     Raises: ValueError when T is no multiple of B.
     """
+    if isinstance(n_rows, Tensor):
+        rows = zip(probs_TE.split(n_rows.tolist()), ids_TK.split(n_rows.tolist()), strict=True)
+        return torch.stack([load_balancing_loss(probs, ids) for probs, ids in rows]).mean()
     T, E = probs_TE.shape
     if n_rows < 1 or T % n_rows:
         raise ValueError(f"{T} tokens do not divide into n_rows={n_rows} rows of equal length")

@@ -41,14 +41,23 @@ class Objective:
         self.balancer, self.main = balancer, main
         self.term_weights: Mapping[str, float] = {main: 1.0, "balance": weight * n_layers, "z": z_weight * n_layers}
 
-    def __call__(self, loss: Tensor, routings: Sequence[Routing], pooled: PooledCounts, n_rows: int) -> Losses:
+    def __call__(
+        self,
+        loss: Tensor,
+        routings: Sequence[Routing],
+        pooled: PooledCounts,
+        n_rows: int | Tensor,
+        each: float | None = None,
+    ) -> Losses:
         """The losses of one micro-batch.
 
         Args:
-            loss: the main one, a mean over scored tokens.
+            loss: the main one, a mean over scored tokens, or their sum divided by the step's mean number of them.
             routings: one of each layer's experts, and those of what else chooses: balance and z-loss are of all.
             pooled: loads and the balancer's own statistics of this optimizer step so far; this micro-batch's are added.
-            n_rows: B; the T tokens of a routing are row-major, T / B of each row.
+            n_rows: B; the T tokens of a routing are row-major, T / B of each row. Or how many there are of each, int64 [B].
+            each: T in the mean over the step's micro-batches; None: the same in all. Losses that are means over tokens are
+                multiplied by T / each, so that their mean over micro-batches and ranks is one over all tokens.
         """
         own, experts, others = None, of_experts(routings), of_others(routings)
         if type(self.balancer).statistics is not Balancer.statistics:
@@ -56,13 +65,15 @@ class Objective:
                 own = self.balancer.statistics(experts)
         f = pooled.add(counts_of(experts), own, [counts_of([r])[0] for r in others])
         a_layer = len(routings) / len(experts)  # 1 unless attention chooses too; then a layer's loss is a sum
+        weight = 1.0 if each is None else len(experts[0].ids) / each
+        of_balance = a_layer if self.balancer.of_rows else a_layer * weight
         terms = {
             self.main: loss,
-            "balance": self.balancer.losses([*experts, *others], f, n_rows).mean() * a_layer,
-            "z": torch.stack([z_loss(r.logits) for r in routings]).mean() * a_layer,
+            "balance": self.balancer.losses([*experts, *others], f, n_rows).mean() * of_balance,
+            "z": torch.stack([z_loss(r.logits) for r in routings]).mean() * (a_layer * weight),
         }
         total = torch.stack([self.term_weights[name] * term for name, term in terms.items()]).sum()
-        return Losses(total, terms, _measured(experts, f[: len(experts)]))
+        return Losses(total, terms, _measured(experts, f[: len(experts)]) * weight)
 
 
 def objective(config: BalanceConfig, n_layers: int, custom: Balancer | None = None, main: str = "lm") -> Objective:

@@ -1,8 +1,9 @@
-"""Global-batch load shares and statistics: counts pooled over ranks and over the micro-batches of one optimizer step."""
+"""What is counted over ranks and over the micro-batches of one optimizer step: loads, statistics, and tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -50,6 +51,31 @@ class PooledCounts:
     def reset(self) -> None:
         """Call after each optimizer step."""
         self._so_far, self._own = [], None
+
+
+class Counted(NamedTuple):
+    """Tokens of one micro-batch, or the mean over those of a step, which need not be whole."""
+
+    scored: float  # that the main loss is of
+    read: float  # that routers' losses are of: all but those that fill rows up
+
+
+def mean_counted(micros: Sequence[Any], ranks: int = 1, device: torch.device | None = None) -> Counted | None:
+    """The mean over a step's micro-batches, which are `micros` on this rank; all ranks must call this.
+
+    A step must not depend on how its rows are cut, and gradients are averaged over micro-batches and ranks. A mean of means
+    is the mean over all tokens only if each has as many, which answers of conversations and those that rewards keep have
+    not. So sums are divided by this mean. None where each has as many: then their means may be averaged as they are.
+
+    Args:
+        micros: what has `counted`, such as a Batch: (scored, read).
+    """
+    own = torch.tensor([one.counted for one in micros], dtype=torch.int64, device=device)
+    total, squares = sum_over_ranks(torch.stack([own.sum(0), own.square().sum(0)])).tolist()
+    parts = len(micros) * ranks
+    if all(parts * square == number**2 for number, square in zip(total, squares, strict=True)):
+        return None
+    return Counted(*(number / parts for number in total))
 
 
 @torch.no_grad()

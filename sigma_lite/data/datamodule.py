@@ -44,6 +44,8 @@ class TokenDataModule(pl.LightningDataModule):
         self.corpus, self.rows, self.num_workers, self.mixture = corpus, rows, num_workers, mixture
         self.prepared: Prepared | PreparedMixture | None = None
         self.order: Order | None = None  # of the training rows, once they are asked for
+        self.unequal = False  # whether training rows differ in how many of their tokens are read and scored
+        self.weighed_otherwise = False  # by the run that a checkpoint is of, up to there
         self.prepare_data_per_node = False  # the folder is on a disk that all nodes see
         self._splits: tuple[str, ...] = SPLITS  # of which `prepared` was found complete
         self._saved_micros: int | None = None
@@ -99,7 +101,8 @@ class TokenDataModule(pl.LightningDataModule):
         steps, first_step = trainer.max_steps, lambda: trainer.global_step
         options = {"rows_of": self.order.rows, "cls": _Resumable, **self._options()}
         loader = train_loader(rows, self.rows, rank, world, steps, first_step, **options)
-        loader.before_batch = self._ramp
+        loader.before_batch, self._loader = self._ramp, loader
+        self.unequal = any(isinstance(part, PackedRows) for part in parts.values())
         if trainer.is_global_zero:  # as late as this: a start that is refused leaves the run's folder as it was
             keep_tokenizer(trainer.default_root_dir, self.prepared.dir)
         return loader
@@ -136,6 +139,10 @@ class TokenDataModule(pl.LightningDataModule):
             return Order([len(part) for part in parts], self.rows, stages, begun=self.begun)
         return Order([len(parts[0])], self.rows, stretches=stretches_of(parts[0], self.rows))
 
+    def batches_of(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of a step, once the training rows were asked for."""
+        return [self._loader.dataset.__getitems__(rows) for rows in self._loader.batch_sampler.of_step(step)]
+
     def read_in(self, step: int) -> dict[str, dict[str, float]]:
         """Rows of a step from each source, and how often it was read by its end: 1.5 is in the middle of a second pass."""
         if self.order is None:
@@ -170,6 +177,7 @@ class TokenDataModule(pl.LightningDataModule):
             "step": step,
             "taken": dict(zip(self._fingerprints(), taken, strict=False)),
             **({"begun": list(self.begun)} if self.begun else {}),
+            **({"weighs": "tokens"} if self.unequal else {}),
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -189,7 +197,7 @@ class TokenDataModule(pl.LightningDataModule):
                 f"the checkpoint was trained with {name}={was}, this run has {value}: resume with the same data"
                 " settings, or start a new run",
             )
-        self._saved_micros = state_dict["micro_batches"]
+        self._saved_micros, self.weighed_otherwise = state_dict["micro_batches"], "weighs" not in state_dict
         begun = saved.get("begun")
         if branched:
             begun = self._behind(state_dict) if self.mixture.sources else None

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 
 from sigma_lite.config import OF_ALL_SOURCES, ConfigError, CorpusConfig, MixtureConfig, require
 from sigma_lite.data import shards, stages
-from sigma_lite.data.rows import Batch, Rows
+from sigma_lite.data.rows import Batch, Rows, together
 from sigma_lite.data.shards import Prepared
 from sigma_lite.data.tokenizer import FILE
 from sigma_lite.runfile import source_corpora
@@ -193,4 +193,4 @@ class RowsOfSources(Dataset):
             source = min(bisect_right(self.ends, row), len(self.parts) - 1)  # the number behind the last is padding
             first = self.ends[source] - len(self.parts[source])
             found.append(self.parts[source][row - first]._replace(domains_B=torch.tensor([source])))
-        return Batch(*map(torch.cat, zip(*found, strict=True)))
+        return together(found)

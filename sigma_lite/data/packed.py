@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+import torch
 
 from sigma_lite.config import require
 from sigma_lite.data.chat import Marks
@@ -17,7 +18,8 @@ READ = 10_000_000  # tokens looked through at a time
 class PackedRows(Rows):
     """Rows of a stream of conversations. A row has S inputs and S targets, so S + 1 tokens of conversations fit.
 
-    What is left of a row is filled with ends of text, which are documents of their own. A conversation that is longer than
+    What is left of a row is filled with ends of text, which are documents of their own, and of which a batch's `own_BS` is
+    False: neither a loss nor an expert's load counts them. A conversation that is longer than
     a row is left out: cut, it would teach an answer without an end. The row behind the last is empty.
 
     Args:
@@ -44,8 +46,10 @@ class PackedRows(Rows):
         return first, end
 
     def __getitems__(self, rows: list[int]) -> Batch:
-        ids, kinds = self.tokens([self.span(row) for row in rows])
-        return self.batch(ids, kinds, self.frame.answers(ids)[:, 1:], rows)
+        spans = [self.span(row) for row in rows]
+        ids, kinds = self.tokens(spans)
+        own = np.arange(self.length) < np.array([end - first for first, end in spans])[:, None]
+        return self.batch(ids, kinds, self.frame.answers(ids)[:, 1:], rows)._replace(own_BS=torch.from_numpy(own))
 
     def domains(self, rows_N: np.ndarray) -> np.ndarray:
         return np.full(len(rows_N), -1, np.int64)

@@ -8,7 +8,7 @@ domain. Several sources have a sequence each, which order.py merges.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -35,6 +35,22 @@ class Batch(NamedTuple):
     kinds_BS: Tensor  # uint8, kind of the target (kinds.KINDS)
     bytes_BS: Tensor  # int32, UTF-8 bytes of the target; 0 for special tokens and where nothing is scored
     domains_B: Tensor  # int64, place in Domains.names; -1 without domains, or where two meet in the row
+    own_BS: Tensor | None = None  # bool, False where a row is filled up; None: nowhere
+
+    @property
+    def own_T(self) -> Tensor | None:
+        return None if self.own_BS is None else self.own_BS.flatten()
+
+    @property
+    def counted(self) -> tuple[int, int]:
+        """Targets that are scored, and tokens that do not fill rows up."""
+        scored = int((self.targets_BS != IGNORED).sum())
+        return scored, self.ids_BS.numel() if self.own_BS is None else int(self.own_BS.sum())
+
+    @property
+    def lengths(self) -> int | Tensor:
+        """What a balance loss of each row asks: B, or how many tokens each row has, int64 [B]."""
+        return len(self.ids_BS) if self.own_BS is None else self.own_BS.sum(1)
 
 
 # ------------------------------------------------------------------------------------------------------------- order
@@ -107,9 +123,12 @@ class TrainSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         step = self.first_step()
         while self.steps is None or step < self.steps:
-            for micro_WR in self.rows_of(step).reshape(-1, self.world, self.rows.per_micro):
-                yield micro_WR[self.rank].tolist()
+            yield from self.of_step(step)
             step += 1
+
+    def of_step(self, step: int) -> list[list[int]]:
+        """Row numbers of each micro-batch of this rank."""
+        return self.rows_of(step).reshape(-1, self.world, self.rows.per_micro)[:, self.rank].tolist()
 
     def _next(self, step: int) -> np.ndarray:
         """The rows of a step, of one source without an `Order`."""
@@ -257,3 +276,11 @@ def heldout_loader(rows: Rows, config: RowsConfig, rank: int = 0, world: int = 1
 
 def identity(batch: Batch) -> Batch:
     return batch
+
+
+def together(batches: Sequence[Batch]) -> Batch:
+    """The rows of several batches as one."""
+    *columns, owns = zip(*batches, strict=True)
+    filled = any(own is not None for own in owns)
+    own = [torch.ones_like(b.ids_BS, dtype=torch.bool) if b.own_BS is None else b.own_BS for b in batches if filled]
+    return Batch(*map(torch.cat, columns), torch.cat(own) if filled else None)

@@ -2,7 +2,18 @@
 
 from sigma_lite.model.attention import KeyValueCache
 from sigma_lite.model.parts import Parts
-from sigma_lite.model.router import NamedRouting, Router, Routing, of_experts, of_others
+from sigma_lite.model.router import NamedRouting, Router, Routing, of_experts, of_others, of_tokens
 from sigma_lite.model.transformer import Output, Transformer
 
-__all__ = ["KeyValueCache", "NamedRouting", "Output", "Parts", "Router", "Routing", "Transformer", "of_experts", "of_others"]
+__all__ = [
+    "KeyValueCache",
+    "NamedRouting",
+    "Output",
+    "Parts",
+    "Router",
+    "Routing",
+    "Transformer",
+    "of_experts",
+    "of_others",
+    "of_tokens",
+]

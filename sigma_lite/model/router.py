@@ -63,6 +63,11 @@ def of_others(routings: Sequence[Routing]) -> list[NamedRouting]:
     return [routing for routing in routings if isinstance(routing, NamedRouting)]
 
 
+def of_tokens(routings: Sequence[Routing], own_T: Tensor | None) -> Sequence[Routing]:
+    """What was decided for some of the tokens, bool [T]; None: for all."""
+    return routings if own_T is None else [routing.each(lambda tensor: tensor[own_T]) for routing in routings]
+
+
 class Router(nn.Module):
     """Score every expert, choose the `top_k` best, and gate them with their scores.
 

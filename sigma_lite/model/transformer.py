@@ -70,14 +70,17 @@ class Transformer(nn.Module):
         return Output(self.head(x_BSD), routings)
 
     def loss(
-        self, ids_BS: Tensor, targets_BS: Tensor, *, documents_BS: Tensor | None = None
+        self, ids_BS: Tensor, targets_BS: Tensor, *, documents_BS: Tensor | None = None, count: float | None = None
     ) -> tuple[Tensor, list[Routing]]:
         """Mean next-token loss in nats over targets other than -100, and the routings.
 
         Equals cross_entropy of `forward`'s logits, without ever holding all [T, V] of them.
+
+        Args:
+            count: divide the sum by this, not by the number of these targets: see balance/pooled.py.
         """
         x_BSD, routings = self.backbone(ids_BS, documents_BS=documents_BS)
-        return cross_entropy(x_BSD.flatten(0, 1), self.head.weight, targets_BS.flatten()), routings
+        return cross_entropy(x_BSD.flatten(0, 1), self.head.weight, targets_BS.flatten(), count=count), routings
 
     def nats(
         self, ids_BS: Tensor, targets_BS: Tensor, *, documents_BS: Tensor | None = None
@@ -168,22 +171,29 @@ def one_after_another(
 CHUNK = 512  # tokens whose logits exist at one time; on a CPU this beats torch's own choice by a fifth
 
 
-def cross_entropy(x_TD: Tensor, head_VD: Tensor, targets_T: Tensor, reduction: str = "mean") -> Tensor:
+def cross_entropy(
+    x_TD: Tensor, head_VD: Tensor, targets_T: Tensor, reduction: str = "mean", count: float | None = None
+) -> Tensor:
     """-log softmax(head x)[target], in nats; chunked over tokens where torch can (2.13 on), so memory is O(chunk * V).
 
     Under autocast the products are of its 16 bits; softmax, loss and the sum of the head's gradient are in fp32.
+
+    Args:
+        count: what a mean divides by; None: the number of targets other than -100.
     """
     device = x_TD.device.type
     if reduction == "mean" and torch.is_grad_enabled():
         if torch.is_autocast_enabled(device):
-            return _MixedCrossEntropy.apply(x_TD, head_VD, targets_T, torch.get_autocast_dtype(device))
+            return _MixedCrossEntropy.apply(x_TD, head_VD, targets_T, torch.get_autocast_dtype(device), count)
         if hasattr(F, "linear_cross_entropy"):
             options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK)
-            return F.linear_cross_entropy(x_TD, head_VD, targets_T, options=options)
+            if count is None:
+                return F.linear_cross_entropy(x_TD, head_VD, targets_T, options=options)
+            return F.linear_cross_entropy(x_TD, head_VD, targets_T, reduction="sum", options=options) / count
     chunks = zip(x_TD.split(CHUNK), targets_T.split(CHUNK), strict=True)
     losses = [F.cross_entropy(F.linear(x, head_VD).float(), t, reduction="none") for x, t in chunks]
     losses_T = torch.cat(losses) if losses else x_TD.new_zeros(0)
-    return losses_T if reduction == "none" else losses_T.sum() / (targets_T != -100).sum()
+    return losses_T if reduction == "none" else losses_T.sum() / ((targets_T != -100).sum() if count is None else count)
 
 
 class _MixedCrossEntropy(torch.autograd.Function):
@@ -193,7 +203,7 @@ class _MixedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x_TD: Tensor, head_VD: Tensor, targets_T: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(ctx, x_TD: Tensor, head_VD: Tensor, targets_T: Tensor, dtype: torch.dtype, count: float | None) -> Tensor:
         x_TD, head_VD = x_TD.to(dtype), head_VD.to(dtype)
         scored_T = targets_T != -100
         dx_TD, dhead_VD = torch.empty_like(x_TD), torch.zeros_like(head_VD, dtype=torch.float32)
@@ -207,12 +217,12 @@ class _MixedCrossEntropy(torch.autograd.Function):
             dlogits_CV = dlogits_CV.mul_(scored_C[:, None]).to(dtype)  # not yet divided by the count: fp16 would lose it
             torch.mm(dlogits_CV, head_VD, out=dx_CD)
             dhead_VD += torch.mm(dlogits_CV.T, x_CD)
-        ctx.count = scored_T.sum()
+        ctx.count = scored_T.sum() if count is None else count
         ctx.save_for_backward(dx_TD, dhead_VD)
         return nats / ctx.count
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dloss: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx, dloss: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         dx_TD, dhead_VD = ctx.saved_tensors
-        return dx_TD * (dloss / ctx.count), dhead_VD.mul_(dloss / ctx.count), None, None
+        return dx_TD * (dloss / ctx.count), dhead_VD.mul_(dloss / ctx.count), None, None, None

@@ -16,7 +16,7 @@ from sigma_lite.balance.balancer import Balancer, as_balancer, moves_after_a_ste
 from sigma_lite.balance.exact import widest
 from sigma_lite.balance.metrics import ExpertLoad
 from sigma_lite.balance.objective import objective
-from sigma_lite.balance.pooled import PooledCounts
+from sigma_lite.balance.pooled import Counted, PooledCounts, mean_counted
 from sigma_lite.balance.schedule import k_per_layer
 from sigma_lite.config import (
     BalanceConfig,
@@ -32,14 +32,14 @@ from sigma_lite.data.chat import marks
 from sigma_lite.data.rows import IGNORED
 from sigma_lite.identity import identify
 from sigma_lite.lightning_keys import require_clipping, require_precision
-from sigma_lite.model import Parts, Routing, Transformer, of_experts
+from sigma_lite.model import Parts, Routing, Transformer, of_experts, of_tokens
 from sigma_lite.model.parts import as_parts
 from sigma_lite.train.bits import BitsPerByte
 from sigma_lite.train.callbacks.replan import Replan
 from sigma_lite.train.callbacks.sparsity_schedule import SparsitySchedule
 from sigma_lite.train.checkpoint import require_finite
 from sigma_lite.train.optim import clip_gradients, optimizer_of, own_identities, schedule_of, total_norm
-from sigma_lite.train.reward import Outcome, Reinforcement
+from sigma_lite.train.reward import Lesson, Outcome, Reinforcement
 
 if TYPE_CHECKING:
     from sigma_lite.data.rows import Batch
@@ -79,6 +79,8 @@ class SigmaLit(pl.LightningModule):
         self.told_by_lightning: bool | None = None  # None: loggers are, if there are any; False: a diary tells them
         self.reinforce: Reinforcement | None = None  # once a stage of rewards begins
         self.branched: Branch | None = None  # how the next checkpoint is read, where its settings were others
+        self.each: Counted | None = None  # of this step, where its micro-batches weigh unequally
+        self.lessons: list[Lesson] = []  # of this step, a micro-batch each
         self.pooled = PooledCounts()
         self.grad_norm = float("nan")  # of the last finished optimizer step, before clipping
         self._norm: Tensor | None = None
@@ -144,7 +146,7 @@ class SigmaLit(pl.LightningModule):
     def on_train_start(self) -> None:
         """A fit before this one may have ended in the middle of a step."""
         self.pooled.reset()
-        self._norm = None
+        self._norm, self.each = None, None
         if self.reward.answers:
             source = next(iter(self.trainer.datamodule.prepared.sources.values()))  # one tokenizer serves all
             frame = marks(source.tokenizer, source.manifest["end_of_text"])
@@ -153,7 +155,8 @@ class SigmaLit(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         learned = self._learned(batch, batch_idx)
-        losses = self.objective(learned.loss, learned.routings, self.pooled, len(batch.ids_BS))
+        read = self.each and self.each.read
+        losses = self.objective(learned.loss, learned.routings, self.pooled, learned.lengths, read)
         terms, main = {name: term.detach() for name, term in losses.terms.items()}, self.objective.main
         shown = {main: terms[main], "lbl": losses.lbl, **({"balance": terms["balance"]} if self.custom_balance else {})}
         for name, value in {**shown, **learned.told}.items():
@@ -164,13 +167,24 @@ class SigmaLit(pl.LightningModule):
 
     def _learned(self, batch: Batch, batch_idx: int) -> Outcome:
         """From what the rows say, or from rewards."""
-        if self.reinforce is None:
-            lm, routings = self.model.loss(batch.ids_BS, batch.targets_BS, documents_BS=batch.documents_BS)
-            return Outcome(lm, routings, True, {})
-        trainer = self.trainer
-        micro = batch_idx % trainer.accumulate_grad_batches
-        first = (micro * trainer.world_size + trainer.global_rank) * len(batch.ids_BS)  # as data/rows.py shares them out
-        return self.reinforce(batch, trainer.global_step, first)
+        micro = batch_idx % self.trainer.accumulate_grad_batches
+        if micro == 0 and getattr(self.trainer.datamodule, "unequal", False):
+            self._look_ahead()
+        if self.reinforce:
+            return self.reinforce.learn(self.lessons[micro], self.each)
+        count = self.each and self.each.scored
+        lm, routings = self.model.loss(batch.ids_BS, batch.targets_BS, documents_BS=batch.documents_BS, count=count)
+        return Outcome(lm, of_tokens(routings, batch.own_T), batch.lengths, True, {})
+
+    def _look_ahead(self) -> None:
+        """Before the first micro-batch: how much each of the step's weighs, and all answers that rewards are for."""
+        step, world, rank = self.trainer.global_step, self.trainer.world_size, self.trainer.global_rank
+        batches = self.trainer.datamodule.batches_of(step)
+        if self.reinforce:
+            # as data/rows.py shares out the rows of a step
+            firsts = [(micro * world + rank) * len(batch.ids_BS) for micro, batch in enumerate(batches)]
+            self.lessons = [self.reinforce.ask(batch, step, first) for batch, first in zip(batches, firsts, strict=True)]
+        self.each = mean_counted(self.lessons if self.reinforce else batches, world, self.device)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """A step whose groups are all dead, on every rank, changes nothing: AdamW passes over weights without a gradient."""

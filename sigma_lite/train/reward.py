@@ -4,12 +4,13 @@ GRPO (2402.03300), on policy. A micro-batch holds problems, one a row. The model
 temperature 1. An answer earns 1 if it ended and its result is right, else 0. Its advantage is what it earned beyond the mean
 of its group, divided by the group's standard deviation with `normalise`:
 
-    loss = mean over all tokens of these answers of -advantage * log p(token)
+    loss = mean over all tokens of a step's answers of -advantage * log p(token)
 
-The mean over tokens is DAPO's (2503.14476); without `normalise` the advantage is Dr. GRPO's (2503.20783), which does not
-favour problems that are almost always or almost never solved. A group in which all earned the same has no advantage: it is
-dead, and is left out before the forward pass, so neither the loss nor a router's load counts it. Each drawing is used for
-one step; then the ratio of new and old probability is 1, and there is nothing to clip. No reference model holds the weights.
+So all answers of a step are written before the first of its micro-batches is learned from. The mean over tokens is DAPO's
+(2503.14476); without `normalise` the advantage is Dr. GRPO's (2503.20783), which does not favour problems that are almost
+always or almost never solved. A group in which all earned the same has no advantage: it is dead, and is left out before the
+forward pass, so neither the loss nor a router's load counts it. Each drawing is used for one step; then the ratio of new and
+old probability is 1, and there is nothing to clip. No reference model holds the weights.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sigma_lite.balance.pooled import Counted
 from sigma_lite.config import RewardConfig, require
 from sigma_lite.data.chat import Marks
 from sigma_lite.data.rows import IGNORED, Batch
 from sigma_lite.data.tasks import result
-from sigma_lite.model import Routing, Transformer, of_experts
+from sigma_lite.model import Routing, Transformer, of_experts, of_tokens
 from sigma_lite.model.transformer import cross_entropy
 from sigma_lite.serve.generate import Continuation, Sampling, generate, joined, why_it_cannot_write
 
@@ -34,12 +36,36 @@ OWN = Sampling(temperature=1.0, top_p=1.0)  # the model's own distribution, from
 
 
 class Outcome(NamedTuple):
-    """Of one micro-batch. The tokens of a routing are those of the live answers, T in all."""
+    """Of one micro-batch. The tokens of a routing are those of the live answers, T in all; none where no group is live."""
 
     loss: Tensor
     routings: list[Routing]
+    lengths: Tensor | int  # how these tokens divide into rows: see Batch.lengths
     live: bool  # False: every group was dead, and nothing is to be learned
     told: dict[str, Tensor]  # scalars for the diary
+
+
+class Answered(NamedTuple):
+    """B prompts and their answers as rows for a forward pass; what is left of a row is filled up."""
+
+    ids_BS: Tensor
+    targets_BS: Tensor  # tokens of answers, the end mark too; IGNORED elsewhere
+    own_BS: Tensor  # bool: not filled up
+
+
+class Lesson(NamedTuple):
+    """Answers of one micro-batch's live groups; those of the first where none is live: the model has to read something."""
+
+    rows: Answered
+    advantages_B: Tensor
+    written: list[Continuation]
+    live: bool
+    told: dict[str, Tensor]
+
+    @property
+    def counted(self) -> tuple[int, int]:
+        """Tokens of live answers, and those with their problems."""
+        return (int((self.rows.targets_BS != IGNORED).sum()), int(self.rows.own_BS.sum())) if self.live else (0, 0)
 
 
 class Reinforcement:
@@ -57,7 +83,11 @@ class Reinforcement:
         self.config, self.model, self.frame, self.text = config, model, frame, text
 
     def __call__(self, batch: Batch, step: int, first: int) -> Outcome:
-        """Answer, judge, and compute the loss.
+        """Of a step that is one micro-batch; see `ask`."""
+        return self.learn(self.ask(batch, step, first))
+
+    def ask(self, batch: Batch, step: int, first: int) -> Lesson:
+        """Answer and judge.
 
         Args:
             batch: one problem a row.
@@ -74,20 +104,28 @@ class Reinforcement:
         rewards_PG = torch.tensor([float(r) for r in self.rewards(asked, written)]).view(-1, G)
         shown_PG = shuffled(rewards_PG, seeds[::G]) if self.config.null else rewards_PG
         advantages_PG, live_P = advantages(shown_PG, self.config.normalise)
-        learned_P = live_P if live_P.any() else torch.arange(len(live_P)) == 0  # the model has to read something
+        live = bool(live_P.any())
+        learned_P = live_P if live else torch.arange(len(live_P)) == 0
         kept = learned_P.repeat_interleave(G).nonzero()[:, 0].tolist()
         rows = answered([prompts[i] for i in kept], [written[i] for i in kept], self.frame.begin, self.frame.end)
-        loss, nats_N, routings = policy_loss(self.model, rows, advantages_PG.flatten()[kept])
         told = {
             "reward": rewards_PG.mean(),
             "length": torch.tensor([float(len(own.logps)) for own in written]).mean(),  # tokens, the end mark too
             "ended": torch.tensor([float(own.stopped) for own in written]).mean(),
             "dead": (~live_P).float().mean(),
             "entropy": -torch.tensor([logp for own in written for logp in own.logps]).mean(),  # nats a token, estimated
-            **mismatch([written[i] for i in kept], nats_N, routings),
         }
+        return Lesson(rows, advantages_PG.flatten()[kept], [written[i] for i in kept], live, told)
+
+    def learn(self, lesson: Lesson, each: Counted | None = None) -> Outcome:
+        """Compute the loss. Args: each: the mean over the step's micro-batches, where they differ."""
+        scored = None if each is None else each.scored
+        loss, nats_N, routings = policy_loss(self.model, lesson.rows, lesson.advantages_B, scored)
+        told = lesson.told | mismatch(lesson.written, nats_N, routings)
+        routings = routings if lesson.live else [r.each(lambda t: t[:0]) for r in routings]
         device = self.model.embedding.weight.device
-        return Outcome(loss, routings, bool(live_P.any()), {name: value.to(device) for name, value in told.items()})
+        lengths_B = lesson.rows.own_BS.sum(1) * lesson.live
+        return Outcome(loss, routings, lengths_B, lesson.live, {name: value.to(device) for name, value in told.items()})
 
     def rewards(self, asked: Sequence[tuple], written: Sequence[Continuation]) -> list[bool]:
         """Whether each answer ended and has the right result, to the digit."""
@@ -126,14 +164,6 @@ def advantages(rewards_PG: Tensor, normalise: bool) -> tuple[Tensor, Tensor]:
     return beyond_PG.where(live_P[:, None], 0.0), live_P
 
 
-class Answered(NamedTuple):
-    """B prompts and their answers as rows for a forward pass; what is left of a row is filled up."""
-
-    ids_BS: Tensor
-    targets_BS: Tensor  # tokens of answers, the end mark too; IGNORED elsewhere
-    own_BS: Tensor  # bool: not filled up
-
-
 def answered(prompts: Sequence[Sequence[int]], written: Sequence[Continuation], fill: int, end: int) -> Answered:
     whole = [[*prompt, *own.tokens, *[end] * own.stopped] for prompt, own in zip(prompts, written, strict=True)]
     S = max(map(len, whole)) - 1
@@ -145,8 +175,13 @@ def answered(prompts: Sequence[Sequence[int]], written: Sequence[Continuation], 
     return Answered(ids_BS, targets_BS, own_BS)
 
 
-def policy_loss(model: Transformer, rows: Answered, advantages_B: Tensor) -> tuple[Tensor, Tensor, list[Routing]]:
+def policy_loss(
+    model: Transformer, rows: Answered, advantages_B: Tensor, count: float | None = None
+) -> tuple[Tensor, Tensor, list[Routing]]:
     """Mean over the answers' tokens of -advantage * log p.
+
+    Args:
+        count: divide the sum by this, not by the number of these tokens: see balance/pooled.py.
 
     Returns: the loss; -log p of these tokens, [N], row by row; the routings of all tokens that are not filled up.
     """
@@ -156,8 +191,9 @@ def policy_loss(model: Transformer, rows: Answered, advantages_B: Tensor) -> tup
     scored_BS = targets_BS != IGNORED
     nats_N = cross_entropy(x_BSD[scored_BS], model.head.weight, targets_BS[scored_BS], "none")
     advantages_N = advantages_B.to(device)[:, None].expand_as(ids_BS)[scored_BS]
-    own_T = own_BS.flatten()
-    return (advantages_N * nats_N).mean(), nats_N, [r.each(lambda t: t[own_T]) for r in routings]
+    losses_N = advantages_N * nats_N
+    loss = losses_N.mean() if count is None else losses_N.sum() / count
+    return loss, nats_N, of_tokens(routings, own_BS.flatten())
 
 
 @torch.no_grad()

@@ -151,7 +151,7 @@ def _cuts_that_matter(settings: Mapping[str, Any]) -> dict[str, str]:
     shares counted so far in the step: with one micro-batch by the whole step's on any number of ranks, with several by
     shares that grow, so their number matters (measured on tests/tiny.py: after 8 steps weights differ by 0.021 to 0.026
     between 1 and 2, 4 or 8, and by 2e-7 without the loss). Of a reader's own loss nobody knows. A loss of each row, none,
-    or one that weighs nothing does not depend on it.
+    or one that weighs nothing does not; nor does what is learned, for balance/pooled.py weighs micro-batches by tokens.
     """
     loss, own = settings["balance"]["loss"], settings["custom_balance"] is not None
     if any(name.startswith("parts.") for name in settings):

@@ -14,7 +14,9 @@ from test_resume import diary, same
 from tiny import child, ending
 
 from sigma_lite import record
-from sigma_lite.config import ConfigError, ModelConfig, RewardConfig
+from sigma_lite.balance.objective import objective
+from sigma_lite.balance.pooled import PooledCounts
+from sigma_lite.config import BalanceConfig, ConfigError, ModelConfig, RewardConfig
 from sigma_lite.data.chat import Marks
 from sigma_lite.data.rows import IGNORED, Batch
 from sigma_lite.model import Transformer
@@ -112,6 +114,27 @@ def test_a_group_of_equal_rewards_contributes_nothing():
         assert (few.told["dead"], more.told["dead"]) == (0, pytest.approx(1 / 3))
     nothing = reinforcement(lambda asked, written: [0] * 8)(asked(one, other), 5, 0)
     assert not nothing.live and nothing.told["dead"] == 1 and nothing.loss == 0
+    assert not any(g.any() for g in gradient(nothing.loss, alone.model))
+    assert {r.logits.shape for r in nothing.routings} == {(0, 4)} and {r.ids.shape for r in nothing.routings} == {(0, 1)}
+
+
+@pytest.mark.parametrize("loss", ["global", "micro", "top1"])
+def test_a_micro_batch_of_dead_groups_is_in_no_load(loss):
+    """A step's loads, losses and gradient are those of the micro-batches that live; a dead one adds zero, not NaN."""
+    learner = reinforcement(lambda asked, written: [1, 0, 0, 1] * 2)
+    dead = reinforcement(lambda asked, written: [1] * 8, learner.model)
+    rows, whole, pooled = (
+        asked(([5], [7]), ([6, 6], [8])),
+        objective(BalanceConfig(loss=loss), 2, main="policy"),
+        PooledCounts(),
+    )
+    lives = learner(rows, 0, 0)
+    whole(lives.loss, lives.routings, pooled, 2)
+    before = pooled.counts_LE.clone()
+    nothing = dead(rows, 0, 0)
+    losses = whole(nothing.loss, nothing.routings, pooled, 2)
+    assert torch.equal(pooled.counts_LE, before) and before.any()
+    assert losses.total == 0 and not any(g.any() for g in gradient(losses.total, learner.model))
 
 
 def test_the_null_arm_has_no_mean_signal():

@@ -288,6 +288,15 @@ def test_spike_guard_judges():
     assert not guard.judge(1.3) and not guard.judge(0.01)  # small is never a spike
 
 
+def test_a_step_without_a_gradient_teaches_the_spike_guard_nothing():
+    """Such as one of rewards whose groups are all dead: its logarithm would be -28, and anything would pass for long."""
+    guard = SpikeGuard()
+    ordinary(guard, 200)
+    before = guard.state_dict()
+    assert not guard.judge(0.0) and guard.state_dict() == before
+    assert guard.judge(100.0)
+
+
 def ordinary(guard: SpikeGuard, steps: int, level: float = 1.0, noise: float = 0.02, **clip: float) -> int:
     """How many of these norms the guard refuses: `level` times a noise whose logarithm deviates by `noise`."""
     generator = torch.Generator().manual_seed(0)

@@ -25,7 +25,6 @@ class LoadRecorder(pl.Callback):
     def __init__(self) -> None:
         self.window: ExpertLoad | None = None  # of this rank
         self.logits_L: Tensor | None = None  # the largest absolute logit of each router in the window, on this rank
-        self.tokens = 0  # in the window, over all ranks
         self.others: dict[str, ExpertLoad] = {}  # windows of what is no expert, by name: "layer 0 queries"
 
     def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
@@ -45,12 +44,13 @@ class LoadRecorder(pl.Callback):
         self.window.update(experts)
         for other in of_others(outputs["routings"]):
             self._window_of(other, module.device).update([other])
-        self.logits_L = torch.maximum(self.logits_L, largest_logits(experts))
-        self.tokens += len(outputs["routings"][0].ids) * trainer.world_size
+        if len(experts[0].ids):  # rewards have micro-batches from which nothing is learned
+            self.logits_L = torch.maximum(self.logits_L, largest_logits(experts))
         if not completes_step(trainer, batch_idx):
             return
         step, k = trainer.global_step, module.k_at(trainer.global_step - 1)
-        if self.tokens < module.balance.window_tokens and module.k_at(step) == k:
+        tokens = int(sum_over_ranks(self.window.tokens))  # ranks learn from unequal numbers, and must end a window together
+        if tokens < module.balance.window_tokens and module.k_at(step) == k:
             return
         load, logits_L = self.window.load(), max_over_ranks(self.logits_L)
         module.log("layer0_max_deviation", load["max_deviation"][0], prog_bar=True, logger=module.told_by_lightning)
@@ -62,11 +62,10 @@ class LoadRecorder(pl.Callback):
             if isinstance(diary, Diary) and diary.record:
                 facts = {name: rounded(load[name]) for name in ("f", "P", "lbl", "router_entropy")}
                 facts["logit_max"] = rounded(logits_L)
-                diary.write(trainer, "load", tokens=self.tokens, k=list(k), **facts, **bias, **others)
+                diary.write(trainer, "load", tokens=tokens, k=list(k), **facts, **bias, **others)
         for window in (self.window, *self.others.values()):
             window.reset()
         self.logits_L = torch.zeros_like(self.logits_L)
-        self.tokens = 0
 
     def _window_of(self, routing: NamedRouting, device: torch.device) -> ExpertLoad:
         if routing.name not in self.others:
@@ -77,10 +76,10 @@ class LoadRecorder(pl.Callback):
         if self.window is None:
             return {}
         others = {"others": {name: _sums(window) for name, window in self.others.items()}} if self.others else {}
-        return {"tokens": self.tokens, "window": _sums(self.window), "logits": max_over_ranks(self.logits_L).cpu(), **others}
+        return {"window": _sums(self.window), "logits": max_over_ranks(self.logits_L).cpu(), **others}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.tokens, self.logits_L = state["tokens"], state.get("logits")  # checkpoints of before had none
+        self.logits_L = state.get("logits")  # checkpoints of before had none
         self.window = _window(state["window"])
         self.others = {name: _window(sums) for name, sums in state.get("others", {}).items()}
 

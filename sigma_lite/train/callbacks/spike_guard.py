@@ -59,7 +59,9 @@ class SpikeGuard(pl.Callback):
         module.pooled.reset()  # and a balancer's bias over steps without loads
 
     def judge(self, norm: float, clip: float = 0.0) -> str:
-        """Why this norm is refused, or "" where it is not; it enters the statistics either way, if it is a number.
+        """Why this norm is refused, or "" where it is not; it enters the statistics either way, if it is a number and not 0.
+
+        A step of rewards whose groups are all dead has no gradient at all, which says nothing of the usual norm.
 
         Args:
             norm: of the whole gradient before clipping.
@@ -67,6 +69,8 @@ class SpikeGuard(pl.Callback):
         """
         if not math.isfinite(norm):
             return f"gradient norm is {norm}"
+        if norm == 0:
+            return ""
         log = math.log(norm + 1e-12)
         reach = self.threshold * max(math.sqrt(self.variance), FLOOR)
         if self.seen < self.memory or log <= self.mean + reach or norm <= clip:
