@@ -79,7 +79,8 @@ class SigmaLit(pl.LightningModule):
         self.told_by_lightning: bool | None = None  # None: loggers are, if there are any; False: a diary tells them
         self.reinforce: Reinforcement | None = None  # once a stage of rewards begins
         self.branched: Branch | None = None  # how the next checkpoint is read, where its settings were others
-        self.each: Counted | None = None  # of this step, where its micro-batches weigh unequally
+        self.unequal = False  # whether micro-batches may weigh unequally, as the data module says when training begins
+        self.each: Counted | None = None  # of this step, where they do
         self.lessons: list[Lesson] = []  # of this step, a micro-batch each
         self.pooled = PooledCounts()
         self.grad_norm = float("nan")  # of the last finished optimizer step, before clipping
@@ -147,6 +148,7 @@ class SigmaLit(pl.LightningModule):
         """A fit before this one may have ended in the middle of a step."""
         self.pooled.reset()
         self._norm, self.each = None, None
+        self.unequal = getattr(self.trainer.datamodule, "unequal", False)
         if self.reward.answers:
             source = next(iter(self.trainer.datamodule.prepared.sources.values()))  # one tokenizer serves all
             frame = marks(source.tokenizer, source.manifest["end_of_text"])
@@ -167,8 +169,8 @@ class SigmaLit(pl.LightningModule):
 
     def _learned(self, batch: Batch, batch_idx: int) -> Outcome:
         """From what the rows say, or from rewards."""
-        micro = batch_idx % self.trainer.accumulate_grad_batches
-        if micro == 0 and getattr(self.trainer.datamodule, "unequal", False):
+        micro = batch_idx % self.trainer.accumulate_grad_batches if self.unequal else 0
+        if self.unequal and micro == 0:
             self._look_ahead()
         if self.reinforce:
             return self.reinforce.learn(self.lessons[micro], self.each)

@@ -78,7 +78,7 @@ def test_each_disagreement_is_one():
     ).groups()
     assert 2 * float(random) < float(lbl) < 0.5 * float(nothing)
     mean, token, even, unsure = re.search(
-        r"4\.56\): (\S+) and (\S+); LBL (\S+) and (\S+)\. E", claims.sure_or_even().found
+        r"4\.56\): (\S+) ± \S+ and (\S+) ± \S+; LBL (\S+) ± \S+ and (\S+) ± \S+\. E", claims.sure_or_even().found
     ).groups()
     assert float(token) < 1 < float(mean) < float(unsure) < float(even)
     grouped, usual = re.search(r"score ([\d.]+) grouped, ([\d.]+) as", claims.groups().found).groups()
