@@ -239,6 +239,5 @@ def test_data_prepared_before_domains_were_recorded_still_loads(tmp_path):
     assert prepare_quietly(corpus_of(tmp_path, heldout=0.4)).manifest == old.manifest
     assert old.domain_tokens() == {}
     a, b = (Rows(d.train, d.token_bytes, LENGTH).__getitems__([0, 3]) for d in (old, new))
-    assert a.domains_B.tolist() == [-1, -1] and b.domains_B.tolist() != [-1, -1]
-    assert all((x == y).all() for x, y in zip(a[:5], b[:5], strict=True)) and a.own_BS is b.own_BS is None
+    assert a.domains_B.tolist() == [-1, -1] and all((x == y).all() for x, y in zip(a[:-2], b[:-2], strict=True))
     refused(old, 2, "prepared before domains were recorded: delete its folder and run `sigma-lite prepare`")
