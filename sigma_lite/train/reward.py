@@ -178,10 +178,7 @@ def answered(prompts: Sequence[Sequence[int]], written: Sequence[Continuation], 
 def policy_loss(
     model: Transformer, rows: Answered, advantages_B: Tensor, count: float | None = None
 ) -> tuple[Tensor, Tensor, list[Routing]]:
-    """Mean over the answers' tokens of -advantage * log p.
-
-    Args:
-        count: divide the sum by this, not by the number of these tokens: see balance/pooled.py.
+    """Mean over the answers' tokens of -advantage * log p; or their sum divided by `count`, as balance/pooled.py says.
 
     Returns: the loss; -log p of these tokens, [N], row by row; the routings of all tokens that are not filled up.
     """
