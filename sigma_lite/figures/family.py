@@ -57,4 +57,5 @@ def balance_against_loss(points: Sequence[Point], noise: float, baseline: str) -
         "Down is a better model, left a more even layer 0. Bars: 95 % interval of the paired difference, and the range of"
         f" the deviation over seeds. What lies inside the grey band is noise of seeds. {ENDS}"
     )
-    return dress(fig, title, "better: down and left", caption, height=620)
+    height = max(620, 80 + 20 * len(points))  # the legend has two columns, and plotly cuts it at half the height
+    return dress(fig, title, "better: down and left", caption, height=height)
