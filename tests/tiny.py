@@ -138,3 +138,25 @@ def state(run: str | Path, step: int | None = None) -> dict:
     settings = json.loads(found["settings"])
     settings.pop("parent", None)
     return {**found, "settings": settings}
+
+
+def bare_trainer(out: Path, ranks: int, *, steps: int, micros: int, callbacks: list):
+    """Lightning's, that trains and nothing else; with gloo where there are several ranks."""
+    import lightning.pytorch as pl
+    from lightning.pytorch.strategies import DDPStrategy
+
+    return pl.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        devices=ranks,
+        strategy=DDPStrategy(start_method="fork", process_group_backend="gloo") if ranks > 1 else "auto",
+        accumulate_grad_batches=micros,
+        use_distributed_sampler=False,
+        callbacks=callbacks,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=out,
+    )

@@ -46,10 +46,10 @@ def noise_in_words(found: Sequence[Row], noise: Floor) -> list[str]:
     )
     away = [f"{100 * d:+.2f} %" for d in noise.elsewhere if abs(d) >= 5e-5]
     elsewhere = (
-        f"Another machine or older code: {BASE} with the same seed ended {', '.join(away) or 'nothing'} away in"
-        f" {len(away) or len(noise.elsewhere)} of {len(noise.elsewhere)} recordings."
+        f"Another machine or older code made {BASE} with the same seed {len(noise.elsewhere)} times; {len(away)} of these"
+        f" ended elsewhere{': ' * bool(away)}{', '.join(away)}."
         if noise.elsewhere
-        else f"Another machine or older code: {BASE} was not recorded on one."
+        else f"No other machine and no older code made {BASE} with the same seed."
     )
     clear = sum(row.difference.is_clear for row in found if row.arm != BASE)
     chance = (

@@ -2,7 +2,7 @@
 
 A learned router's gate is its probability, near 1 / E at first and small to the end where the router stays unsure. Hash
 routing (papers/hash.py) has the gate 1. Each control changes the gate alone and keeps the choice: a learned router with the
-gate 1, and a hash with the gate 1 / E. (`expert_gain` scales the experts at the start only, and Adam soon undoes that.)
+gate 1, and a hash with the gate 1 / E. (`expert_gain` scales the experts at the start only.)
 """
 
 from __future__ import annotations

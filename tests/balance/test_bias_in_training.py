@@ -10,7 +10,6 @@ import lightning.pytorch as pl
 import pytest
 import tiny
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file, save_file
 
 from sigma_lite import cli
@@ -57,21 +56,7 @@ def train(data: Path, out: Path, balance: BalanceConfig, own: Balancer | None = 
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer = pl.Trainer(
-            max_steps=steps,
-            accelerator="cpu",
-            devices=ranks,
-            strategy=DDPStrategy(start_method="fork", process_group_backend="gloo") if ranks > 1 else "auto",
-            accumulate_grad_batches=rows.accumulation(ranks),
-            use_distributed_sampler=False,
-            callbacks=[Watch(out)],
-            limit_val_batches=0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=out,
-        )
+        trainer = tiny.bare_trainer(out, ranks, steps=steps, micros=rows.accumulation(ranks), callbacks=[Watch(out)])
         trainer.fit(SigmaLit(NET, balance=balance, custom_balance=own), datamodule=datamodule)
     return [load_file(out / f"seen-{rank}") for rank in range(ranks)]
 

@@ -10,7 +10,6 @@ import lightning.pytorch as pl
 import pytest
 import tiny
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -53,24 +52,9 @@ def one_step(data: Path, out: Path, *, ranks: int, per_micro: int, weights: dict
     torch.manual_seed(0)
     module = SigmaLit(NET, balance=BalanceConfig())
     module.objective.term_weights = weights
-    strategy = DDPStrategy(start_method="fork", process_group_backend="gloo") if ranks > 1 else "auto"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer = pl.Trainer(
-            max_steps=1,
-            accelerator="cpu",
-            devices=ranks,
-            strategy=strategy,
-            accumulate_grad_batches=rows.accumulation(ranks),
-            use_distributed_sampler=False,
-            callbacks=[Grab(out)],
-            limit_val_batches=0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=out,
-        )
+        trainer = tiny.bare_trainer(out, ranks, steps=1, micros=rows.accumulation(ranks), callbacks=[Grab(out)])
         trainer.fit(module, datamodule=_data(corpus, rows, data))
     found = [load_file(out / f"gradients-{rank}") for rank in range(ranks)]
     for name in found[0]:

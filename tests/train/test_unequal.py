@@ -8,10 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
-import lightning.pytorch as pl
 import pytest
+import tiny
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from safetensors.torch import load_file
 from test_gradients import NET, Grab, distance
@@ -60,20 +59,8 @@ def one_step(corpus, out: Path, weights: dict, *, ranks=1, per_micro=ROWS, loss=
     module = SigmaLit(NET, balance=BalanceConfig(loss=loss, window_tokens=1), reward=reward)
     module.objective.term_weights = weights
     data = data_of(corpus, per_micro)
-    trainer = pl.Trainer(
-        max_steps=1,
-        accelerator="cpu",
-        devices=ranks,
-        strategy=DDPStrategy(start_method="fork", process_group_backend="gloo") if ranks > 1 else "auto",
-        accumulate_grad_batches=data.rows.accumulation(ranks),
-        use_distributed_sampler=False,
-        callbacks=[Grab(out), LoadRecorder()],
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=out,
+    trainer = tiny.bare_trainer(
+        out, ranks, steps=1, micros=data.rows.accumulation(ranks), callbacks=[Grab(out), LoadRecorder()]
     )
     trainer.fit(module, datamodule=data)
     found = [load_file(out / f"gradients-{rank}") for rank in range(ranks)]
