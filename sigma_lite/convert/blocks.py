@@ -77,5 +77,5 @@ class Group(nn.Module):
             runs_T1, p_BS1 = runs_TM[:, place, None], choice.probs[:, place].view(*x_BSD.shape[:2], 1)
             learns_BS1 = (p_BS1 - p_BS1.detach()).to(y_BSD.dtype)  # 0, with p's gradient: what a chosen block adds is whole
             x_BSD = torch.where(runs_T1.view_as(p_BS1), y_BSD + learns_BS1 * (y_BSD - x_BSD), x_BSD)
-            routings += [r._replace(ids=r.ids.where(runs_T1, -1), gates=r.gates.where(runs_T1, 0.0)) for r in found]
+            routings += [r.with_tensors(ids=r.ids.where(runs_T1, -1), gates=r.gates.where(runs_T1, 0.0)) for r in found]
         return x_BSD, routings, choice

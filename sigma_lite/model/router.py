@@ -28,12 +28,16 @@ class Routing(NamedTuple):
     gates: Tensor  # [T, K] fp32 scores of the chosen, in 0..1; not renormalised unless set so: K may change, not their scale
     logits: Tensor  # [T, E] fp32
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> Routing:
-        """Another whose four tensors are changed, such as to those of fewer tokens. What a subclass holds besides stays."""
-        changed = self._replace(**{name: change(tensor) for name, tensor in self._asdict().items()})
+    def with_tensors(self, **given: Tensor) -> Routing:
+        """Another that has these of the four tensors. What a subclass holds besides, such as its name, stays."""
+        changed = self._replace(**given)
         for name, value in getattr(self, "__dict__", {}).items():
             setattr(changed, name, value)
         return changed
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Routing:
+        """Another whose four tensors are changed, such as to those of fewer tokens."""
+        return self.with_tensors(**{name: change(tensor) for name, tensor in self._asdict().items()})
 
 
 class NamedRouting(Routing):
@@ -48,11 +52,6 @@ class NamedRouting(Routing):
     @property
     def name(self) -> str:
         return f"layer {self.layer} {self.of}"
-
-    def _replace(self, **given: Tensor) -> NamedRouting:
-        changed = super()._replace(**given)
-        vars(changed).update(vars(self))
-        return changed
 
 
 def of_experts(routings: Sequence[Routing]) -> list[Routing]:  # one a layer: [L]

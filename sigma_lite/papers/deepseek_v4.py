@@ -68,4 +68,4 @@ class HashedLow(SqrtSoftplus):
         if self.layer >= self.layers:
             return routing
         ids_TK = hashed(tokens_T, routing.probs.shape[1], self.top_k, self.layer)
-        return routing._replace(ids=ids_TK, gates=self.gate(self.scores(routing.logits), ids_TK))
+        return routing.with_tensors(ids=ids_TK, gates=self.gate(self.scores(routing.logits), ids_TK))

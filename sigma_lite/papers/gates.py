@@ -34,4 +34,4 @@ class Small(Hashed):
 
     def forward(self, x_TD: Tensor, tokens_T: Tensor) -> Routing:
         routing = super().forward(x_TD, tokens_T)
-        return routing._replace(gates=routing.gates / self.n_experts)
+        return routing.with_tensors(gates=routing.gates / self.n_experts)

@@ -91,6 +91,6 @@ def placed(dispatch: Dispatch, copies: Copies) -> Dispatch:
     """A dispatch over spots in the place of experts."""
 
     def to_spots(x_TD: Tensor, routing: Routing, experts: Experts) -> Tensor:
-        return dispatch(x_TD, routing._replace(ids=copies.spread(routing.ids)), experts)
+        return dispatch(x_TD, routing.with_tensors(ids=copies.spread(routing.ids)), experts)
 
     return to_spots

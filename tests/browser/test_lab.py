@@ -152,6 +152,19 @@ def look_through(page, wanted: str, figures: int = 3) -> dict:
     return seen
 
 
+def reopen(page, lab, chapter: str, wanted: str, figures: int) -> dict:
+    """What a reader sees who opens a saved chapter. While JupyterLab still reads widgets from a file, a kernel that connects
+    makes it say "Error displaying widget: model not found" for good: then a reader reloads the page, twice if need be."""
+    for _ in range(3):
+        open_chapter(page, lab, chapter)
+        with contextlib.suppress(sync_api.TimeoutError):
+            page.wait_for_function(SECOND, timeout=60_000)
+        seen = look_through(page, wanted, figures)
+        if not seen["lost"]:
+            break
+    return seen
+
+
 def test_slider_moved_by_keyboard_changes_its_figure(page, lab):
     open_chapter(page, lab, CHAPTER)
     run_all_cells(page)
@@ -187,9 +200,8 @@ def test_a_guess_stays_over_run_all_and_over_save_shutdown_and_opening_again(pag
     choose(page, "File", "Save Notebook", lambda: "widgets" in json.loads(file.read_text("utf-8"))["metadata"])
     kernels = len(lab.kernels())  # a failed test may have left one
     choose(page, "Kernel", "Shut Down Kernel", lambda: len(lab.kernels()) < kernels)
-    open_chapter(page, lab, chapter)  # with a kernel that has run nothing
+    again = reopen(page, lab, chapter, wanted, len(seen["figures"]))  # with a kernel that has run nothing
     page.wait_for_function(SECOND)
-    again = look_through(page, wanted, len(seen["figures"]))
     assert again == seen, "what was there is there again"
     picture = page.locator(".plot-img:visible").first.element_handle()
     picture.scroll_into_view_if_needed()

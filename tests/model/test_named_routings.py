@@ -133,6 +133,13 @@ def test_a_routing_that_holds_more_keeps_it():
     assert SimBal().losses(routings, torch.zeros(3, 8), 2).isfinite().all()
 
 
+def test_a_skipped_block_leaves_what_a_routing_holds():
+    net = dataclasses.replace(NET, n_layers=4)
+    routings = model(Parts(router=WithRows, stack=SkippedBlocks), net)(IDS).routings
+    assert (routings[3].ids < 0).any() and all(isinstance(r, RoutingWithRows) for r in routings)
+    assert SimBal().losses(routings, torch.zeros(4, 8), 2).isfinite().all()
+
+
 def test_each_changes_the_tensors_and_keeps_the_name():
     routing = model()(IDS).routings[-1]
     first = routing.each(lambda t: t[:5])

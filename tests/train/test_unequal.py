@@ -27,6 +27,7 @@ from sigma_lite.model import Routing, Transformer
 from sigma_lite.train.callbacks.data_stages import DataStages
 from sigma_lite.train.callbacks.diary import Diary
 from sigma_lite.train.callbacks.load_recorder import LoadRecorder
+from sigma_lite.train.callbacks.throughput import Throughput
 from sigma_lite.train.module import SigmaLit
 from sigma_lite.train.reward import Reinforcement
 
@@ -52,6 +53,17 @@ def data_of(corpus: CorpusConfig, per_micro: int) -> TokenDataModule:
     return module
 
 
+class Clock(Throughput):
+    """Leaves how many tokens it has counted."""
+
+    def __init__(self, out: Path):
+        super().__init__()
+        self.out = out
+
+    def on_train_end(self, trainer, module) -> None:
+        (self.out / f"tokens-{trainer.global_rank}").write_text(str(self.tokens))
+
+
 def one_step(corpus, out: Path, weights: dict, *, ranks=1, per_micro=ROWS, loss="global", reward=CONVERSATIONS) -> dict:
     """Gradients of one step through a real Trainer, the same on both ranks where there are two."""
     out.mkdir(parents=True)
@@ -60,12 +72,17 @@ def one_step(corpus, out: Path, weights: dict, *, ranks=1, per_micro=ROWS, loss=
     module.objective.term_weights = weights
     data = data_of(corpus, per_micro)
     trainer = tiny.bare_trainer(
-        out, ranks, steps=1, micros=data.rows.accumulation(ranks), callbacks=[Grab(out), LoadRecorder()]
+        out, ranks, steps=1, micros=data.rows.accumulation(ranks), callbacks=[Clock(out), Grab(out), LoadRecorder()]
     )
     trainer.fit(module, datamodule=data)
     found = [load_file(out / f"gradients-{rank}") for rank in range(ranks)]
     assert all(torch.equal(found[0][name], other[name]) for name in found[0] for other in found)
     return found[0]
+
+
+def tokens(out: Path) -> set[int]:
+    """What each rank's clock counted over all ranks: the same."""
+    return {int(path.read_text()) for path in out.glob("tokens-*")}
 
 
 def rows_of_step(corpus: CorpusConfig) -> Batch:
@@ -124,6 +141,7 @@ def test_a_step_does_not_depend_on_its_ranks(corpus, tmp_path, monkeypatch, port
     one = one_step(corpus, tmp_path / "1", weights, **same)
     two = one_step(corpus, tmp_path / "2", weights, ranks=2, per_micro=ROWS // 2, **same)
     assert distance(one, two) < 2e-5
+    assert len(tokens(tmp_path / "1")) == 1 and tokens(tmp_path / "1") == tokens(tmp_path / "2")
 
 
 def test_what_fills_rows_up_is_in_no_load_and_in_no_loss_of_a_router(corpus):

@@ -52,11 +52,12 @@ class Throughput(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.lap("step")
-        tokens = len(outputs["routings"][0].ids) * trainer.world_size  # of answers, where these are learned from
+        tokens = outputs["tokens"]  # of all ranks
         self.tokens += tokens
         if self.peak_flops:
             self.flops += tokens * flops_per_token(module.net, module.model.k_per_layer, batch.ids_BS.shape[1]).training
-        self.steps += (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self.tokens, self.steps = round(self.tokens), self.steps + 1  # a mean over micro-batches need not be whole
         tokens, seconds, flops = self._before
         self.tokens_per_s = (self.tokens - tokens) / (self.seconds - seconds)
         self.mfu = self._share_of_peak(trainer, module, self.flops - flops, self.seconds - seconds)
