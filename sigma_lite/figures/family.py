@@ -44,8 +44,12 @@ def balance_against_loss(points: Sequence[Point], noise: float, baseline: str) -
             error_y={"array": [point.high - point.difference], "arrayminus": [point.difference - point.low], **bars}
             if known
             else None,
-            name=point.name,
-            mode="markers",
+            name=f"{place + 1} {point.name}",
+            mode="markers+text",
+            text=[str(place + 1)],
+            textposition="top right",
+            textfont={"color": style.line_of(place)["color"], "size": 11},
+            cliponaxis=False,
             marker={"color": style.line_of(place)["color"], "symbol": SYMBOLS[place % len(SYMBOLS)], "size": 11},
             hovertemplate=f"{point.name}: %{{x:+.0f}} %, %{{y:+.2f}} % bits per byte",
         )
@@ -54,8 +58,9 @@ def balance_against_loss(points: Sequence[Point], noise: float, baseline: str) -
     percent_axis(fig, "layer 0: busiest expert on held-out text", axis="xaxis")
     fig.update_yaxes(title_text=f"bits per byte against {baseline} (%)", zeroline=True)
     caption = (
-        "Down is a better model, left a more even layer 0. Bars: 95 % interval of the paired difference, and the range of"
-        f" the deviation over seeds. What lies inside the grey band is noise of seeds. {ENDS}"
+        "Numbers: places by loss, from the best. Down is a better model, left a more even layer 0. Bars: 95 % interval of"
+        " the paired difference, and the range of the deviation over seeds. What lies inside the grey band is noise of"
+        f" seeds. {ENDS}"
     )
     height = max(620, 80 + 20 * len(points))  # the legend has two columns, and plotly cuts it at half the height
     return dress(fig, title, "better: down and left", caption, height=height)

@@ -42,7 +42,7 @@ MADE = results({BASE: [2.0, 2.1, 2.2], "worse": [2.02, 2.121, 2.222], "noisy": [
 
 def test_rows_are_paired_with_the_baseline_best_first():
     found = {row.arm: row for row in standing.rows(MADE)}
-    assert [row.arm for row in standing.rows(MADE)] == ["single", "noisy", BASE, "worse"]
+    assert [row.arm for row in standing.rows(MADE)] == ["1 single", "2 noisy", f"3 {BASE}", "4 worse"]
     assert found["worse"].difference.mean == pytest.approx(0.01) and found["worse"].difference.low > 0
     assert found[BASE].difference.mean == 0 and found["single"].difference.seeds == 1
     assert found["worse"].token_share == pytest.approx(0.3) and found["worse"].leak["training"] == pytest.approx(0.1)
@@ -82,7 +82,7 @@ def test_the_page_has_table_scatter_and_floor(tmp_path):
     for words in ("Where each arm stands", "+1.00 %", "Noise of seeds", "older code", "chance makes", "Protocol 1"):
         assert words in page.words.replace("\u00a0", " ")
     fig = page.data("data-family-balance-against-loss")
-    assert [trace["name"] for trace in fig["data"]] == ["single", "noisy", BASE, "worse"]
+    assert [trace["name"] for trace in fig["data"]] == ["1 single", "2 noisy", f"3 {BASE}", "4 worse"]
     assert fig["data"][3]["error_y"]["array"] and "error_y" not in fig["data"][0]
     heads = [part.count("<th ") for part in text.split("</thead>")[:2]]
     assert heads == [len(family_page.COLUMNS), len(family_page.ASSUMED)] == [11, 7]
