@@ -13,13 +13,14 @@ usual. Here every step is made, and a gradient that is NaN makes all weights NaN
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import torch
 
 from sigma_lite.balance.objective import Losses, Objective
 from sigma_lite.balance.pooled import PooledCounts, mean_counted
-from sigma_lite.config import OptimConfig
+from sigma_lite.config import OptimConfig, require
 from sigma_lite.data.rows import Batch
 from sigma_lite.model import Routing, Transformer, of_tokens
 from sigma_lite.train.optim import clip_gradients, optimizer_of, schedule_of, total_norm
@@ -53,7 +54,11 @@ def train(
         optim: optimizer, peak rate and schedule.
         k: steps finished -> experts per token of each layer; None leaves the model's.
         clip: largest total norm of a step's gradient; 0 clips nothing.
+
+    Raises: ConfigError for a balancer that does not fit the model's parts, and where the batches end too soon.
     """
+    objective.require_fit(model)
+    model.train()
     optimizer, rate, batches = optimizer_of(model, optim), schedule_of(optim), iter(batches)
     peaks = [group["lr"] for group in optimizer.param_groups]  # routers may have a rate of their own
     for step in range(steps):
@@ -63,7 +68,8 @@ def train(
             model.set_k(k(step))
         done = Step(step + 1, [], [], PooledCounts())
         optimizer.zero_grad()
-        cut = [next(batches) for _ in range(micros)]
+        cut = list(islice(batches, micros))
+        require(len(cut) == micros, f"the batches ended in step {step + 1} of {steps}: give {steps * micros} of them")
         each = mean_counted(cut)
         for batch in cut:
             lm, routings = model.loss(

@@ -12,11 +12,13 @@ from sigma_lite import cli, loop, record
 from sigma_lite.balance.objective import objective
 from sigma_lite.balance.schedule import k_per_layer
 from sigma_lite.checkpoint import newest_checkpoint, read_checkpoint
+from sigma_lite.config import ConfigError
 from sigma_lite.data.rows import Batch, Rows, train_loader
 from sigma_lite.data.shards import load
 from sigma_lite.loop import train
 from sigma_lite.model import Transformer
-from sigma_lite.runfile import load_run
+from sigma_lite.papers.simbal import SimBal
+from sigma_lite.runfile import RunConfig, load_run
 
 
 @pytest.mark.parametrize(
@@ -62,14 +64,19 @@ def test_the_plain_loop_equals_a_run_to_the_bit(finished, tmp_path, monkeypatch,
 
 def one_step(clip: float, spoil: bool = False) -> list[torch.Tensor]:
     """Weights after a step from the same beginning, on rows of random tokens."""
+    run, model, batch = begun()
+    if spoil:
+        model.embedding.weight.register_hook(lambda gradient: gradient * float("nan"))
+    next(train(model, [batch], objective(run.balance, run.net.n_layers), run.optim, steps=3, clip=clip))
+    return [weight.detach() for weight in model.parameters()]
+
+
+def begun() -> tuple[RunConfig, Transformer, Batch]:
     run = load_run([], tiny.settings(model__sparsity=None))
     torch.manual_seed(0)
     model, ids_BS = Transformer(run.net), torch.randint(0, run.net.vocab_size, (4, 13))
-    if spoil:
-        model.embedding.weight.register_hook(lambda gradient: gradient * float("nan"))
     batch = Batch(ids_BS[:, :-1], ids_BS[:, 1:], *[torch.zeros(4, 12, dtype=torch.int64)] * (len(Batch._fields) - 2))
-    next(train(model, [batch], objective(run.balance, run.net.n_layers), run.optim, steps=3, clip=clip))
-    return [weight.detach() for weight in model.parameters()]
+    return run, model, batch
 
 
 def test_clipping_at_0_clips_nothing():
@@ -82,3 +89,23 @@ def test_no_step_is_refused():
     """SpikeGuard, which `fit` has, would have left the weights as they were: the one difference that the docstring names."""
     assert "SpikeGuard refuses" in loop.__doc__
     assert any(weight.isnan().any() for weight in one_step(1.0, spoil=True))
+
+
+def test_a_balancer_that_does_not_fit_is_refused_as_in_fit():
+    run, model, batch = begun()
+    with pytest.raises(ConfigError, match="SimBal sees the router's rows"):
+        next(train(model, [batch], objective(run.balance, run.net.n_layers, SimBal()), steps=1))
+
+
+def test_a_model_trains_in_training_mode_whatever_it_did_before():
+    run, model, batch = begun()
+    next(train(model.eval(), [batch], objective(run.balance, run.net.n_layers), steps=1))
+    assert model.training
+
+
+def test_too_few_batches_are_counted():
+    run, model, batch = begun()
+    steps = train(model, [batch] * 3, objective(run.balance, run.net.n_layers), steps=2, micros=2)
+    assert next(steps).step == 1
+    with pytest.raises(ConfigError, match="ended in step 2 of 2: give 4"):
+        next(steps)

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sigma_lite.balance.balancer import Balancer, balancer, counts_of
+from sigma_lite.balance.balancer import Balancer, balancer, counts_of, moves_after_a_step, require_fit
 from sigma_lite.balance.losses import load_balancing_loss, z_loss
 from sigma_lite.balance.pooled import PooledCounts
 from sigma_lite.config import BalanceConfig
-from sigma_lite.model import Routing, of_experts, of_others
+from sigma_lite.model import Routing, Transformer, of_experts, of_others
 
 
 class Losses(NamedTuple):
@@ -74,6 +74,11 @@ class Objective:
         }
         total = torch.stack([self.term_weights[name] * term for name, term in terms.items()]).sum()
         return Losses(total, terms, _measured(experts, f[: len(experts)]) * weight)
+
+    def require_fit(self, model: Transformer) -> None:
+        """ConfigError where the balancer, if it acts at all, and a layer's parts cannot work together."""
+        acts = self.term_weights["balance"] != 0 or moves_after_a_step(self.balancer)
+        require_fit(self.balancer if acts else Balancer(), model)
 
 
 def objective(config: BalanceConfig, n_layers: int, custom: Balancer | None = None, main: str = "lm") -> Objective:

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from sigma_lite.balance.balancer import Balancer, as_balancer, moves_after_a_step, require_fit
+from sigma_lite.balance.balancer import Balancer, as_balancer
 from sigma_lite.balance.exact import widest
 from sigma_lite.balance.metrics import ExpertLoad
 from sigma_lite.balance.objective import objective
@@ -119,9 +119,8 @@ class SigmaLit(pl.LightningModule):
             raise
         except Exception:  # whatever a reader's part does to numbers: it is asked again when `fit` has a model
             model = getattr(self, "model", None)
-        idle = self.balance.weight == 0 and not moves_after_a_step(self.objective.balancer)
         if model is not None:
-            require_fit(Balancer() if idle else self.objective.balancer, model)
+            self.objective.require_fit(model)
 
     def k_at(self, step: int) -> tuple[int, ...]:
         """Experts per token in each layer at an optimizer step."""
