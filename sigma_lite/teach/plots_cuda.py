@@ -11,9 +11,9 @@ import plotly.graph_objects as go
 from sigma_lite.figures.style import fade
 from sigma_lite.teach.style import BLUE, GREEN, ORANGE
 
-SECTOR = 32  # bytes: the smallest piece that memory and caches hand out (CUDA C++ best practices guide)
+SECTOR = 32  # bytes: the least that memory and caches hand out (CUDA C++ best practices guide)
 BANKS, WORD = 32, 4  # of shared memory; bytes of a word
-PIECE, SLICE = 8, 64  # numbers that ldmatrix reads of a row, and columns of a slice; two bytes each
+CHUNK, SLICE = 8, 64  # numbers that ldmatrix reads of a row, and columns of a slice; two bytes each
 PRODUCTS = 2048  # multiply-adds a cycle of one multiprocessor at best: 989 TFLOP/s / 132 / 1.83 GHz / 2, H100 and H200
 SLICES = 1536 // SLICE  # D of Sigma-MoE-Tiny
 PALE_GREEN, PALE_ORANGE = "#a6dacb", "#eeb48b"  # opaque, so that black can be read on them on a dark page too
@@ -33,17 +33,17 @@ def turns(words: Iterable[int]) -> int:
     return max(wanted)
 
 
-def piece_words(numbers: int, piece: int, xor: bool) -> list[int]:
-    """The 32 words that one ldmatrix reads: eight rows of `numbers` two-byte numbers, of each the 16 bytes of `piece`."""
-    places = [piece ^ row if xor else piece for row in range(8)]
-    starts = [(2 * numbers * row + 2 * PIECE * place) // WORD for row, place in enumerate(places)]
+def chunk_words(numbers: int, chunk: int, xor: bool) -> list[int]:
+    """The 32 words that one ldmatrix reads: eight rows of `numbers` two-byte numbers, of each the 16 bytes of `chunk`."""
+    places = [chunk ^ row if xor else chunk for row in range(8)]
+    starts = [(2 * numbers * row + 2 * CHUNK * place) // WORD for row, place in enumerate(places)]
     return [start + i for start in starts for i in range(4)]
 
 
-def bank_grid(numbers: int, place: str, piece: int) -> go.Figure:
+def bank_grid(numbers: int, place: str, chunk: int) -> go.Figure:
     """Which bank each of eight rows is read from. `place`: "p" or "p XOR row"; XOR would leave a row that is not whole."""
     xor, whole = place != "p", numbers % SLICE == 0
-    words = piece_words(numbers, piece, xor and whole)
+    words = chunk_words(numbers, chunk, xor and whole)
     rows, wanted = [], [{word for word in words if word % BANKS == bank} for bank in range(BANKS)]
     for row in range(8):
         mine = {word % BANKS for word in words[4 * row : 4 * row + 4]}

@@ -160,6 +160,30 @@ BIZARRE = (
 )
 
 
+def _stub(*_):
+    raise NotImplementedError
+
+
+def test_what_torch_does_not_implement_is_not_taken_for_a_stub():
+    """torch raises NotImplementedError, too, where a function does not take a dtype: chapter 18, step 3, divided by 32."""
+    banks = exercises.find("bank_turns")
+    said = banks.verdict(lambda word_L: int(torch.bincount(word_L.unique() / 32).max()))
+    assert "it raises NotImplementedError: \"bincount_cpu\" not implemented for 'Float' (bincount wants whole" in said
+    assert "nothing there yet" in banks.verdict(_stub)
+
+
+def test_a_merge_that_looks_behind_the_last_piece_does_not_pass():
+    def merge(pieces, a, b):
+        joined, place = [], 0
+        while place < len(pieces):
+            pair = pieces[place] == a and pieces[place + 1] == b
+            joined.append(a + b if pair else pieces[place])
+            place += 1 + pair
+        return joined
+
+    assert "it raises IndexError: list index out of range" in exercises.find("merge_pair").verdict(merge)
+
+
 @pytest.mark.parametrize("exercise", exercises.ALL.values(), ids=lambda e: e.name)
 class TestExercise:
     def test_stub_fails(self, exercise):

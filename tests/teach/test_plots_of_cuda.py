@@ -43,10 +43,10 @@ def test_the_grid_of_banks(numbers, place, turns, spare):
 
 
 def test_the_layout_is_the_one_of_the_kernel():
-    """piece_words with XOR, against tile.cuh's formula: row * COLUMNS + ((chunk ^ (row & 7)) << 3)."""
-    for piece in range(8):
-        at = [(row * 64 + ((piece ^ (row & 7)) << 3)) * 2 // 4 for row in range(8)]
-        assert plots_cuda.piece_words(64, piece, xor=True)[::4] == at
+    """chunk_words with XOR, against tile.cuh's formula: row * COLUMNS + ((chunk ^ (row & 7)) << 3)."""
+    for chunk in range(8):
+        at = [(row * 64 + ((chunk ^ (row & 7)) << 3)) * 2 // 4 for row in range(8)]
+        assert plots_cuda.chunk_words(64, chunk, xor=True)[::4] == at
 
 
 def test_a_timeline_by_hand():

@@ -251,7 +251,7 @@ EXERCISES: tuple[Exercise, ...] = (
         source="teach.exercises.chapter_01.merge_pair",
         hint="Walk from left to right with a place in the list. Where a and b stand next to each other, write one piece and"
         " go on two places; else write the piece and go on one.",
-        inputs=lambda: [(list("low slow"), "l", "o"), (list("baaab"), "a", "a"), (["lo", "w", "l", "o"], "lo", "w")],
+        inputs=lambda: [(list("low slow"), "l", "o"), (list("baaaba"), "a", "a"), (["lo", "w", "l", "o"], "lo", "w")],
         mistake=_first_only,
         says="you merge the first place only: merge every place where the pair stands",
         others=((_overlapping, "you use a piece twice: of three equal pieces only two become a pair"),),

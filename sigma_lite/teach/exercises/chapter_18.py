@@ -53,29 +53,29 @@ def _places() -> list:
     return [(block, tiles, ends, columns) for block, columns in ((3, 200), (2, 128), (2, 300), (3, 128))]
 
 
-def chunk_of(thread: int, turn: int) -> tuple[int, int]:
-    """(row, first column) of what a thread copies in this turn: chunks of 8 numbers, 8 of them in a row of 64."""
-    number = thread + 128 * turn
+def chunk_of(thread: int, round: int) -> tuple[int, int]:
+    """(row, first column) of what a thread copies in this round: chunks of 8 numbers, 8 of them in a row of 64."""
+    number = thread + 128 * round
     return number // 8, number % 8 * 8
 
 
-def _rows_apart(thread: int, turn: int) -> tuple[int, int]:
-    row = thread // 8 + 16 * turn
+def _rows_apart(thread: int, round: int) -> tuple[int, int]:
+    row = thread // 8 + 16 * round
     return row, thread % 8 * 8
 
 
-def _down_the_column(thread: int, turn: int) -> tuple[int, int]:
-    number = thread + 128 * turn
+def _down_the_column(thread: int, round: int) -> tuple[int, int]:
+    number = thread + 128 * round
     return number % 64, number // 64 * 8
 
 
-def _chunk_for_column(thread: int, turn: int) -> tuple[int, int]:
-    row, column = chunk_of(thread, turn)
+def _chunk_for_column(thread: int, round: int) -> tuple[int, int]:
+    row, column = chunk_of(thread, round)
     return row, column // 8
 
 
-def _neighbouring_turns(thread: int, turn: int) -> tuple[int, int]:
-    number = 4 * thread + turn
+def _neighbouring_rounds(thread: int, round: int) -> tuple[int, int]:
+    number = 4 * thread + round
     return number // 8, number % 8 * 8
 
 
@@ -107,7 +107,7 @@ def _banks_in_blocks(word_L: Tensor) -> int:
 def _accesses() -> list:
     lane = torch.arange(32)
     uneven = torch.cat((lane[:28], torch.tensor([64, 32, 96, 32])))  # four words in bank 0, and one of them asked for twice
-    return [(2 * lane,), (lane // 8,), (torch.tensor(plots_cuda.piece_words(64, 2, xor=False)),), (uneven,)]
+    return [(2 * lane,), (lane // 8,), (torch.tensor(plots_cuda.chunk_words(64, 2, xor=False)),), (uneven,)]
 
 
 def source_rows(row_R: Tensor, units: int) -> Tensor:
@@ -304,7 +304,7 @@ EXERCISES: tuple[Exercise, ...] = (
         solution=chunk_of,
         also=_rows_apart,
         source="kernels/cuda/tile.cuh#copy_tile",
-        hint="Number the chunks row by row, eight to a row. In its first turn thread t takes number t, in the next t + 128.",
+        hint="Number the chunks row by row, eight to a row. In the first round thread t takes chunk t, in the next t + 128.",
         inputs=lambda: [(9, 0), (127, 1), (70, 3), (5, 2)],
         mistake=_down_the_column,
         says="together the threads copy the right chunks, but neighbouring threads lie a row apart: number them along"
@@ -312,9 +312,9 @@ EXERCISES: tuple[Exercise, ...] = (
         others=(
             (_chunk_for_column, "a chunk has 8 numbers: the first column is 8 times the chunk's place in its row"),
             (
-                _neighbouring_turns,
+                _neighbouring_rounds,
                 "one thread takes four neighbouring chunks, so neighbouring threads read 64 bytes apart: in one"
-                " turn let neighbours take neighbours",
+                " round let neighbours take neighbours",
             ),
         ),
     ),
