@@ -191,8 +191,7 @@ class GrownRouter(Router):
         self.own_weights["new_weight"] = self.own_weights["weight"]
 
     def forward(self, x_TD: Tensor) -> Routing:
-        with torch.autocast(x_TD.device.type, enabled=False):
-            return self.routing(F.linear(x_TD.float(), torch.cat([self.weight, self.new_weight]).float()))
+        return self.routing(logits_of(x_TD, torch.cat([self.weight, self.new_weight])))
 
 
 @dataclass(frozen=True)
