@@ -11,8 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sigma_lite.balance.balancer import Balancer, WithBias
+from sigma_lite.balance.scale_free import ScaleFreeLBL
 from sigma_lite.config import ModelConfig, require
-from sigma_lite.model import Router
+from sigma_lite.model import Router, Routing
 from sigma_lite.model.assumes import Assumes
 from sigma_lite.model.experts import Experts
 from sigma_lite.model.weights import into_stream, passing
@@ -144,7 +146,10 @@ class KeptExperts(Experts):
 
 
 class KeptRouter(Router):
-    """Of `n_experts` columns only the first `kept` of this layer can be chosen; the others have probability 0."""
+    """Of `n_experts` columns only the first `kept` of this layer can be chosen, whatever their bias.
+
+    The others have logit -inf and probability 0.
+    """
 
     assumes = Assumes(k="at most the experts of the smallest layer")
 
@@ -155,9 +160,24 @@ class KeptRouter(Router):
         require(config.top_k <= low and max(kept) <= E, f"kept={list(kept)}: each must lie in {config.top_k}..{E}")
         self.kept, self.least = kept[layer], low
 
-    def routing(self, logits_TE: Tensor):
-        outside_E = torch.arange(logits_TE.shape[1], device=logits_TE.device) >= self.kept
-        return super().routing(logits_TE.masked_fill(outside_E, -torch.inf))
+    def routing(self, logits_TE: Tensor) -> Routing:
+        return super().routing(self._open(logits_TE))
+
+    def choose(self, scores_TE: Tensor) -> Tensor:
+        return super().choose(self._open(scores_TE))
+
+    def _open(self, x_TE: Tensor) -> Tensor:
+        """-inf in every column but the first `kept`."""
+        outside_E = torch.arange(x_TE.shape[1], device=x_TE.device) >= self.kept
+        return x_TE.masked_fill(outside_E, -torch.inf)
+
+    def must_fit(self, balancer: Balancer) -> None:
+        inner = balancer.inner if isinstance(balancer, WithBias) else balancer
+        require(
+            not isinstance(inner, ScaleFreeLBL),
+            f"{inner} takes the mean and the spread of logits, and KeptRouter has logits of -inf, for experts that a layer"
+            " does not have: set balance.loss: global",
+        )
 
     def set_k(self, k: int) -> None:
         require(k <= self.least, f"{k} experts per token: a layer has only {self.least}")
