@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sigma_lite.balance.balancer import Balancer, as_balancer, moves_after_a_step, require_fit
+from sigma_lite.balance.bits import BitsPerByte
 from sigma_lite.balance.exact import widest
 from sigma_lite.balance.metrics import ExpertLoad
 from sigma_lite.balance.objective import objective
@@ -34,7 +35,6 @@ from sigma_lite.identity import identify
 from sigma_lite.lightning_keys import require_clipping, require_precision
 from sigma_lite.model import Parts, Routing, Transformer, of_experts, of_tokens
 from sigma_lite.model.parts import as_parts
-from sigma_lite.train.bits import BitsPerByte
 from sigma_lite.train.callbacks.replan import Replan
 from sigma_lite.train.callbacks.sparsity_schedule import SparsitySchedule
 from sigma_lite.train.checkpoint import require_finite

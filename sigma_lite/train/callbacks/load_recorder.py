@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from sigma_lite.balance.exact import whole
-from sigma_lite.balance.metrics import ExpertLoad
+from sigma_lite.balance.metrics import ExpertLoad, rounded
 from sigma_lite.balance.pooled import max_over_ranks, sum_over_ranks
 from sigma_lite.model import NamedRouting, Routing, of_experts, of_others
-from sigma_lite.train.callbacks.diary import Diary, completes_step, rounded
+from sigma_lite.train.callbacks.diary import Diary, completes_step
 
 
 class LoadRecorder(pl.Callback):
