@@ -76,6 +76,11 @@ class Quantised(Experts):
     def weights(self) -> tuple[Tensor, Tensor]:
         return self._back("w13"), self._back("w2")
 
+    def active_parameters(self, k: int) -> int:
+        """Numbers of k experts as they are multiplied, without scales. They are constants: no parameter is among them."""
+        in_one = 2 if self.bits == 4 else 1
+        return k * in_one * (self.w13_q[0].numel() + self.w2_q[0].numel())
+
     def _back(self, name: str) -> Tensor:
         kept = getattr(self, f"{name}_q")
         if self.bits == 16:
@@ -135,6 +140,10 @@ class Mapped(Experts):
     def forward(self, x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor) -> Tensor:
         return super().forward(x_TD, self.place_E[ids_TK], gates_TK)
 
+    def active_parameters(self, k: int) -> int:
+        """Of k experts: a share of what is stored would be of fewer experts than the router has."""
+        return k * one_expert(self)
+
 
 class KeptExperts(Experts):
     """Another number of experts in each layer; `kept` of them in layer l."""
@@ -143,6 +152,15 @@ class KeptExperts(Experts):
 
     def __init__(self, config: ModelConfig, kept: Sequence[int], layer: int = 0):
         super().__init__(dataclasses.replace(config, n_experts=kept[layer], top_k=1, renormalise=False))
+
+    def active_parameters(self, k: int) -> int:
+        """Of k experts: this layer's share of the router's columns says nothing about them."""
+        return k * one_expert(self)
+
+
+def one_expert(experts: Experts) -> int:
+    """Parameters of one stored expert."""
+    return experts.w13[0].numel() + experts.w2[0].numel()
 
 
 class KeptRouter(Router):

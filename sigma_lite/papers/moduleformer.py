@@ -22,6 +22,7 @@ from sigma_lite.balance.metrics import entropy
 from sigma_lite.config import ModelConfig, require
 from sigma_lite.convert.distil import descend
 from sigma_lite.convert.rebuild import rebuilt
+from sigma_lite.convert.stored import one_expert
 from sigma_lite.data.rows import Batch
 from sigma_lite.model import KeyValueCache, NamedRouting, Router, Routing, Transformer
 from sigma_lite.model.assumes import Assumes
@@ -176,6 +177,10 @@ class GrownExperts(Experts):
 
     def weights(self) -> tuple[Tensor, Tensor]:
         return torch.cat([self.w13, self.new_w13]), torch.cat([self.w2, self.new_w2])
+
+    def active_parameters(self, k: int) -> int:
+        """Of k experts, old or new."""
+        return k * one_expert(self)
 
 
 class GrownRouter(Router):

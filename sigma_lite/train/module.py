@@ -35,6 +35,7 @@ from sigma_lite.identity import identify
 from sigma_lite.lightning_keys import require_clipping, require_precision
 from sigma_lite.model import Parts, Routing, Transformer, of_experts, of_tokens
 from sigma_lite.model.parts import as_parts
+from sigma_lite.scale.parameters import shape_of
 from sigma_lite.train.callbacks.replan import Replan
 from sigma_lite.train.callbacks.sparsity_schedule import SparsitySchedule
 from sigma_lite.train.checkpoint import require_finite
@@ -107,6 +108,11 @@ class SigmaLit(pl.LightningModule):
         self.model = Transformer(self.net, self.parts)
         for step in (0, self.sparsity.switch_step) if self.parts.custom else ():
             self.model.set_k(self.k_at(step))  # a router that cannot choose so many says so before any step
+
+    @property
+    def shape(self) -> ModelConfig:
+        """`net`, with a ledger that counts parts of one's own too. There is none before the model."""
+        return shape_of(self.model)
 
     def require_fit(self) -> None:
         """ConfigError where balancer and parts cannot work together: of a model without numbers, before there is one."""

@@ -85,7 +85,7 @@ class Diary(pl.Callback):
             "lr": module.optim.lr * module.rate_factor(trainer.global_step - 1),
             "grad_norm": module.grad_norm,
             "k": list(k),
-            "active_params": module.net.ledger(k).active,
+            "active_params": module.shape.ledger(k).active,
             "tokens_per_s": round(speed.tokens_per_s, 1),
             "seconds": round(speed.seconds, 2),
             "perf": {
