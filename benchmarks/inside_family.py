@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sigma_lite import lab, record
 from sigma_lite.balance.losses import load_share
+from sigma_lite.balance.metrics import rounded
 from sigma_lite.data.kinds import KINDS
 from sigma_lite.data.rows import Rows, epoch_order
 from sigma_lite.data.shards import load
@@ -33,7 +34,6 @@ from sigma_lite.lab.run import RUNS
 from sigma_lite.scale.traffic import flops_per_token
 from sigma_lite.serve.trained import Trained
 from sigma_lite.storage import atomic_write
-from sigma_lite.train.callbacks.diary import rounded
 from sigma_lite.train.provenance import device_name, git_commit
 
 ROOT = Path(__file__).parents[1]

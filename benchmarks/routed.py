@@ -12,13 +12,12 @@ from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
 
 from sigma_lite.balance.losses import expert_counts, load_share
-from sigma_lite.balance.metrics import entropy
+from sigma_lite.balance.metrics import entropy, rounded
 from sigma_lite.data.kinds import KINDS
 from sigma_lite.model import Routing
 from sigma_lite.papers.adamoe import true_experts
 from sigma_lite.papers.moge import device_loads
 from sigma_lite.papers.shinka import LISTING, PRINTED, missing_share
-from sigma_lite.train.callbacks.diary import rounded
 
 THRESHOLDS = {"printed": PRINTED, "listing": LISTING}  # of ShinkaEvolve's paper and of its program, times E
 

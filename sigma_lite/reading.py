@@ -1,7 +1,8 @@
-"""A yaml file into plain values: what it says twice, or what is no yaml, is refused with its place."""
+"""What people write, read: a yaml file into plain values, and MODULE.NAME into the class or function that it names."""
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from sigma_lite.config import ConfigError, plain_path, require
+from sigma_lite.config import ConfigError, nearest, plain_path, require
 
 
 class _Yaml(yaml.SafeLoader):
@@ -102,3 +103,22 @@ def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         return groups and ("class_path" not in other or one.get("class_path") in (None, other["class_path"]))
 
     return {**base, **over, **{key: overlay(base[key], over[key]) for key in base.keys() & over.keys() if both(key)}}
+
+
+def imported(path: str, where: str) -> Any:
+    """The class or function that MODULE.NAME names, for the setting `where`.
+
+    Raises: ConfigError for a path without a module, for a module that cannot be imported, whatever it raises, for a name
+        that it does not have (naming the nearest), and for what cannot be called.
+    """
+    module, _, name = path.rpartition(".")
+    require(bool(module), f"{where}={path!r}: give the whole path, MODULE.NAME")
+    try:
+        home = importlib.import_module(module)
+        found = getattr(home, name, None)
+    except Exception as error:  # a reader's own file may raise anything, such as a SyntaxError
+        raise ConfigError(f"{where}={path} cannot be imported: {type(error).__name__}: {error}") from error
+    names = [known for known, value in vars(home).items() if callable(value) and not known.startswith("_")]
+    require(found is not None, f"{where}={path}: {module} has no {name}; {nearest(name, names)}")
+    require(callable(found), f"{where}={path} cannot be called: it is a {type(found).__name__}")
+    return found

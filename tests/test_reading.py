@@ -14,7 +14,7 @@ import yaml
 from sigma_lite import cli
 from sigma_lite.config import ConfigError
 from sigma_lite.lightning_keys import TAKERS
-from sigma_lite.reading import from_yaml, overlay, read_yaml
+from sigma_lite.reading import from_yaml, imported, overlay, read_yaml
 from sigma_lite.runfile import load_run, overrides, split_files
 from sigma_lite.signatures import REQUIRED, UNKNOWN, parameters, signature
 
@@ -240,3 +240,24 @@ def test_the_printed_config_is_the_same_run(finished, tmp_path, monkeypatch, cap
     (tmp_path / "full.yaml").write_text(capsys.readouterr().out, "utf-8")
     assert tiny.refused(cli.main, "fit", "-c", str(tmp_path / "full.yaml")) == 0
     assert "bits per byte" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------------- a name of the reader's
+
+
+@pytest.mark.parametrize(("path", "words"), [
+    ("read_typo.Mine", r"x=read_typo.Mine cannot be imported: SyntaxError: .*read_typo.py, line 1"),
+    ("read_fails.Mine", "x=read_fails.Mine cannot be imported: ZeroDivisionError"),
+    ("read_nowhere.Mine", "x=read_nowhere.Mine cannot be imported: ModuleNotFoundError"),
+    ("read_good.Mien", "read_good has no Mien; did you mean 'Mine'"),
+    ("read_good.number", "cannot be called: it is a int"),
+    ("Mine", "x='Mine': give the whole path, MODULE.NAME"),
+])  # fmt: skip
+def test_a_name_that_means_nothing_is_refused_in_a_sentence(tmp_path, monkeypatch, path, words):
+    files = {"typo": "class Mine(:\n", "fails": "1 / 0\n", "good": "number = 1\nclass Mine: ...\n"}
+    for name, text in files.items():
+        (tmp_path / f"read_{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=words):
+        imported(path, "x")
+    assert imported("read_good.Mine", "x").__name__ == "Mine"

@@ -81,3 +81,10 @@ class ExpertLoad(Metric):
             "load_entropy": entropy(f),
             "router_entropy": self.entropy_L * per_token_L,
         }
+
+
+def rounded(values: Tensor, digits: int = 5) -> list:
+    """Nested lists with so many significant digits: a share of one token in millions must not become 0."""
+    if values.dim() > 1:
+        return [rounded(row, digits) for row in values]
+    return [float(f"{value:.{digits}g}") for value in values.tolist()]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sigma_lite.balance.losses import expert_counts, load_share
+from sigma_lite.balance.bits import BitsPerByte
+from sigma_lite.balance.metrics import ExpertLoad, rounded
 from sigma_lite.config import RowsConfig, require
 from sigma_lite.data.rows import IGNORED, Batch, Rows, row_order
 from sigma_lite.data.shards import Prepared
-from sigma_lite.model import Routing, Transformer, of_experts
+from sigma_lite.model import Routing, Transformer, of_experts, of_tokens
 
 
 def training_rows(data: Prepared, config: RowsConfig, count: int, per_batch: int = 8) -> list[Batch]:
@@ -53,25 +53,14 @@ def expert_inputs(model: Transformer, rows: Sequence[Batch]) -> Iterator[list[tu
 @torch.no_grad()
 def heldout(model: Transformer, rows: Sequence[Batch]) -> dict[str, Any]:
     """bits_per_byte and nats_per_token of these rows, and each layer's f, P [L, E] and lbl [L]: a `validation` entry."""
-    nats, tokens, size, counts, probs = 0.0, 0, 0, None, None
+    bits, load = BitsPerByte(), ExpertLoad(model.config.n_layers, model.config.n_experts)
     for batch in rows:
         nats_BS, routings = model.nats(batch.ids_BS, batch.targets_BS, documents_BS=batch.documents_BS)
-        scored_BS = batch.targets_BS != IGNORED
-        nats += float(nats_BS.double()[scored_BS].sum())
-        tokens, size = tokens + int(scored_BS.sum()), size + int(batch.bytes_BS.sum())
-        kept, routings = scored_BS.flatten(), of_experts(routings)
-        counted = torch.stack([expert_counts(r.ids[kept], r.probs.shape[1]) for r in routings])
-        summed = torch.stack([r.probs[kept].double().sum(0) for r in routings])
-        counts, probs = (counted, summed) if counts is None else (counts + counted, probs + summed)
-    require(tokens > 0, "there is no held-out text to measure on")
-    f_LE, P_LE = load_share(counts), (probs / tokens).float()
-    lbl = (f_LE.shape[1] * (f_LE * P_LE).sum(1)).tolist()
-    score = {"bits_per_byte": nats / math.log(2) / size, "nats_per_token": nats / tokens}
-    return {**score, "f": _plain(f_LE), "P": _plain(P_LE), "lbl": lbl}
-
-
-def _plain(values_LE: Tensor) -> list[list[float]]:
-    return [[float(f"{value:.5g}") for value in row] for row in values_LE.tolist()]
+        bits.update(nats_BS, batch.targets_BS, batch.bytes_BS)
+        load.update(of_tokens(of_experts(routings), batch.targets_BS.flatten() != IGNORED))
+    require(int(bits.tokens) > 0, "there is no held-out text to measure on")
+    found = load.load()
+    return {**bits.compute(), **{name: rounded(found[name]) for name in ("f", "P", "lbl")}}
 
 
 def expert_bytes(model: Transformer) -> int:

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sigma_lite.balance.balancer import Balancer, WithBias
+from sigma_lite.balance.scale_free import ScaleFreeLBL
 from sigma_lite.config import ModelConfig, require
-from sigma_lite.model import Router
+from sigma_lite.model import Router, Routing
 from sigma_lite.model.assumes import Assumes
 from sigma_lite.model.experts import Experts
 from sigma_lite.model.weights import into_stream, passing
@@ -74,6 +76,11 @@ class Quantised(Experts):
     def weights(self) -> tuple[Tensor, Tensor]:
         return self._back("w13"), self._back("w2")
 
+    def active_parameters(self, k: int) -> int:
+        """Numbers of k experts as they are multiplied, without scales. They are constants: no parameter is among them."""
+        in_one = 2 if self.bits == 4 else 1
+        return k * in_one * (self.w13_q[0].numel() + self.w2_q[0].numel())
+
     def _back(self, name: str) -> Tensor:
         kept = getattr(self, f"{name}_q")
         if self.bits == 16:
@@ -133,6 +140,10 @@ class Mapped(Experts):
     def forward(self, x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor) -> Tensor:
         return super().forward(x_TD, self.place_E[ids_TK], gates_TK)
 
+    def active_parameters(self, k: int) -> int:
+        """Of k experts: a share of what is stored would be of fewer experts than the router has."""
+        return k * one_expert(self)
+
 
 class KeptExperts(Experts):
     """Another number of experts in each layer; `kept` of them in layer l."""
@@ -142,9 +153,21 @@ class KeptExperts(Experts):
     def __init__(self, config: ModelConfig, kept: Sequence[int], layer: int = 0):
         super().__init__(dataclasses.replace(config, n_experts=kept[layer], top_k=1, renormalise=False))
 
+    def active_parameters(self, k: int) -> int:
+        """Of k experts: this layer's share of the router's columns says nothing about them."""
+        return k * one_expert(self)
+
+
+def one_expert(experts: Experts) -> int:
+    """Parameters of one stored expert."""
+    return experts.w13[0].numel() + experts.w2[0].numel()
+
 
 class KeptRouter(Router):
-    """Of `n_experts` columns only the first `kept` of this layer can be chosen; the others have probability 0."""
+    """Of `n_experts` columns only the first `kept` of this layer can be chosen, whatever their bias.
+
+    The others have logit -inf and probability 0.
+    """
 
     assumes = Assumes(k="at most the experts of the smallest layer")
 
@@ -155,9 +178,24 @@ class KeptRouter(Router):
         require(config.top_k <= low and max(kept) <= E, f"kept={list(kept)}: each must lie in {config.top_k}..{E}")
         self.kept, self.least = kept[layer], low
 
-    def routing(self, logits_TE: Tensor):
-        outside_E = torch.arange(logits_TE.shape[1], device=logits_TE.device) >= self.kept
-        return super().routing(logits_TE.masked_fill(outside_E, -torch.inf))
+    def routing(self, logits_TE: Tensor) -> Routing:
+        return super().routing(self._open(logits_TE))
+
+    def choose(self, scores_TE: Tensor) -> Tensor:
+        return super().choose(self._open(scores_TE))
+
+    def _open(self, x_TE: Tensor) -> Tensor:
+        """-inf in every column but the first `kept`."""
+        outside_E = torch.arange(x_TE.shape[1], device=x_TE.device) >= self.kept
+        return x_TE.masked_fill(outside_E, -torch.inf)
+
+    def must_fit(self, balancer: Balancer) -> None:
+        inner = balancer.inner if isinstance(balancer, WithBias) else balancer
+        require(
+            not isinstance(inner, ScaleFreeLBL),
+            f"{inner} takes the mean and the spread of logits, and KeptRouter has logits of -inf, for experts that a layer"
+            " does not have: set balance.loss: global",
+        )
 
     def set_k(self, k: int) -> None:
         require(k <= self.least, f"{k} experts per token: a layer has only {self.least}")

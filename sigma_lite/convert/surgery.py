@@ -19,12 +19,13 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 from sigma_lite.config import nearest, require
 from sigma_lite.data.rows import Batch
 from sigma_lite.model import Transformer
-from sigma_lite.reading import from_yaml
+from sigma_lite.reading import from_yaml, imported
 from sigma_lite.runfile import from_mapping
 
 HOME = "sigma_lite.papers"
@@ -76,14 +77,10 @@ def _class(name: str) -> type:
     known = available()
     if short in known:
         return known[short]
-    path, _, attribute = name.rpartition(".")
-    own = path and not name.startswith(("sigma_lite.", "papers."))
-    try:
-        cls = getattr(importlib.import_module(path), attribute) if own else None
-    except (ImportError, AttributeError):
-        cls = None
-    close = nearest(short, known)
-    require(cls is not None, f"--with {name}: no such surgery; {close}, or give MODULE.CLASS of your own")
+    close, first = nearest(short, known), name.partition(".")[0]
+    own = "." in name and first not in ("", "sigma_lite", "papers") and find_spec(first) is not None
+    require(own, f"--with {name}: no such surgery; {close}, or give MODULE.CLASS of your own")
+    cls = imported(name, "--with")
     require(is_surgery(cls), f"--with {name}: a surgery is a dataclass with __call__(self, model, rows); {close}")
     return cls
 

@@ -22,6 +22,7 @@ from sigma_lite.data.tokenizer import FILE, keep_tokenizer
 from sigma_lite.identity import identify
 from sigma_lite.model import Parts, Transformer
 from sigma_lite.runfile import SECTIONS, from_mapping
+from sigma_lite.scale.parameters import shape_of
 from sigma_lite.serve.export import new_folder
 from sigma_lite.serve.trained import Trained
 from sigma_lite.storage import atomic_write, sha256_of
@@ -167,16 +168,12 @@ def _plain(value: Any) -> Any:
 
 
 def ledger(model: Transformer) -> dict[str, int]:
-    """Counts of numbers for a `run` entry. Parts of one's own are counted by what they hold; all of it is taken to be used
-    by each token, as far as it exceeds what the shape alone would have."""
-    shape = model.config.ledger()
-    total = sum(t.numel() for t in model.parameters()) if model.parts.custom else shape.total
-    active = shape.active + max(0, total - shape.total)
-    non_embedding = total - shape.embedding
+    """Counts of parameters for a `run` entry."""
+    counts = shape_of(model).ledger()
     return {
-        "total": total,
-        "non_embedding": non_embedding,
-        "embedding": shape.embedding,
-        "active_initial": min(active, non_embedding),
-        "active_target": min(active, non_embedding),
+        "total": counts.total,
+        "non_embedding": counts.non_embedding,
+        "embedding": counts.embedding,
+        "active_initial": counts.active,
+        "active_target": counts.active,
     }

@@ -13,6 +13,7 @@ from sigma_lite.lab.experiment import Experiment, Scale
 from sigma_lite.lab.results import read_results, results_path
 from sigma_lite.lab.run import RESULTS, RUNS, run_experiment
 from sigma_lite.lab.scales import SCALES, scale
+from sigma_lite.reading import imported
 
 
 def add_parser(sub: argparse.ArgumentParser) -> None:
@@ -148,8 +149,6 @@ def _rank(options: argparse.Namespace) -> None:
 
 
 def _search(options: argparse.Namespace) -> None:
-    import importlib
-
     from sigma_lite.lab.rank import importable
     from sigma_lite.lab.search import Search, run_search
     from sigma_lite.lab.trials import search_scale
@@ -158,8 +157,7 @@ def _search(options: argparse.Namespace) -> None:
     search, hook = Search(**{name: getattr(options, name) for name in names}), None
     if options.propose:
         with importable(options.propose) as path:
-            module, _, name = path.rpartition(".")
-            hook = getattr(importlib.import_module(module), name)
+            hook = imported(path, "--propose")
     islands, noise = run_search(
         search,
         search_scale(search.steps),

@@ -195,7 +195,7 @@ def _code_of(arm: Arm, settings: Patch) -> list[str]:
     """Fingerprints of the classes and functions that the settings name. Raises ConfigError for one that is not there."""
     try:
         return [identify_named(path) for path in named_in(settings)]
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever a reader's own file raises
         raise ConfigError(f"arm {arm.name!r} names code that cannot be imported: {error}") from error
 
 

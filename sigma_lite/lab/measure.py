@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sigma_lite.balance.information import information, mutual_information
 from sigma_lite.balance.losses import expert_counts, load_share
+from sigma_lite.balance.metrics import rounded
 from sigma_lite.balance.zipf import layer_facts
 from sigma_lite.checkpoint import newest_checkpoint, read_settings
 from sigma_lite.data.rows import IGNORED, Rows
@@ -24,7 +25,6 @@ from sigma_lite.runfile import load_run
 from sigma_lite.serve.generate import joined
 from sigma_lite.serve.trained import Trained
 from sigma_lite.storage import atomic_write
-from sigma_lite.train.callbacks.diary import rounded
 
 ROWS = 64  # of one forward pass; the last one takes what is left
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from sigma_lite import record
-from sigma_lite.config import nearest, require
+from sigma_lite.config import ConfigError, ModelConfig, nearest, require
 from sigma_lite.identity import code_digest, differences
 from sigma_lite.lab.experiment import Experiment, Run, Scale
 from sigma_lite.storage import StorageError, atomic_write
@@ -177,6 +178,41 @@ def run_facts(run: Run, measure: str = "") -> dict[str, Any]:
     }
 
 
+def parts_in(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Identities of the parts of its own that a run's recorded settings hold, by name."""
+    return {name.removeprefix("parts."): part for name, part in config.items() if name.startswith("parts.")}
+
+
+def active_parameters(facts: Mapping[str, Any]) -> list[int] | None:
+    """Of a recorded run, at its first and its last step; None where nobody can tell.
+
+    Older runs recorded what the shape alone says, whatever their parts were. It is counted anew where all parts are this
+    package's: a record names no code of others that would be run.
+    """
+    recorded, parts = facts["active_params"], parts_in(facts["config"])
+    if not parts:
+        return recorded
+    net = ModelConfig(**facts["config"]["net"])
+    if recorded != [net.ledger(k).active for k in facts["k"]]:
+        return recorded
+    if not all(isinstance(part, dict) and part["class"].startswith("sigma_lite.") for part in parts.values()):
+        return None
+    named = {name: {"class_path": part["class"], "init_args": part["settings"]} for name, part in parts.items()}
+    shape = _counted(json.dumps(facts["config"]["net"]), json.dumps(named))
+    return shape and [shape.ledger(k).active for k in facts["k"]]
+
+
+@lru_cache(maxsize=1)  # seeds of an arm follow each other
+def _counted(net: str, parts: str) -> ModelConfig | None:
+    """The shape of such a model; None for a class that has another name now, or a setting that is no plain value."""
+    from sigma_lite.scale.parameters import counted  # torch comes with it
+
+    try:
+        return counted(ModelConfig(**json.loads(net)), json.loads(parts))
+    except ConfigError:
+        return None
+
+
 def _measured(run: Run, measure: str) -> Any:
     from sigma_lite.lab.measure import measured  # imports torch and the model
 
@@ -201,8 +237,10 @@ def _pooled(windows: Sequence[list[float]], entries: list[dict], tokens: int) ->
 
 
 def _scores(entries: list[dict], config: dict) -> dict[str, list]:
-    """Held-out bits per byte over the run, against the tokens and the training FLOPs that each took."""
-    from sigma_lite.config import ModelConfig
+    """Held-out bits per byte over the run, against the tokens and the training FLOPs that each took.
+
+    A model with parts of its own has no `flops`: nobody has counted what they do.
+    """
     from sigma_lite.scale.traffic import flops_per_token
 
     net, spent, tokens, flops = ModelConfig(**config["net"]), {0: (0, 0.0)}, 0, 0.0
@@ -215,7 +253,7 @@ def _scores(entries: list[dict], config: dict) -> dict[str, list]:
     return {
         "step": list(scores),
         "tokens": [spent[step][0] for step in scores],
-        "flops": [spent[step][1] for step in scores],
+        **({} if parts_in(config) else {"flops": [spent[step][1] for step in scores]}),
         "bits_per_byte": list(scores.values()),
     }
 

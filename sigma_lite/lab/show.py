@@ -12,7 +12,7 @@ from sigma_lite.figures import OF_RESULTS, commits_of, final_rows, machine_of, o
 from sigma_lite.figures.lab_final import TABLE_SAYS
 from sigma_lite.lab import standing
 from sigma_lite.lab.family_page import family
-from sigma_lite.lab.results import Results, read_results
+from sigma_lite.lab.results import Results, active_parameters, read_results
 from sigma_lite.report import markup
 from sigma_lite.report.document import Plot, Section, document
 from sigma_lite.report.words import count, duration
@@ -111,7 +111,7 @@ def _provenance(results: Results) -> str:
             run["arm"],
             run["seed"],
             count(run["tokens"]),
-            " → ".join(dict.fromkeys(map(count, run["active_params"]))),
+            " → ".join(dict.fromkeys(map(count, active_parameters(run) or ()))) or "not counted",
             duration(run["seconds"]),
             run["time"],
             refused_steps(run),

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -27,6 +26,7 @@ from sigma_lite.model.attention import Attention
 from sigma_lite.model.dispatch import Dispatch
 from sigma_lite.model.experts import Experts
 from sigma_lite.model.router import Router
+from sigma_lite.reading import imported
 
 Part = Callable[[ModelConfig], nn.Module]
 """A class, or a function such as a `functools.partial` of one with its settings; called once for each layer.
@@ -106,12 +106,7 @@ def _part(name: str, given: Any) -> Any:
         given, settings = given["class_path"], _as_plain(given.get("init_args")) or {}
         settings = {key: value for key, value in settings.items() if key != "config"}  # which the model gives
     if isinstance(given, str):
-        module, _, attribute = given.rpartition(".")
-        require(bool(module), f"{where}={given!r}: give the whole path, MODULE.CLASS")
-        try:
-            given = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            require(False, f"{where}={module}.{attribute} cannot be imported: {error}")
+        given = imported(given, where)
     require(callable(given), f"{where}={given!r}: give a class, or a function of the ModelConfig")
     return functools.partial(given, **settings) if settings else given
 

@@ -26,7 +26,7 @@ class Routing(NamedTuple):
     probs: Tensor  # [T, E] fp32 softmax over all experts (or the sigmoids divided by their sum); each row sums to 1
     ids: Tensor  # [T, K] int64 chosen experts, best first; -1: an empty slot, where a router leaves some
     gates: Tensor  # [T, K] fp32 scores of the chosen, in 0..1; not renormalised unless set so: K may change, not their scale
-    logits: Tensor  # [T, E] fp32
+    logits: Tensor  # [T, E] fp32; -inf: an expert that this layer does not have
 
     def with_tensors(self, **given: Tensor) -> Routing:
         """Another that has these of the four tensors. What a subclass holds besides, such as its name, stays."""

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from sigma_lite.balance.balancer import Balancer, is_ours
-from sigma_lite.balance.losses import expert_counts, mean_over_tokens
+from sigma_lite.balance.losses import expert_counts, load_balancing_loss, mean_over_tokens
 from sigma_lite.config import ModelConfig, require
-from sigma_lite.model import Router, Routing
+from sigma_lite.model import NamedRouting, Router, Routing
 from sigma_lite.model.assumes import Assumes
 from sigma_lite.model.block import MoE
 from sigma_lite.papers.moduleformer import MutualInformation
@@ -31,7 +31,7 @@ class NullRouter(Router):
 
     Args:
         nulls: m.
-        renormalise: divide a token's gates by their sum, as in the paper; needs K > 1.
+        renormalise: divide a token's gates by their sum, as in the paper; needs K > 1. It stands for net.renormalise.
     """
 
     assumes = Assumes(k="0 to K, 2 or more if renormalised", parameters="router rows of the nulls")
@@ -44,12 +44,12 @@ class NullRouter(Router):
         width = config.n_experts + nulls
         self.weight = nn.Parameter(torch.empty(width, config.d_model))
         self.register_buffer("bias", torch.zeros(width))
-        self.n_experts, self.renormalise = config.n_experts, renormalise
+        self.n_experts, self.sums_to_one = config.n_experts, renormalise
         self.set_k(config.top_k)
 
     def set_k(self, k: int) -> None:
         why = "a single gate divided by itself is 1, and the router would not learn: set renormalise: false"
-        require(k > 1 or not self.renormalise, f"renormalise=True with {k} expert per token: {why}")
+        require(k > 1 or not self.sums_to_one, f"renormalise=True with {k} expert per token: {why}")
         super().set_k(k)
 
     def must_fit(self, balancer: Balancer) -> None:
@@ -65,15 +65,9 @@ class NullRouter(Router):
         ids_TK = super().choose(scores_TE)
         return ids_TK.where(ids_TK < self.n_experts, -1)
 
-    def gate(self, scores_TE: Tensor, ids_TK: Tensor) -> Tensor:
-        gates_TK = super().gate(scores_TE, ids_TK)
-        if not self.renormalise:
-            return gates_TK
-        return gates_TK / gates_TK.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-
 
 class NullLBL(Balancer):
-    """(n + m) sum_i ftilde_i P_i of each micro-batch, as in the released code. Balanced: 1.
+    """(n + m) sum_i ftilde_i P_i of each micro-batch, as in the released code. Balanced: 1. Of attention heads: the LBL.
 
     Args:
         nulls: m, as the router has it; another number is refused.
@@ -94,6 +88,8 @@ class NullLBL(Balancer):
         )
 
     def loss(self, routing: Routing, f_E: Tensor) -> Tensor:
+        if isinstance(routing, NamedRouting):  # no head is a null expert
+            return load_balancing_loss(routing.probs, routing.ids, f_E)
         return null_load_balancing_loss(routing.probs, routing.ids, self.nulls)
 
 

@@ -64,6 +64,11 @@ class QuantileBalancing(Balancer):
             f"score={self.score!r} is not what {name} chooses by, which is {router.score}: QuantileBalancing takes"
             " softmax or sigmoid, as net.router_score says",
         )
+        require(
+            own or not router.sums_to_one,
+            f"quantile balancing reads scores from gates, and {name} divides its gates by their sum: set"
+            " net.renormalise=false",
+        )
 
     def statistics(self, routings: Sequence[Routing]) -> Tensor:
         """[L, E, bins + 1]: the histogram of alpha - s_j of each expert j, and last the slots that j got."""

@@ -144,10 +144,14 @@ class Targets(nn.Module):
         self.register_buffer("queue", F.normalize(torch.randn(size, D), dim=-1))
 
     def loss(self, said_ND: Tensor, target_ND: Tensor) -> Tensor:
-        """InfoNCE of what an expert says against slow targets and the queue, and of fast targets against what it says."""
+        """InfoNCE of what an expert says against slow targets and the queue, and of fast targets against what it says.
+
+        The queue is of earlier targets. In the second term the candidates are the batch's own answers, the right one too: it
+        then counts twice, once as the key.
+        """
         said, fast = F.normalize(said_ND, dim=-1), F.normalize(self.fast(target_ND), dim=-1)
         slow = F.normalize(self.slow(target_ND), dim=-1)
-        return info_nce(said, slow, self.queue) + info_nce(fast, said.detach(), said.detach().roll(1, 0))
+        return info_nce(said, slow, self.queue) + info_nce(fast, said.detach(), said.detach())
 
     @torch.no_grad()
     def step(self, target_ND: Tensor) -> None:

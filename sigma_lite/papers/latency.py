@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from sigma_lite.balance.balancer import Balancer
-from sigma_lite.balance.losses import mean_over_tokens
+from sigma_lite.balance.losses import load_balancing_loss, mean_over_tokens
 from sigma_lite.config import ModelConfig, require
-from sigma_lite.model import Routing
+from sigma_lite.model import NamedRouting, Routing
 from sigma_lite.model.assumes import Assumes
 from sigma_lite.model.block import MoE
 from sigma_lite.model.experts import Experts
@@ -86,7 +86,7 @@ def per_expert(latency: Sequence[float], E: int) -> Tensor:
 
 
 class LatencyLBL(Balancer):
-    """E sum_i w_i f_i P_i, w_i = Lat_i / mean Lat. Least where load_i is in proportion to 1 / Lat_i.
+    """E sum_i w_i f_i P_i, w_i = Lat_i / mean Lat. Least where load_i is in proportion to 1 / Lat_i. Of heads: the LBL.
 
     Args:
         latency: of each kind of expert, in any unit; kinds have equally many neighbouring experts.
@@ -109,12 +109,14 @@ class LatencyLBL(Balancer):
         )
 
     def loss(self, routing: Routing, f_E: Tensor) -> Tensor:
+        if isinstance(routing, NamedRouting):  # heads take equally long
+            return load_balancing_loss(routing.probs, routing.ids, f_E)
         w_E = per_expert(self.latency, len(f_E)).to(f_E.device)
         return len(f_E) * (w_E / w_E.mean() * f_E * mean_over_tokens(routing.probs)).sum()
 
 
 class LatencyCV(LatencyLBL):
-    """CV^2 of latency times importance plus CV^2 of latency times smooth load, as in the paper.
+    """CV^2 of latency times importance plus CV^2 of latency times smooth load, as in the paper. Of heads: the LBL.
 
     Args:
         width: of the gate noise that makes the load smooth, in logits.
@@ -128,6 +130,8 @@ class LatencyCV(LatencyLBL):
         self.width = width
 
     def loss(self, routing: Routing, f_E: Tensor) -> Tensor:
+        if isinstance(routing, NamedRouting):  # heads take equally long
+            return load_balancing_loss(routing.probs, routing.ids, f_E)
         alpha_E = per_expert(self.latency, len(f_E)).to(f_E.device)
         alpha_E = alpha_E / alpha_E.sum()
         load_E = smooth_load(routing.logits, routing.ids.shape[1], self.width)

@@ -22,6 +22,7 @@ from sigma_lite.balance.metrics import entropy
 from sigma_lite.config import ModelConfig, require
 from sigma_lite.convert.distil import descend
 from sigma_lite.convert.rebuild import rebuilt
+from sigma_lite.convert.stored import one_expert
 from sigma_lite.data.rows import Batch
 from sigma_lite.model import KeyValueCache, NamedRouting, Router, Routing, Transformer
 from sigma_lite.model.assumes import Assumes
@@ -177,6 +178,10 @@ class GrownExperts(Experts):
     def weights(self) -> tuple[Tensor, Tensor]:
         return torch.cat([self.w13, self.new_w13]), torch.cat([self.w2, self.new_w2])
 
+    def active_parameters(self, k: int) -> int:
+        """Of k experts, old or new."""
+        return k * one_expert(self)
+
 
 class GrownRouter(Router):
     """The same for a router's rows."""
@@ -191,8 +196,7 @@ class GrownRouter(Router):
         self.own_weights["new_weight"] = self.own_weights["weight"]
 
     def forward(self, x_TD: Tensor) -> Routing:
-        with torch.autocast(x_TD.device.type, enabled=False):
-            return self.routing(F.linear(x_TD.float(), torch.cat([self.weight, self.new_weight]).float()))
+        return self.routing(logits_of(x_TD, torch.cat([self.weight, self.new_weight])))
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from sigma_lite.balance.balancer import Balancer, counts_of, is_ours
+from sigma_lite.balance.losses import load_balancing_loss
 from sigma_lite.config import ConfigError, ModelConfig, require
-from sigma_lite.model import Router, Routing
+from sigma_lite.model import NamedRouting, Router, Routing
 from sigma_lite.model.assumes import Assumes
 from sigma_lite.model.block import MoE
 from sigma_lite.model.router import slots
@@ -50,7 +51,7 @@ class ReLURouter(Router):
 
 
 class L1(Balancer):
-    """coefficient * sum over experts of (their load, 1 where even) * (mean of their gates).
+    """coefficient * sum over experts of (their load, 1 where even) * (mean of their gates). Of heads: coefficient * LBL.
 
     Args:
         k: experts per token to be reached.
@@ -77,6 +78,8 @@ class L1(Balancer):
         )
 
     def loss(self, routing: Routing, f_E: Tensor) -> Tensor:
+        if isinstance(routing, NamedRouting):  # heads are gated by a softmax, not by ReLUs
+            return self.coefficient * load_balancing_loss(routing.probs, routing.ids, f_E)
         T, E = routing.logits.shape
         per_token = (routing.ids >= 0).sum() / max(T, 1)
         load_E = E * f_E * per_token / self.k

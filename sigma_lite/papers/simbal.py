@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from sigma_lite.balance.balancer import Balancer, is_ours
+from sigma_lite.balance.losses import load_balancing_loss
 from sigma_lite.config import require
-from sigma_lite.model import Router, Routing
+from sigma_lite.model import NamedRouting, Router, Routing
 from sigma_lite.model.assumes import Assumes
 from sigma_lite.model.block import MoE
 
@@ -42,7 +43,7 @@ class WithRows(Router):
 
 
 class SimBal(Balancer):
-    """`row_similarity` of each layer's router, which has to be `WithRows`."""
+    """`row_similarity` of each layer's router, which has to be `WithRows`. Of attention heads: the LBL."""
 
     assumes = Assumes()
 
@@ -50,6 +51,8 @@ class SimBal(Balancer):
         require(isinstance(layer.router, WithRows) or not is_ours(layer.router), NEEDS_ROWS)
 
     def loss(self, routing: Routing, f_E: Tensor) -> Tensor:
+        if isinstance(routing, NamedRouting):  # attention shows no rows
+            return load_balancing_loss(routing.probs, routing.ids, f_E)
         require(isinstance(routing, RoutingWithRows), NEEDS_ROWS)
         return row_similarity(routing.rows_ED)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sigma_lite.config import ConfigError, ModelConfig, RowsConfig, nearest, require
+from sigma_lite.config import ModelConfig, RowsConfig, require
 from sigma_lite.lightning_keys import PRECISIONS as NAMES
 from sigma_lite.lightning_keys import require_precision
+from sigma_lite.reading import imported
 from sigma_lite.runfile import RunConfig, from_mapping
 from sigma_lite.scale.cluster import Cluster
 
@@ -93,15 +93,7 @@ class StrategyConfig:
 
 def planner_named(path: str) -> Callable:
     """The function at a path such as sigma_lite.papers.eplb.plan. ConfigError for one that does not exist."""
-    module, _, name = path.rpartition(".")
-    require(bool(module), f"planner={path!r}: give the whole path, MODULE.FUNCTION")
-    try:
-        found = importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"planner={path} cannot be imported: {error}") from error
-    names = [known for known, value in vars(found).items() if callable(value) and not known.startswith("_")]
-    require(callable(getattr(found, name, None)), f"planner={path}: no such function; {nearest(name, names)}")
-    return getattr(found, name)
+    return imported(path, "planner")
 
 
 def strategy_config(strategy: object) -> StrategyConfig | None:

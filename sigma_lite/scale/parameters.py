@@ -1,4 +1,4 @@
-"""Parameters of a model with parts of the reader's own, counted on torch's meta device: there a tensor takes no memory."""
+"""Parameters of a model with parts of its own, counted: on the model, or on torch's meta device, where none takes memory."""
 
 from __future__ import annotations
 
@@ -47,7 +47,16 @@ def counted(net: ModelConfig, parts: Parts | Mapping[str, Any]) -> Counted:
             f"{names}: the parameters cannot be counted, because the model cannot be built on torch's meta device:"
             f" {type(error).__name__}: {error}"
         ) from error
-    shape = Counted(**{f.name: getattr(net, f.name) for f in dataclasses.fields(net)})
+    return _counted_on(model)
+
+
+def shape_of(model: Transformer) -> ModelConfig:
+    """Its config; where it has parts of its own, with a ledger that is counted on it. Ask this for what a model has."""
+    return _counted_on(model) if model.parts.custom else model.config
+
+
+def _counted_on(model: Transformer) -> Counted:
+    shape = Counted(**{f.name: getattr(model.config, f.name) for f in dataclasses.fields(model.config)})
     object.__setattr__(shape, "model", model)  # no field: it is no setting
     return shape
 

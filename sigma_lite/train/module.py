@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sigma_lite.balance.balancer import Balancer, as_balancer
+from sigma_lite.balance.bits import BitsPerByte
 from sigma_lite.balance.exact import widest
 from sigma_lite.balance.metrics import ExpertLoad
 from sigma_lite.balance.objective import objective
@@ -34,7 +35,7 @@ from sigma_lite.identity import identify
 from sigma_lite.lightning_keys import require_clipping, require_precision
 from sigma_lite.model import Parts, Routing, Transformer, of_experts, of_tokens
 from sigma_lite.model.parts import as_parts
-from sigma_lite.train.bits import BitsPerByte
+from sigma_lite.scale.parameters import shape_of
 from sigma_lite.train.callbacks.replan import Replan
 from sigma_lite.train.callbacks.sparsity_schedule import SparsitySchedule
 from sigma_lite.train.checkpoint import require_finite
@@ -107,6 +108,11 @@ class SigmaLit(pl.LightningModule):
         self.model = Transformer(self.net, self.parts)
         for step in (0, self.sparsity.switch_step) if self.parts.custom else ():
             self.model.set_k(self.k_at(step))  # a router that cannot choose so many says so before any step
+
+    @property
+    def shape(self) -> ModelConfig:
+        """`net`, with a ledger that counts parts of one's own too. There is none before the model."""
+        return shape_of(self.model)
 
     def require_fit(self) -> None:
         """ConfigError where balancer and parts cannot work together: of a model without numbers, before there is one."""

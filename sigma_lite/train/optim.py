@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import inspect
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -16,6 +15,7 @@ from sigma_lite.balance.pooled import sum_over_ranks
 from sigma_lite.config import OPTIMIZERS, SCHEDULES, ConfigError, OptimConfig, class_named, require
 from sigma_lite.identity import identify
 from sigma_lite.model.weights import weight_of
+from sigma_lite.reading import imported
 from sigma_lite.train.schedules import Schedule
 from sigma_lite.train.schedules import wsd as warmup_stable_decay  # noqa: F401  as the chapters call it
 
@@ -85,16 +85,6 @@ def schedule_of(optim: OptimConfig) -> Schedule:
         return made(**args)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {error}") from error
-
-
-def imported(path: str, where: str) -> Any:
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{where}={path} cannot be imported: {error}") from error
-    require(callable(found), f"{where}={path} cannot be called")
-    return found
 
 
 def own_identities(optim: OptimConfig) -> dict[str, Any]:

@@ -38,8 +38,6 @@ from sigma_lite.train.settings import ROUNDING, completed
 from sigma_lite.train.start import Start, find_start
 from sigma_lite.train.threads import Threads, candidates, cores, measure, recorded, threads_for, trial_step
 
-WITH_PARTS = ("total_params", "non_embedding_params", "active_params_initial", "active_params_target")
-
 
 class RunCLI(BuiltCLI):
     """`fit` begins a run as train/start.py says, leaves a finished one alone, and refuses one made with other settings.
@@ -201,10 +199,7 @@ class RunCLI(BuiltCLI):
 
     def facts(self) -> dict[str, Any]:
         """The `run` entry of the diary; called when the data is ready."""
-        counts = plan(RunConfig(net=self.model.net, sparsity=self.model.sparsity))
-        if self.model.parts.custom:  # counted, not computed; each token is taken to use all that is not an expert of ours
-            more = sum(p.numel() for p in self.model.model.parameters()) - counts["total_params"]
-            counts |= {name: count + more for name, count in counts.items() if name in WITH_PARTS}
+        counts = plan(RunConfig(net=self.model.shape, sparsity=self.model.sparsity))
         versions = {"python": platform.python_version(), "torch": torch.__version__, "lightning": pl.__version__}
         return {
             "command": shlex.join(self.command),

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
+from sigma_lite.balance.bits import BitsPerByte
 from sigma_lite.balance.exact import UNIT, lost, whole
 from sigma_lite.balance.metrics import ExpertLoad, entropy
 from sigma_lite.model import Routing
-from sigma_lite.train.bits import BitsPerByte
 
 
 def losses(seed: int, rows: int = 400, length: int = 256) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -17,8 +17,10 @@ from read_page import Page
 from sigma_lite import cli, figures
 from sigma_lite.figures import final_rows
 from sigma_lite.lab import catalogue, scales, show
+from sigma_lite.lab.results import active_parameters, read_results
 from sigma_lite.lab.show import write_page
 
+RECORDED = Path(__file__).parents[2] / "results/lab/family-cpu.json"
 ATTACK = "</script></pre><script>alert(1)</script><img src=https://example.org/x onerror=alert(1)><!-- <i>"
 RESULTS = synthetic_results.results(seeds=(0, 1))
 
@@ -55,6 +57,20 @@ def test_it_draws_what_the_experiment_asks_for_and_what_always_helps(page):
     trace = page.data("data-made-up-deviation-by-layer")["data"][2]
     drawn = np.frombuffer(base64.b64decode(trace["y"]["bdata"]), "<" + trace["y"]["dtype"])
     np.testing.assert_allclose(drawn, mean, rtol=1e-6)
+
+
+def test_active_parameters_of_own_parts_are_counted_or_left_out():
+    """Older runs recorded what the shape says: 167,104 for all of these. One shared expert more: 6 x 9,216."""
+    runs = {run["arm"]: run for run in read_results(RECORDED)["runs"]}
+    plain, one = 167_104, 3 * 64 * 48
+    latent = plain + 6 * (one // 2 + 2 * 64 * 32 + 32 - one)
+    hashed = plain - 6 * 64 * 96  # a hash needs no router
+    expected = {"LBL, K = 1": plain, "hash routing": hashed, "shared expert": plain + 6 * one, "LatentMoE": latent}
+    assert {arm: active_parameters(runs[arm]) for arm in expected} == {arm: [n, n] for arm, n in expected.items()}
+    config = {**runs["LatentMoE"]["config"], "parts.experts": {"class": "mine.Experts", "settings": {}, "code": ""}}
+    assert active_parameters(runs["LatentMoE"] | {"config": config}) is None, "a record names no code that is run"
+    counted = {"config": config, "active_params": [5, 5]}
+    assert active_parameters(runs["LatentMoE"] | counted) == [5, 5], "a newer run has counted them"
 
 
 def test_nothing_is_loaded_from_anywhere(page):

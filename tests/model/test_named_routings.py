@@ -18,7 +18,10 @@ from sigma_lite.convert.blocks import SkippedBlocks
 from sigma_lite.data.rows import Batch
 from sigma_lite.loop import train
 from sigma_lite.model import NamedRouting, Parts, Routing, Transformer, of_experts, of_others
+from sigma_lite.papers.adamoe import NullLBL
+from sigma_lite.papers.latency import LatencyCV, LatencyLBL
 from sigma_lite.papers.moduleformer import HeadExperts, MutualInformation, StickBreaking, mutual_information_loss
+from sigma_lite.papers.remoe import L1
 from sigma_lite.papers.simbal import RoutingWithRows, SimBal, WithRows
 from sigma_lite.serve.generate import Sampling, generate
 
@@ -144,6 +147,18 @@ def test_each_changes_the_tensors_and_keeps_the_name():
     routing = model()(IDS).routings[-1]
     first = routing.each(lambda t: t[:5])
     assert first.name == "layer 2 queries" and [len(t) for t in first] == [5] * 4
+
+
+OF_EXPERTS = (NullLBL(nulls=2), LatencyLBL(), LatencyCV(), L1(start=0.5), SimBal())
+
+
+@pytest.mark.parametrize("balancer", OF_EXPERTS, ids=repr)
+def test_a_loss_about_experts_is_the_usual_one_for_heads(balancer):
+    """No head is a null expert, has a latency, is gated by a ReLU, or shows its router's rows."""
+    heads = model()(IDS).routings[-1]
+    f_H = load_share(counts_of([heads])[0])
+    weight = balancer.coefficient if isinstance(balancer, L1) else 1.0
+    torch.testing.assert_close(balancer.loss(heads, f_H), weight * load_balancing_loss(heads.probs, heads.ids, f_H))
 
 
 class Keys(NamedRouting):

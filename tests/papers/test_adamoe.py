@@ -43,6 +43,14 @@ def test_at_one_expert_per_token_a_renormalised_gate_is_refused():
     assert torch.equal(routing.gates, routing.probs.gather(1, routing.ids.clamp(min=0)) * (routing.ids >= 0))
 
 
+def test_the_router_and_not_the_config_says_whether_gates_sum_to_one():
+    """`renormalise: false` keeps the scores of a model whose config divides them, and `true` divides those of another."""
+    divides = dataclasses.replace(NET, renormalise=True)
+    routing = routed(NullRouter(divides, renormalise=False))
+    assert torch.equal(routing.gates, routing.probs.gather(1, routing.ids.clamp(min=0)) * (routing.ids >= 0))
+    assert torch.equal(routed(NullRouter(divides)).gates, routed(NullRouter(NET)).gates)
+
+
 def test_null_loss_closed_forms():
     """Balanced: 1. Only nulls: E / m. Where nulls are used evenly it is the usual loss with all columns."""
     n, m = 6, 3

@@ -6,14 +6,14 @@ import dataclasses
 
 import pytest
 import torch
-from samples import NET
+from samples import NET, routed
 from test_dense2moe import batch, logits
 
 from sigma_lite.config import ConfigError
 from sigma_lite.convert.calibrate import expert_bytes, expert_inputs
 from sigma_lite.convert.distil import divergence
 from sigma_lite.convert.rebuild import named_parts, units
-from sigma_lite.convert.stored import LowRank, dequantise, packed, quantise, unpacked
+from sigma_lite.convert.stored import KeptRouter, LowRank, dequantise, packed, quantise, unpacked
 from sigma_lite.kernels import grouped_swiglu
 from sigma_lite.model import Transformer
 from sigma_lite.model.parts import as_parts
@@ -131,6 +131,13 @@ def test_experts_that_do_nothing_are_pruned_without_a_trace(scope):
     for block in same.blocks:
         block.moe.router.scores = lambda logits: logits.masked_fill(torch.arange(8) % 2 == 0, -torch.inf).softmax(-1)
     torch.testing.assert_close(logits(small), logits(same), atol=1e-5, rtol=1e-5)
+
+
+def test_no_bias_chooses_an_expert_that_a_layer_does_not_have():
+    """Such a column gets no token, so a loss-free bias lifts it for ever."""
+    router = KeptRouter(NET, kept=[8, 5], layer=1)
+    router.bias[5:] = 9.0
+    assert int(routed(router).ids.max()) < 5
 
 
 def test_global_pruning_takes_from_where_least_is_done():

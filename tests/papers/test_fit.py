@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from sigma_lite import cli
 from sigma_lite.balance.balancer import Balancer, GlobalLBL, WithBias
 from sigma_lite.balance.losses import expert_counts, load_balancing_loss, load_share
 from sigma_lite.balance.pooled import PooledCounts
+from sigma_lite.balance.scale_free import ScaleFreeLBL
 from sigma_lite.config import BalanceConfig, ConfigError
+from sigma_lite.convert.stored import KeptRouter
 from sigma_lite.identity import identify
 from sigma_lite.lab import EXPERIMENTS
 from sigma_lite.model import Parts, Router, Routing
@@ -39,8 +42,8 @@ from sigma_lite.runfile import load_run, overlay
 from sigma_lite.train.module import SigmaLit
 
 
-def module(own=None, balance: BalanceConfig = BalanceConfig(), **parts) -> SigmaLit:  # noqa: B008
-    return SigmaLit(NET, balance=balance, custom_balance=own, parts=Parts(**parts))
+def module(own=None, balance: BalanceConfig = BalanceConfig(), net=NET, **parts) -> SigmaLit:  # noqa: B008
+    return SigmaLit(net, balance=balance, custom_balance=own, parts=Parts(**parts))
 
 
 def some(cls: type, **settings) -> functools.partial:
@@ -48,6 +51,7 @@ def some(cls: type, **settings) -> functools.partial:
 
 
 BIAS = BalanceConfig(loss="none", bias="sign")
+DIVIDES = dataclasses.replace(NET, renormalise=True)
 REFUSED = {
     "null experts and the default": ({"router": NullRouter}, "GlobalLBL.. does not see the 8 null experts of NullRouter"),
     "null experts and a bias": ({"router": NullRouter, "balance": BIAS}, "does not see the 8 null experts"),
@@ -70,10 +74,15 @@ REFUSED = {
     "quantiles of rounded loads": ({"router": Rounded, "own": QuantileBalancing()}, "Rounded chooses in another way"),
     "quantiles of other scores": ({"router": SqrtSoftplus, "own": QuantileBalancing()}, "by, which is sqrt-softplus"),
     "quantiles of sigmoids": ({"own": QuantileBalancing("sigmoid")}, "is not what Router chooses by, which is softmax"),
+    "quantiles of divided gates": ({"net": DIVIDES, "own": QuantileBalancing()}, "set net.renormalise=false"),
     "unequal kinds": ({"experts": some(Mixed, full=2), "own": LatencyLBL()}, r"Mixed has kinds of \[2, 6\] experts"),
     "three kinds": ({"experts": Mixed, "own": LatencyCV((3, 2, 1, 1))}, r"4 kinds .* Mixed has kinds of \[4, 4\]"),
     "kinds that do not divide": ({"own": LatencyLBL((3, 2, 1))}, "3 kinds do not divide 8 experts"),
     "a bias on tokens' places": ({"router": ExpertChoice, "balance": BIAS}, "moves? a bias that changes no choice"),
+    "logits of minus infinity": ({"router": some(KeptRouter, kept=[8, 4]), "own": ScaleFreeLBL()}, "mean and the spread"),
+    "the same and a bias": (
+        {"router": some(KeptRouter, kept=[8, 4]), "own": WithBias(ScaleFreeLBL(), "sign")}, "set balance.loss: global"
+    ),
     "a bias on a hash": ({"router": Hashed, "own": SMEBU()}, "the token's id decides"),
 }  # fmt: skip
 

@@ -10,12 +10,15 @@ import torch
 from torch import nn
 
 from sigma_lite.config import ConfigError, ModelConfig
+from sigma_lite.convert.write import ledger
 from sigma_lite.model import Parts, Router, Transformer
 from sigma_lite.model.experts import Experts
 from sigma_lite.model.parts import as_parts
-from sigma_lite.runfile import load_run
+from sigma_lite.runfile import RunConfig, load_run
 from sigma_lite.scale.forecast import forecast
-from sigma_lite.scale.parameters import counted
+from sigma_lite.scale.parameters import counted, shape_of
+from sigma_lite.scale.plan import plan as plan_of
+from sigma_lite.train.module import SigmaLit
 
 NET = ModelConfig(
     vocab_size=50, n_layers=3, d_model=16, n_heads=4, n_kv_heads=2, head_dim=8, n_experts=8, d_expert=16, top_k=2
@@ -26,11 +29,14 @@ SHAPES = {
     "two layers without attention": dataclasses.replace(NET, attention_from_layer=2),
     "dense": dataclasses.replace(NET, n_experts=1, top_k=1),
 }
-PAPERS = "sigma_lite.papers."
+PAPERS, STORED = "sigma_lite.papers.", "sigma_lite.convert.stored."
 EXPERTS = {
     "shared": {"class_path": PAPERS + "shared.WithShared", "init_args": {"shared": 2}},
     "latent": {"class_path": PAPERS + "latent.Latent", "init_args": {"width": 4}},
     "two sizes": {"class_path": PAPERS + "latency.Mixed", "init_args": {"shift_width": 8}},
+    "fewer than are chosen among": {"class_path": STORED + "Mapped", "init_args": {"kept": 3}},
+    "fewer in some layers": {"class_path": STORED + "KeptExperts", "init_args": {"kept": [3, 5, 8]}},
+    "one new": {"class_path": PAPERS + "moduleformer.GrownExperts", "init_args": {"old": 7}},
 }
 PARTS = {f"experts: {name}": {"experts": part} for name, part in EXPERTS.items()} | {
     "null experts": {"router": {"class_path": PAPERS + "adamoe.NullRouter", "init_args": {"nulls": 4}}},
@@ -68,6 +74,29 @@ def test_what_a_token_uses_of_experts():
     assert active["shared"] == L * (2 + 2) * one
     assert active["latent"] == L * (2 * 3 * 4 * 16 + 2 * D * 4 + 4)
     assert active["two sizes"] == L * 2 * (one + one // 2) // 2, "on average over both sizes"
+    for stored in ("fewer than are chosen among", "fewer in some layers", "one new"):
+        assert active[stored] == L * 2 * one, "a token uses K experts, however many are stored"
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_rounded_experts_are_used_as_others_are(bits):
+    """They are constants, so they are no parameters, but a token goes through them."""
+    experts = {"class_path": STORED + "Quantised", "init_args": {"bits": bits}}
+    ledger = counted(NET, {"experts": experts}).ledger((1, 4, 2))
+    assert ledger.experts == 0 and ledger.active_experts == NET.ledger((1, 4, 2)).active_experts
+
+
+@pytest.mark.parametrize("experts", ["latent", "shared", "fewer than are chosen among"])
+def test_a_run_and_a_converted_model_record_what_is_counted(experts):
+    """Of the first of these a formula that knows no parts made less than 0 active parameters."""
+    parts = {"experts": EXPERTS[experts]}
+    module, shape = SigmaLit(NET, parts=parts), counted(NET, parts)
+    module.configure_model()
+    assert module.shape.ledger((1, 4, 2)) == shape.ledger((1, 4, 2)) != NET.ledger((1, 4, 2))
+    counts, found = shape.ledger(), ledger(module.model)
+    assert (found["total"], found["non_embedding"]) == (counts.total, counts.non_embedding)
+    assert found["active_target"] == counts.active == plan_of(RunConfig(net=module.shape))["active_params_target"] > 0
+    assert shape_of(Transformer(NET)) is NET
 
 
 class Says(Experts):

@@ -130,7 +130,7 @@ def test_attention_and_experts_are_orthogonalised_and_the_rest_is_adamws():
     ({"class_path": "torch.optim.Muon"}, "Muon only supports 2D parameters.*`optimizer: muon` takes each expert's matrix"),
     ({"class_path": "muon", "init_args": {"dtype": "float16"}}, "give momentum in"),
     ({"class_path": "torch.nn.Linear"}, "is no torch.optim.Optimizer"),
-    ({"class_path": "torch.optim.Nothing"}, "cannot be imported"),
+    ({"class_path": "torch.optim.Adamm"}, "torch.optim has no Adamm; did you mean 'Adam'"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(options, words):
     with pytest.raises(ConfigError, match=words):

@@ -199,6 +199,12 @@ def test_the_largest_logit_is_absolute():
     assert largest_logits(made).tolist() == [3.0, 1.0]
 
 
+def test_an_expert_that_a_layer_does_not_have_has_no_logit():
+    logits = torch.tensor([[1.0, -3.0, -torch.inf], [2.0, 0.5, -torch.inf]])
+    assert largest_logits([Routing(None, None, None, logits)]).tolist() == [3.0]
+    assert largest_logits([Routing(None, None, None, logits.nan_to_num(neginf=torch.nan))])[0].isnan(), "a lost run is seen"
+
+
 def test_rows_of_ranks_are_those_of_their_experts():
     counts_LE = torch.tensor([[4, 0, 1, 3], [2, 2, 2, 2]])
     assert rows_of_ranks(counts_LE, 2, None) == {"rows": [8, 8], "fullest_rank": 1.0}

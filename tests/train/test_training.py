@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from sigma_lite import cli, record
+from sigma_lite.balance.bits import BitsPerByte
 from sigma_lite.balance.losses import expert_counts, load_balancing_loss, load_share, z_loss
 from sigma_lite.checkpoint import newest_checkpoint, read_checkpoint
 from sigma_lite.config import ConfigError, ModelConfig, OptimConfig, RowsConfig
@@ -22,7 +23,6 @@ from sigma_lite.data.shards import load
 from sigma_lite.model import Transformer
 from sigma_lite.model.transformer import cross_entropy
 from sigma_lite.runfile import from_mapping
-from sigma_lite.train.bits import BitsPerByte
 from sigma_lite.train.callbacks.diary import Diary
 from sigma_lite.train.callbacks.spike_guard import SpikeGuard
 from sigma_lite.train.module import SigmaLit

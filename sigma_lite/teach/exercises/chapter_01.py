@@ -180,7 +180,7 @@ def _without_v(train_T: Tensor, heldout_T: Tensor, vocab_size: int) -> Tensor:
 
 
 def bits_per_byte(nats_BS: Tensor, targets_BS: Tensor, bytes_BS: Tensor) -> float:
-    from sigma_lite.train.bits import BitsPerByte  # here: torchmetrics takes seconds to import
+    from sigma_lite.balance.bits import BitsPerByte  # here: torchmetrics takes seconds to import
 
     metric = BitsPerByte()
     metric.update(nats_BS, targets_BS, bytes_BS)
@@ -371,7 +371,7 @@ EXERCISES: tuple[Exercise, ...] = (
         importance=5,
         solution=bits_per_byte,
         also=_sums_and_one_division,
-        source="train.bits.BitsPerByte",
+        source="balance.bits.BitsPerByte",
         hint="Information adds up over tokens, and so do bytes. Make the two sums, and divide once.",
         inputs=_losses,
         mistake=_mean_of_ratios,

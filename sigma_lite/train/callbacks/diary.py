@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from sigma_lite.balance.metrics import rounded
 from sigma_lite.balance.pooled import max_over_ranks
 from sigma_lite.record import Record
 from sigma_lite.train.callbacks import names
@@ -84,7 +85,7 @@ class Diary(pl.Callback):
             "lr": module.optim.lr * module.rate_factor(trainer.global_step - 1),
             "grad_norm": module.grad_norm,
             "k": list(k),
-            "active_params": module.net.ledger(k).active,
+            "active_params": module.shape.ledger(k).active,
             "tokens_per_s": round(speed.tokens_per_s, 1),
             "seconds": round(speed.seconds, 2),
             "perf": {
@@ -131,10 +132,3 @@ def note(trainer: pl.Trainer, what: str, why: str) -> None:
     for callback in trainer.callbacks:
         if isinstance(callback, Diary) and callback.record:
             callback.record.write("event", trainer.global_step, what=what, why=why)
-
-
-def rounded(values: Tensor, digits: int = 5) -> list:
-    """Nested lists with so many significant digits: a share of one token in millions must not become 0."""
-    if values.dim() > 1:
-        return [rounded(row, digits) for row in values]
-    return [float(f"{value:.{digits}g}") for value in values.tolist()]

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from sigma_lite.balance.exact import whole
-from sigma_lite.balance.metrics import ExpertLoad
+from sigma_lite.balance.metrics import ExpertLoad, rounded
 from sigma_lite.balance.pooled import max_over_ranks, sum_over_ranks
 from sigma_lite.model import NamedRouting, Routing, of_experts, of_others
-from sigma_lite.train.callbacks.diary import Diary, completes_step, rounded
+from sigma_lite.train.callbacks.diary import Diary, completes_step
 
 
 class LoadRecorder(pl.Callback):
@@ -104,6 +104,7 @@ def _first(load: dict[str, Tensor]) -> dict[str, Any]:
 
 @torch.no_grad()
 def largest_logits(routings: list[Routing]) -> Tensor:
-    """Absolute, of each router, fp32 [L]."""
-    ends = [torch.aminmax(r.logits) for r in routings]  # one pass; a norm of order infinity takes 20 times as long on a CPU
+    """Absolute, of each router, fp32 [L]. A logit of -inf stands for an expert that a layer does not have: left out."""
+    present = [r.logits.masked_fill(r.logits == -torch.inf, 0.0) for r in routings]
+    ends = [torch.aminmax(logits) for logits in present]  # a norm of order infinity takes 20 times as long on a CPU
     return torch.stack([torch.maximum(end.max, -end.min) for end in ends]).float()

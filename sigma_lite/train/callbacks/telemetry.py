@@ -11,11 +11,12 @@ from lightning.fabric.utilities.throughput import get_available_flops
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
+from sigma_lite.balance.metrics import rounded
 from sigma_lite.config import require
 from sigma_lite.model import Transformer
 from sigma_lite.scale.cluster import load_cluster
 from sigma_lite.scale.placement import identity, rank_loads, waiting
-from sigma_lite.train.callbacks.diary import Diary, completes_step, rounded
+from sigma_lite.train.callbacks.diary import Diary, completes_step
 from sigma_lite.train.callbacks.replan import Replan
 from sigma_lite.train.callbacks.throughput import Throughput
 from sigma_lite.train.memory import Peak
