@@ -26,7 +26,7 @@ from torch import Tensor
 from sigma_lite.kernels import choose_backend, explain_backend, grouped_swiglu
 from sigma_lite.kernels.cpu.binding import lanes
 from sigma_lite.storage import write_json
-from sigma_lite.train.provenance import device_name
+from sigma_lite.train.provenance import device_name, git_commit
 
 ROOT = Path(__file__).parents[1]
 NARROWER = {  # what keeps torch, its libraries and our compiler to fewer instructions than the machine has
@@ -106,6 +106,7 @@ def main() -> None:
         "machine": device_name(torch.device("cpu")),
         "floats_in_a_register": lanes(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "commit": git_commit(),
         "load_average": os.getloadavg(),
         "rounds": options.rounds,
         "results": results,

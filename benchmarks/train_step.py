@@ -35,7 +35,7 @@ from sigma_lite.serve.hf import to_qwen3_moe
 from sigma_lite.storage import write_json
 from sigma_lite.train.memory import keep_freed_memory
 from sigma_lite.train.optim import clip_gradients
-from sigma_lite.train.provenance import device_name
+from sigma_lite.train.provenance import device_name, git_commit
 from sigma_lite.train.threads import cores
 
 ROOT = Path(__file__).parents[1]
@@ -64,6 +64,7 @@ def main() -> None:
         "tokens_per_step": run.rows.per_step * run.rows.length,
         "machine": device_name(torch.device("cpu")).partition(",")[0],
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "commit": git_commit(),
         "load_average": os.getloadavg(),
         "rounds": options.rounds,
         "results": results,

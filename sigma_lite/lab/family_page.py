@@ -40,7 +40,8 @@ def noise_in_words(found: Sequence[Row], noise: Floor) -> list[str]:
     """Which differences are nothing."""
     seeds = (
         f"Noise of seeds: with these seeds, chance alone makes differences of up to {100 * noise.seeds:.2f} % of bits per"
-        f" byte somewhere among {len(found) - 1} comparisons (pooled over all arms; exceeded in 5 % of such tables)."
+        f" byte somewhere among {len(found) - 1} comparisons (pooled over all arms; exceeded in 5 % of tables whose arms are"
+        f" independent. These share the runs of {BASE}, so more often, and a verdict asks for an arm's own interval too)."
         if math.isfinite(noise.seeds)
         else "Noise of seeds: not known, because no arm has two seeds."
     )
@@ -54,7 +55,8 @@ def noise_in_words(found: Sequence[Row], noise: Floor) -> list[str]:
     clear = sum(row.difference.is_clear for row in found if row.arm != BASE)
     chance = (
         f"Of {len(found) - 1} intervals of 95 %, {clear} leave out 0, where chance makes {0.05 * (len(found) - 1):.1f}. All"
-        f" share the runs of {BASE}: they can be wrong together. No arm was tuned, {BASE} included."
+        f" share the runs of {BASE}: they can be wrong together. The laboratory tuned no arm's learning rate; other settings"
+        " of some arms may have been tried on this text before."
     )
     return [text.replace("-", "−") for text in (seeds, elsewhere, chance)]
 

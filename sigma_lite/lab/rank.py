@@ -85,7 +85,10 @@ def rank(
 
 
 def stands(recorded: Results, own: Mapping, arm: str) -> Standing:
-    """Of an arm of `own` among those of `recorded`. Each is compared with BASE of its own machine, so machines cancel."""
+    """Of an arm of `own` among those of `recorded`.
+
+    Each is compared with BASE of its own machine, so a machine's mean cancels; the noise of two baselines does not.
+    """
     mine = next(row for row in rows(own) if row.arm == arm)
     others = rows(recorded)
     noise, better, worse = floor(others, recorded).seeds, [], []
@@ -123,7 +126,8 @@ def in_words(standing: Standing) -> str:
     if abs(standing.away) >= 0.0005:
         lines.append(
             f"{BASE} ended {100 * standing.away:+.1f} % from the recorded runs of the same seeds: another machine, code or"
-            " text (the text is the library of the Python that runs). Differences are from the baseline trained here."
+            " text (the text is the library of the Python that runs). Differences are from the baseline trained here;"
+            " a difference from another arm has the noise of two baselines, which the bar does not know."
         )
     if leaks := [f"{100 * share:.0f} % in {when}" for when, share in row.leak.items() if share > 0]:
         lines.append(f"it is not causal: a later token changes the experts of earlier ones ({', '.join(leaks)}).")

@@ -68,7 +68,13 @@ def results_path(folder: str | Path, experiment: str, scale: str) -> Path:
 
 
 def write_results(path: Path, experiment: Experiment, scale: Scale, runs: Sequence[Run], command: str) -> None:
-    """Collect the diaries of finished runs; the file is replaced whole or not at all."""
+    """Collect the diaries of finished runs; the file is replaced whole or not at all.
+
+    Args:
+        command: the call that made these runs, kept with each; one that the file holds already keeps its own.
+    """
+    made = [run_facts(run, experiment.measure) for run in runs]
+    then = {_which(run): run["command"] for run in _recorded(path) if "command" in run}
     facts = {
         "experiment": experiment.name,
         "question": experiment.question,
@@ -78,7 +84,7 @@ def write_results(path: Path, experiment: Experiment, scale: Scale, runs: Sequen
         "command": command,
         "arms": {arm.name: {"says": arm.description, "branch": arm.branch} for arm in experiment.arms},
         **({"protocol": experiment.protocol} if experiment.protocol else {}),
-        "runs": [run_facts(run, experiment.measure) for run in runs],
+        "runs": [run | {"command": then.get(_which(run), command)} for run in made],
     }
     if experiment.protocol:
         from sigma_lite.lab.standing import assumptions  # imports torch and the model
@@ -105,16 +111,34 @@ def read_results(path: str | Path) -> Results:
         ) from error
 
 
+def _recorded(path: Path) -> list[dict[str, Any]]:
+    return read_results(path)["runs"] if path.is_file() else []
+
+
+def _which(facts: Mapping) -> tuple:
+    """A run and not another training of it: `time` is that of its last start."""
+    return facts["arm"], facts["seed"], facts["time"]
+
+
+def how_to_repeat(results: Mapping) -> str:
+    """The command that makes all runs of a file; for one of several calls the plain one, and what it does instead."""
+    calls = {run.get("command", results["command"]) for run in results["runs"]}
+    of_a_file = results["command"].startswith("sigma-lite lab run ")  # other calls have no form for all arms
+    some_arms = " --arms " in results["command"] and any("command" not in run for run in results["runs"])
+    if of_a_file and (len(calls) > 1 or some_arms):  # older runs do not say of which call they are
+        plain = f"sigma-lite lab run {results['experiment']} --scale {results['scale']}"
+        return f"{plain}\n(this file is of several calls; the command trains all arms again with today's code)"
+    return results["command"] or "unknown"
+
+
 def _kept(path: Path, new: list[dict[str, Any]], arms: set[str]) -> list[dict[str, Any]]:
     """Runs recorded earlier, perhaps elsewhere, of other seeds of these arms: more seeds add to a file.
 
     One whose settings are not those of the arm's new runs was another experiment, and one of an arm that is no more has no
     place. Both are dropped, and it is said.
     """
-    if not path.is_file():
-        return []
     latest, names = {facts["arm"]: facts for facts in new}, {(facts["arm"], facts["seed"]) for facts in new}
-    old = [facts for facts in read_results(path)["runs"] if (facts["arm"], facts["seed"]) not in names]
+    old = [facts for facts in _recorded(path) if (facts["arm"], facts["seed"]) not in names]
     kept = []
     for facts in old:
         why = _other_settings(facts, latest.get(facts["arm"], facts)) if facts["arm"] in arms else "the arm is no more"

@@ -12,7 +12,7 @@ from sigma_lite.figures import OF_RESULTS, commits_of, final_rows, machine_of, o
 from sigma_lite.figures.lab_final import TABLE_SAYS
 from sigma_lite.lab import standing
 from sigma_lite.lab.family_page import family
-from sigma_lite.lab.results import Results, active_parameters, read_results
+from sigma_lite.lab.results import Results, active_parameters, how_to_repeat, read_results
 from sigma_lite.report import markup
 from sigma_lite.report.document import Plot, Section, document
 from sigma_lite.report.words import count, duration
@@ -127,5 +127,5 @@ def _provenance(results: Results) -> str:
         for arm in results["arms"]
         if arm in first
     )
-    body = markup.preformatted(results["command"] or "unknown", "command") + markup.table(head, rows)
+    body = markup.preformatted(how_to_repeat(results), "command") + markup.table(head, rows)
     return markup.fold("How to repeat it", body + markup.paragraph(", ".join(sorted(versions))) + "".join(configs))

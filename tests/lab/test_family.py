@@ -73,6 +73,12 @@ def test_what_a_difference_says():
     assert standing.verdict(found["worse"], other) == "within noise", "another machine makes as much"
 
 
+def test_words_of_noise_claim_neither_independent_arms_nor_untouched_settings():
+    said = " ".join(family_page.noise_in_words(standing.rows(MADE), standing.Floor(0.01, ())))
+    assert f"These share the runs of {BASE}, so more often".replace("-", "\u2212") in said
+    assert "No arm was tuned" not in said and "no arm's learning rate" in said
+
+
 def test_the_page_has_table_scatter_and_floor(tmp_path):
     path = tmp_path / "family-quick.json"
     path.write_text(json.dumps(MADE | {"experiment": "family", "figures": ["deviation_by_layer"]}))
@@ -167,7 +173,8 @@ def test_place_and_comparisons_by_hand():
     found = rank.stands(recorded, own, "mine")
     assert (found.place, found.of) == (3, 4), "behind good and, by 0.05 %, the baseline"
     assert found.better_than == ["bad"] and found.worse_than == ["good"]
-    assert found.away == 1 and "ended +100.0 % from the recorded runs" in rank.in_words(found)
+    said = rank.in_words(found)
+    assert found.away == 1 and "ended +100.0 % from the recorded runs" in said and "the noise of two baselines" in said
     near = rank.stands(recorded, results({BASE: [2.0, 2.0], "mine": [2.0, 2.002]}), "mine")
     assert near.away == 0 and "recorded runs" not in rank.in_words(near)
     close = rank.stands(recorded, results({BASE: [2.0, 2.0], "mine": [2.2015, 2.2016]}), "mine")

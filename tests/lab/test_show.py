@@ -17,7 +17,7 @@ from read_page import Page
 from sigma_lite import cli, figures
 from sigma_lite.figures import final_rows
 from sigma_lite.lab import catalogue, scales, show
-from sigma_lite.lab.results import active_parameters, read_results
+from sigma_lite.lab.results import active_parameters, how_to_repeat, read_results
 from sigma_lite.lab.show import write_page
 
 RECORDED = Path(__file__).parents[2] / "results/lab/family-cpu.json"
@@ -84,6 +84,22 @@ def test_nothing_is_loaded_from_anywhere(page):
     assert len(scripts) == 2 and policy.startswith(f"default-src 'none'; script-src {hashes}")
 
 
+def test_a_file_of_several_calls_is_repeated_by_none_of_them():
+    one = "sigma-lite lab run made-up --scale quick --seeds 0 1"
+    several = copy.deepcopy(RESULTS) | {"command": one}
+    assert how_to_repeat(several) == one, "older runs do not say of which call they are"
+    for run in several["runs"]:
+        run["command"] = one
+    assert how_to_repeat(several) == one
+    several["runs"][0]["command"] = several["command"] = f"{one} --arms 'LBL, K = 1'"
+    plain = "sigma-lite lab run made-up --scale quick\n(this file is of several calls"
+    assert how_to_repeat(several).startswith(plain)
+    assert how_to_repeat(RESULTS | {"command": several["command"]}).startswith(plain)
+    ranked = several | {"command": "sigma-lite lab rank mine.py:Idea --scale quick"}
+    assert how_to_repeat(ranked) == ranked["command"]
+    assert how_to_repeat(RESULTS | {"command": ""}) == "unknown"
+
+
 def test_text_of_results_stays_text(tmp_path, page):
     results = copy.deepcopy(RESULTS)
     for key in ("question", "command", "scale_says"):
@@ -129,6 +145,7 @@ def test_the_commands_run_draw_and_print(place, forks, monkeypatch, capsys):
     ]
     assert results["command"] == "sigma-lite lab run two --scale tiny --seeds 0 1"
     assert all(cell in printed for row in final_rows(results)[1] for cell in row) and "\u00a0to\u00a0" in printed
+    assert {run["command"] for run in results["runs"]} == {results["command"]}
     before = Path("results/two-tiny.html").read_bytes()
     cli.main(["lab", "run", *options])
     cli.main(["lab", "show", "two", "--scale", "tiny", "--results", "results", "--out", "again.html"])
