@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 
+from sigma_lite.balance.balancer import require_whole_step
 from sigma_lite.balance.objective import Losses, Objective
 from sigma_lite.balance.pooled import PooledCounts, mean_counted
 from sigma_lite.config import OptimConfig
@@ -53,7 +54,10 @@ def train(
         optim: optimizer, peak rate and schedule.
         k: steps finished -> experts per token of each layer; None leaves the model's.
         clip: largest total norm of a step's gradient; 0 clips nothing.
+
+    Raises: ConfigError for a balancer that must see the whole step at once, with more than one micro-batch.
     """
+    require_whole_step(objective.balancer, micros)
     optimizer, rate, batches = optimizer_of(model, optim), schedule_of(optim), iter(batches)
     peaks = [group["lr"] for group in optimizer.param_groups]  # routers may have a rate of their own
     for step in range(steps):
