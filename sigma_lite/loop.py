@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 
+from sigma_lite.balance.balancer import require_whole_step
 from sigma_lite.balance.objective import Losses, Objective
 from sigma_lite.balance.pooled import PooledCounts, mean_counted
 from sigma_lite.config import OptimConfig, require
@@ -55,8 +56,10 @@ def train(
         k: steps finished -> experts per token of each layer; None leaves the model's.
         clip: largest total norm of a step's gradient; 0 clips nothing.
 
-    Raises: ConfigError for a balancer that does not fit the model's parts, and where the batches end too soon.
+    Raises: ConfigError for a balancer that does not fit the model's parts, or that must see the whole step at once with more
+        than one micro-batch; and where the batches end too soon.
     """
+    require_whole_step(objective.balancer, micros)
     objective.require_fit(model)
     model.train()
     optimizer, rate, batches = optimizer_of(model, optim), schedule_of(optim), iter(batches)

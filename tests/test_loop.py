@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
 
 from sigma_lite import cli, loop, record
-from sigma_lite.balance.objective import objective
+from sigma_lite.balance.balancer import GlobalLBL, WithBias, require_whole_step
+from sigma_lite.balance.objective import Objective, objective
+from sigma_lite.balance.pooled import PooledCounts
 from sigma_lite.balance.schedule import k_per_layer
+from sigma_lite.balance.shuffled import ShuffledLBL
 from sigma_lite.checkpoint import newest_checkpoint, read_checkpoint
 from sigma_lite.config import ConfigError
 from sigma_lite.data.rows import Batch, Rows, train_loader
@@ -19,6 +23,7 @@ from sigma_lite.loop import train
 from sigma_lite.model import Transformer
 from sigma_lite.papers.simbal import SimBal
 from sigma_lite.runfile import RunConfig, load_run
+from sigma_lite.train.module import SigmaLit
 
 
 @pytest.mark.parametrize(
@@ -109,3 +114,19 @@ def test_too_few_batches_are_counted():
     assert next(steps).step == 1
     with pytest.raises(ConfigError, match="ended in step 2 of 2: give 4"):
         next(steps)
+
+
+def test_a_balancer_that_must_see_the_whole_step_is_refused_a_part():
+    """A control that draws from a quarter of each micro-batch would say nothing."""
+    for balancer in (ShuffledLBL(), WithBias(ShuffledLBL(), "sign")):
+        require_whole_step(balancer, micros=1)
+        for cut in ({"micros": 4}, {"micros": 1, "ranks": 2}):
+            with pytest.raises(ConfigError, match="ShuffledLBL.* must see all tokens of a step at once.* rows.per_step"):
+                require_whole_step(balancer, **cut)
+    require_whole_step(GlobalLBL(), micros=4, ranks=2)
+    with pytest.raises(ConfigError, match="4 micro-batch"):
+        next(train(None, [], Objective(ShuffledLBL(), 1.0, 0.0, 2), steps=1, micros=4))
+    trainer = SimpleNamespace(accumulate_grad_batches=1, world_size=2)
+    module = SimpleNamespace(trainer=trainer, pooled=PooledCounts(), objective=Objective(ShuffledLBL(), 1.0, 0.0, 2))
+    with pytest.raises(ConfigError, match=r"1 micro-batch\(es\) on 2 rank"):
+        SigmaLit.on_train_start(module)

@@ -24,7 +24,7 @@ from sigma_lite.balance.losses import (
     sequence_load_balancing_loss,
     top1_load_balancing_loss,
 )
-from sigma_lite.config import BalanceConfig, ConfigError
+from sigma_lite.config import BalanceConfig, ConfigError, require
 from sigma_lite.model import Router, Routing, Transformer
 from sigma_lite.model.assumes import Assumes
 from sigma_lite.model.block import MoE
@@ -38,6 +38,7 @@ class Balancer:
 
     assumes = Assumes()
     of_rows = False  # whether the loss is a mean over rows, and not over tokens: rows may have unequal numbers of these
+    needs_whole_step = False  # whether one micro-batch on one rank must hold the step's tokens
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
@@ -112,6 +113,17 @@ def require_fit(balancer: Balancer, model: Transformer) -> None:
         balancer.must_fit(block.moe)
         if isinstance(block.moe.router, Router):  # that of a chapter's reader may be any module
             block.moe.router.must_fit(balancer)
+
+
+def require_whole_step(balancer: Balancer, micros: int, ranks: int = 1) -> None:
+    """ConfigError for a balancer that must see the whole step at once, where it would see a part.
+
+    Args:
+        micros: micro-batches of a step on each rank.
+    """
+    whole = not balancer.needs_whole_step or micros * ranks == 1
+    cut = f"{balancer} must see all tokens of a step at once, and {micros} micro-batch(es) on {ranks} rank(s) share them out"
+    require(whole, f"{cut}: set rows.per_micro to rows.per_step, on one rank")
 
 
 def is_ours(one: Any) -> bool:
@@ -195,6 +207,10 @@ class WithBias(Balancer):
     @property
     def of_rows(self) -> bool:
         return self.inner.of_rows
+
+    @property
+    def needs_whole_step(self) -> bool:
+        return self.inner.needs_whole_step
 
     def loss(self, routing: Routing, f_E: Tensor) -> Tensor:
         return self.inner.loss(routing, f_E)

@@ -14,11 +14,12 @@ from sigma_lite.model.assumes import Assumes
 class ShuffledLBL(Balancer):
     """LBL whose f is counted over a random share of the batch's tokens (Demons in the Detail, 2501.11873, section 4).
 
-    As few tokens as a micro-batch has, as diverse as the whole batch: for steps of one micro-batch on one rank, because the
+    As few tokens as a micro-batch has, as diverse as the whole batch: steps must be one micro-batch on one rank, because the
     tokens it draws from are those of its call. The draw is a function of the routing, so that a resumed run makes the same.
     """
 
     assumes = Assumes()
+    needs_whole_step = True
 
     def __init__(self, share: float = 0.25):
         if not 0 < share <= 1:

@@ -212,14 +212,20 @@ def shortlist(logits_BV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
 
 def why_it_cannot_write(model: Transformer) -> str:
     """Which part has to know the future, as a sentence; "" where none does. A part that says nothing is trusted."""
-    parts = (part for block in model.blocks for part in (block.moe.router, block.moe.experts, block.attention))
-    named = next((type(part) for part in parts if assumed(type(part)).causal == "no"), None)
-    if named is None:
+    part = next(those_causal(model, "no"), None)
+    if part is None:
         return ""
     return (
-        f"{named.__module__}.{named.__qualname__} decides for all tokens of a batch together, later ones too: a text that is"
+        f"{part} decides for all tokens of a batch together, later ones too: a text that is"
         " written token by token has no later ones, so it would be routed as the model never was in training"
     )
+
+
+def those_causal(model: Transformer, said: str) -> Iterator[str]:
+    """Names of the model's parts whose `assumes.causal` says this: yes, no, or in evaluation only."""
+    parts = (part for block in model.blocks for part in (block.moe.router, block.moe.experts, block.attention))
+    kinds = (type(part) for part in parts)
+    return (f"{kind.__module__}.{kind.__qualname__}" for kind in kinds if assumed(kind).causal == said)
 
 
 def _require_prompts(prompts: Sequence[Sequence[int]]) -> None:

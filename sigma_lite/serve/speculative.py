@@ -13,6 +13,9 @@ from torch import Tensor
 
 from sigma_lite.config import require
 from sigma_lite.model import KeyValueCache, Transformer, of_experts
+from sigma_lite.serve.generate import Sampling, draw_each, why_it_cannot_write
+
+GREEDY = Sampling(temperature=0)
 
 
 @dataclass
@@ -43,13 +46,17 @@ def speculate(
         prompt_S: token ids, [S], S >= 1.
         drafted: tokens guessed before each check, 1 or more.
 
-    Raises: ConfigError for an empty prompt, a number that cannot be, and a draft of another vocabulary.
+    Raises: ConfigError for an empty prompt, a number that cannot be, a draft of another vocabulary, a router of either model
+        that has to know the future, and logits that are not finite.
     """
     require(prompt_S.dim() == 1 and len(prompt_S) > 0, "the prompt is empty: give at least one token to continue")
     require(drafted >= 1, f"drafted={drafted}: must be at least 1; without a draft, give draft=None")
     if draft is not None:
         sizes = draft.config.vocab_size, model.config.vocab_size
         require(sizes[0] == sizes[1], f"the draft has {sizes[0]} tokens, the model {sizes[1]}: they must share a tokenizer")
+    for one in (model, draft):
+        why = why_it_cannot_write(one) if one is not None else ""
+        require(not why, why)
     text, found = prompt_S.tolist(), Speculated()
     own, its = (_Reader(one) if one is not None else None for one in (model, draft))
     while len(found.tokens) < max_new_tokens:
@@ -77,7 +84,7 @@ class _Reader:
         logits_BSV, routings = self.model(new_BS, cache=self.cache)
         self.seen = len(text)
         self.experts += sum(len(routing.ids.unique()) for routing in of_experts(routings))
-        return logits_BSV[0].argmax(-1).tolist()
+        return draw_each(logits_BSV[0], GREEDY, ()).tolist()
 
     def continued(self, text: list[int], count: int) -> list[int]:
         """`count` tokens more."""
@@ -90,4 +97,6 @@ class _Reader:
         """Forget what was read beyond this length."""
         self.seen = min(self.seen, length)
         for one in self.cache:
+            if one.keys is None or one.values is None:  # a layer without attention has none
+                continue
             one.keys, one.values = one.keys[:, :, : self.seen], one.values[:, :, : self.seen]

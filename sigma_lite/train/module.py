@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from sigma_lite.balance.balancer import Balancer, as_balancer
+from sigma_lite.balance.balancer import Balancer, as_balancer, require_whole_step
 from sigma_lite.balance.bits import BitsPerByte
 from sigma_lite.balance.exact import widest
 from sigma_lite.balance.metrics import ExpertLoad
@@ -153,6 +153,7 @@ class SigmaLit(pl.LightningModule):
         """A fit before this one may have ended in the middle of a step."""
         self.pooled.reset()
         self._norm, self.each = None, None
+        require_whole_step(self.objective.balancer, self.trainer.accumulate_grad_batches, self.trainer.world_size)
         self.unequal = getattr(self.trainer.datamodule, "unequal", False)
         if self.reward.answers:
             source = next(iter(self.trainer.datamodule.prepared.sources.values()))  # one tokenizer serves all

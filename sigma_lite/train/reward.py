@@ -29,7 +29,7 @@ from sigma_lite.data.rows import IGNORED, Batch
 from sigma_lite.data.tasks import result
 from sigma_lite.model import Routing, Transformer, of_experts, of_tokens
 from sigma_lite.model.transformer import cross_entropy
-from sigma_lite.serve.generate import Continuation, Sampling, generate, joined, why_it_cannot_write
+from sigma_lite.serve.generate import Continuation, Sampling, generate, joined, those_causal, why_it_cannot_write
 
 AT_ONCE = 256  # answers that are written together
 OWN = Sampling(temperature=1.0, top_p=1.0)  # the model's own distribution, from which on-policy answers must come
@@ -75,11 +75,12 @@ class Reinforcement:
         frame: ids of the marks around a problem.
         text: ids -> their text, by which results are compared.
 
-    Raises: ConfigError for a model that cannot write.
+    Raises: ConfigError for a model that cannot write, or that would not learn as it writes.
     """
 
     def __init__(self, config: RewardConfig, model: Transformer, frame: Marks, text: Callable[[list[int]], str]):
-        require(not (why := why_it_cannot_write(model)), why)
+        why = why_it_cannot_write(model) or why_it_learns_otherwise(model)
+        require(not why, why)
         self.config, self.model, self.frame, self.text = config, model, frame, text
 
     def __call__(self, batch: Batch, step: int, first: int) -> Outcome:
@@ -87,7 +88,7 @@ class Reinforcement:
         return self.learn(self.ask(batch, step, first))
 
     def ask(self, batch: Batch, step: int, first: int) -> Lesson:
-        """Answer and judge.
+        """Answer, as any finished model does (in evaluation mode), and judge.
 
         Args:
             batch: one problem a row.
@@ -97,9 +98,13 @@ class Reinforcement:
         asked, G = problems_of(batch, self.frame.assistant, self.frame.end), self.config.answers
         seeds = drawn_seeds(self.config.seed, step, first * G, len(asked) * G)
         prompts = [prompt for prompt, _ in asked for _ in range(G)]
-        most = self.config.max_new_tokens
         options = {"sampling": OWN, "stop": {self.frame.end}, "at_once": AT_ONCE, "experts": True, "logps": True}
-        written = generate(self.model, prompts, max_new_tokens=most, seeds=seeds, **options)
+        was = self.model.training
+        self.model.eval()  # a router may look at the whole batch in training, or move by what it reads
+        try:
+            written = generate(self.model, prompts, max_new_tokens=self.config.max_new_tokens, seeds=seeds, **options)
+        finally:
+            self.model.train(was)
         torch.clear_autocast_cache()  # weights that were cast while nothing could have a gradient
         rewards_PG = torch.tensor([float(r) for r in self.rewards(asked, written)]).view(-1, G)
         shown_PG = shuffled(rewards_PG, seeds[::G]) if self.config.null else rewards_PG
@@ -131,6 +136,17 @@ class Reinforcement:
         """Whether each answer ended and has the right result, to the digit."""
         right = [result(self.text(answer)) for _, answer in asked for _ in range(self.config.answers)]
         return [own.stopped and result(self.text(own.tokens)) == answer for own, answer in zip(written, right, strict=True)]
+
+
+def why_it_learns_otherwise(model: Transformer) -> str:
+    """Which part routes the answers that are learned otherwise than it wrote them, as a sentence; "" where none does."""
+    part = next(those_causal(model, "in evaluation only"), None)
+    if part is None:
+        return ""
+    return (
+        f"{part} decides token by token when it writes, and for all tokens of a batch together in training: rewards"
+        " would teach another policy than the one that wrote; choose a router that is causal in training too"
+    )
 
 
 def problems_of(batch: Batch, assistant: int, end: int) -> list[tuple[list[int], list[int]]]:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from sigma_lite.config import ConfigError, ModelConfig
-from sigma_lite.model import Transformer
+from sigma_lite.model import Parts, Transformer
+from sigma_lite.papers.choice import ExpertChoice
 from sigma_lite.scale.decode import tokens_of_a_round
 from sigma_lite.serve.generate import sample
 from sigma_lite.serve.speculative import speculate
@@ -68,6 +69,24 @@ def test_experts_are_counted():
     assert 19 * 2 < alone.experts <= (19 + 4) * 2, "one expert a layer and token, and the prompt's"
     checked = speculate(model, made(1), PROMPT, max_new_tokens=20, drafted=4)
     assert checked.experts > alone.experts, "wrong guesses touch experts for nothing"
+
+
+def test_layers_without_attention_have_nothing_to_forget():
+    model = made(0, dataclasses.replace(NET, attention_from_layer=1))
+    found = speculate(model, made(1), PROMPT, max_new_tokens=12, drafted=3)
+    assert found.tokens == list(sample(model, PROMPT, max_new_tokens=12, temperature=0))
+
+
+@pytest.mark.parametrize("who", ["model", "draft"])
+def test_what_cannot_write_is_refused_as_elsewhere(who):
+    """A router that has to know the future, and logits that are no numbers."""
+    torch.manual_seed(0)
+    unfit, broken = Transformer(NET, Parts(router=ExpertChoice)).eval(), made(1)
+    broken.head.weight.data.fill_(torch.nan)
+    for one, why in ((unfit, "ExpertChoice decides for all tokens"), (broken, "logits are not finite")):
+        given = {"model": made(0), "draft": made(0), who: one}
+        with pytest.raises(ConfigError, match=why):
+            speculate(**given, prompt_S=PROMPT, max_new_tokens=3)
 
 
 def test_refusals():

@@ -19,7 +19,10 @@ from sigma_lite.balance.pooled import PooledCounts
 from sigma_lite.config import BalanceConfig, ConfigError, ModelConfig, RewardConfig
 from sigma_lite.data.chat import Marks
 from sigma_lite.data.rows import IGNORED, Batch
-from sigma_lite.model import Transformer
+from sigma_lite.model import Parts, Transformer
+from sigma_lite.papers.base import Assigned
+from sigma_lite.papers.kmeans import OnlineKMeans
+from sigma_lite.papers.rounding import Rounded
 from sigma_lite.runfile import checked, load_run
 from sigma_lite.serve.generate import Continuation
 from sigma_lite.train.callbacks import names
@@ -187,6 +190,26 @@ def test_answers_do_not_depend_on_how_a_step_is_cut():
     assert said == whole
     reinforcement(note, model)(asked(*rows), 3, 0)
     assert said[16:] != whole, "another step draws others"
+
+
+def test_answers_are_written_in_evaluation_mode():
+    """K-means moves by what it reads in training; what is written moves nothing, and the mode is what it was before."""
+    model = Transformer(NET, Parts(router=OnlineKMeans)).train()
+    learner = reinforcement(lambda asked, written: [1, 0, 0, 1] * len(asked), model)
+    before = [block.moe.router.weight.clone() for block in model.blocks]
+    learner.ask(asked(([5], [7]), ([6, 6], [8])), 0, 0)
+    assert all(torch.equal(was, block.moe.router.weight) for was, block in zip(before, model.blocks, strict=True))
+    assert model.training and all(module.training for module in model.modules())
+    learner.model.eval()
+    learner.ask(asked(([5], [7])), 0, 0)
+    assert not model.training
+
+
+@pytest.mark.parametrize("router", [Assigned, Rounded])
+def test_a_router_that_sees_the_batch_in_training_is_refused(router):
+    """It would write by one rule and learn by another."""
+    with pytest.raises(ConfigError, match=f"{router.__name__} decides token by token when it writes.* choose a router"):
+        Reinforcement(RewardConfig(answers=4), Transformer(NET, Parts(router=router)), FRAME, decoded)
 
 
 def test_mismatch_counts_experts_and_distances():
