@@ -184,7 +184,8 @@ class TokenDataModule(pl.LightningDataModule):
                 f"the checkpoint was trained with {name}={was}, this run has {value}: resume with the same data"
                 " settings, or start a new run",
             )
-        self._saved_micros, self.weighed_otherwise = state_dict["micro_batches"], "weighs" not in state_dict
+        self._saved_micros = state_dict["micro_batches"]
+        self.weighed_otherwise = "weighs" not in state_dict and not branched  # onto rows that may be the first to differ
         begun = saved.get("begun")
         if branched:
             begun = self._behind(state_dict) if self.mixture.sources else None
