@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from sigma_lite.checkpoint import newest_whole
-from sigma_lite.config import RowsConfig, nearest, require
+from sigma_lite.config import nearest, require
 from sigma_lite.convert.calibrate import heldout, heldout_rows, training_rows
+from sigma_lite.data.of_run import data_of
 from sigma_lite.data.rows import Batch, together
-from sigma_lite.data.shards import load
 from sigma_lite.model import Transformer
-from sigma_lite.runfile import from_mapping
 from sigma_lite.serve.imports import import_model
 from sigma_lite.serve.trained import Trained
 
@@ -66,13 +65,13 @@ def opened(
     trained = Trained(folder)
     place = data or trained.settings.get("corpus", {}).get("dir")
     require(place is not None, f"{folder} says nothing of its text: give --data, a folder that sigma-lite prepare has made")
-    prepared = load(place)
-    config = from_mapping(RowsConfig, trained.settings.get("rows", {}), "rows")
-    every = heldout_rows(prepared, config, per_batch=1)
+    found = data_of(trained.settings, place)
+    every = heldout_rows(found, per_batch=1)
     chosen = [every[at] for at in np.linspace(0, len(every) - 1, min(heldout_count, len(every))).astype(int)]
     batches = [together(chosen[first : first + 16]) for first in range(0, len(chosen), 16)]
 
     def rows_of(seed: int) -> list[Batch]:
-        return training_rows(prepared, dataclasses.replace(config, seed=config.seed + 100 + seed), rows)
+        other = dataclasses.replace(found.rows, seed=found.rows.seed + 100 + seed)
+        return training_rows(found._replace(rows=other), rows)
 
     return trained.model, rows_of, lambda model: round(heldout(model.eval(), batches)["bits_per_byte"], 5)

@@ -708,12 +708,18 @@ def check_mixture(corpus: CorpusConfig, rows: RowsConfig, mixture: MixtureConfig
 
 
 def check_reward(
-    reward: RewardConfig, balance: BalanceConfig, corpora: Mapping[str, CorpusConfig], rows: RowsConfig, weights: Mapping
+    reward: RewardConfig,
+    balance: BalanceConfig,
+    corpora: Mapping[str, CorpusConfig],
+    rows: RowsConfig,
+    weights: Mapping,
+    own: bool = False,
 ) -> None:
     """ConfigError for a stage of rewards that could not ask, or would learn something else.
 
     Args:
         corpora: settings of each source; a source without a weight is read.
+        own: whether a balancer of the reader's own stands in the place of what `balance` names.
     """
     if not reward.answers:
         return
@@ -724,8 +730,11 @@ def check_reward(
         which = f"source {name!r} of data.mixture is" if name else "data.corpus.source is"
         fix = "set its weight to 0 to measure it only" if name else "set tasks"
         require(asked, f"{asks}: {which} {corpus.source!r}, and only answers to generated problems can be judged: {fix}")
-    each = f"{asks}: balance.loss=sequence is of rows of one length, and answers have their own: choose global"
-    require(balance.loss != "sequence", each)
+    require(own or balance.loss != "sequence", f"{asks}: balance.loss=sequence {OF_ROWS}")
+
+
+OF_ROWS = "is a mean over rows, and how many answers a micro-batch learns from is for rewards to say: choose global"
+"""What a balance loss of rows lacks beside rewards."""
 
 
 OF_ONE_SOURCE = ("source", "packages", "package_bytes", "path", "dataset", "subset", "tasks", "worked", "max_documents")

@@ -72,7 +72,8 @@ class RunConfig:
         check_schedule(self.net, self.sparsity, self.trainer.get("max_steps"))
         check_mixture(self.corpus, self.rows, self.mixture)
         sources = source_corpora(self.corpus, self.mixture) or {"": self.corpus}
-        check_reward(self.reward, self.balance, sources, self.rows, self.mixture.weights)
+        own = self.custom_balance is not None
+        check_reward(self.reward, self.balance, sources, self.rows, self.mixture.weights, own)
         check_threads(self.threads)
 
 

@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sigma_lite.balance.bits import BitsPerByte
 from sigma_lite.balance.metrics import ExpertLoad, rounded
-from sigma_lite.config import RowsConfig, require
-from sigma_lite.data.rows import IGNORED, Batch, Rows, row_order
-from sigma_lite.data.shards import Prepared
+from sigma_lite.config import require
+from sigma_lite.data.of_run import RunData
+from sigma_lite.data.rows import IGNORED, Batch
 from sigma_lite.model import Routing, Transformer, of_experts, of_tokens
 
 
-def training_rows(data: Prepared, config: RowsConfig, count: int, per_batch: int = 8) -> list[Batch]:
+def training_rows(data: RunData, count: int, per_batch: int = 8) -> list[Batch]:
     """The first `count` rows of the run's endless sequence, in batches. Raises ConfigError where the text has none."""
-    rows = Rows(data.train, data.token_bytes, config.length, copies=data.copies(config.split_above))
-    require(len(rows) > 0, f"{data.dir} has no row of {config.length} tokens to calibrate on")
-    order = row_order(config.seed, 0, count, len(rows)).tolist()
-    return [rows.__getitems__(order[first : first + per_batch]) for first in range(0, count, per_batch)]
+    parts = data.parts("train")
+    for name, part in parts.items():
+        where = data.prepared.sources[name].dir
+        require(len(part) > 0, f"{where} has no row of {data.rows.length} tokens to calibrate on")
+    rows, order = data.together([*parts.values()]), data.order([*parts.values()])
+    steps = next(step for step in itertools.count(1) if data.rows.before(step) >= count)
+    first = np.concatenate([order.rows(step) for step in range(steps)])[:count]
+    return [rows.__getitems__(first[at : at + per_batch].tolist()) for at in range(0, count, per_batch)]
 
 
-def heldout_rows(data: Prepared, config: RowsConfig, per_batch: int = 16) -> list[Batch]:
+def heldout_rows(data: RunData, per_batch: int = 16) -> list[Batch]:
     """All held-out rows, in order."""
-    rows = Rows(data.heldout, data.token_bytes, config.length, padded=True, copies=data.copies(config.split_above))
+    rows = data.together([*data.parts("heldout").values()])
     n = len(rows)
     return [rows.__getitems__(list(range(first, min(first + per_batch, n)))) for first in range(0, n, per_batch)]
 
 
 @torch.no_grad()
 def expert_inputs(model: Transformer, rows: Sequence[Batch]) -> Iterator[list[tuple[Tensor, Routing]]]:
-    """Of each batch, one entry a layer: what its mixture of experts reads, [T, D], and how its router decided."""
+    """Of each batch, one entry a layer: what its mixture of experts reads, [T, D], and how its router decided.
+
+    Tokens that fill rows of conversations up are left out.
+    """
     seen: list[tuple[Tensor, Routing]] = []
 
     def keep(module: nn.Module, given: tuple, found: tuple[Tensor, Routing]) -> None:
@@ -44,7 +53,8 @@ def expert_inputs(model: Transformer, rows: Sequence[Batch]) -> Iterator[list[tu
         for batch in rows:
             seen.clear()
             model.backbone(batch.ids_BS, documents_BS=batch.documents_BS)
-            yield list(seen)
+            own_T = slice(None) if batch.own_T is None else batch.own_T
+            yield [(x_TD[own_T], *of_tokens([routing], batch.own_T)) for x_TD, routing in seen]
     finally:
         for hook in hooks:
             hook.remove()

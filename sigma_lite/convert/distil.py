@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from sigma_lite.balance.losses import load_balancing_loss
 from sigma_lite.config import require
-from sigma_lite.data.rows import Batch
-from sigma_lite.model import Output, Routing, Transformer
+from sigma_lite.data.rows import IGNORED, Batch
+from sigma_lite.model import Output, Routing, Transformer, of_tokens
 
 
 def outputs(model: Transformer, batch: Batch, modules: Iterable[nn.Module]) -> tuple[Output, list[Any]]:
@@ -61,6 +61,9 @@ def distil(
 ) -> list[float]:
     """Train `learns`, parameters of the student, for so many batches, and say the divergence of each step in nats.
 
+    The divergence is of tokens that are scored, so of what an assistant says; streams and loads are of all that do not fill
+    rows up.
+
     Args:
         balance: weight of the mean LBL of `routers`.
         routers: modules of the student that return a `Routing`; None: those of its layers.
@@ -74,14 +77,19 @@ def distil(
         with torch.no_grad():
             (target_BSV, _), targets = outputs(teacher, batch, masters)
         (logits_BSV, _), found = outputs(student, batch, [*pupils, *routers])
-        loss = kl = divergence(logits_BSV.flatten(0, 1), target_BSV.flatten(0, 1))
-        own, choices = ([stream for stream, *_ in found[: len(pupils)]], found[len(pupils) :])
-        loss = loss + feature_losses(own, [stream for stream, *_ in targets], kl.detach())
+        scored_BS = batch.targets_BS != IGNORED
+        loss = kl = divergence(logits_BSV[scored_BS], target_BSV[scored_BS])
+        own, theirs = ([_kept(stream, batch.own_BS) for stream, *_ in part] for part in (found[: len(pupils)], targets))
+        loss = loss + feature_losses(own, theirs, kl.detach())
         if balance:
-            loss = loss + balance * mean_lbl(choices)
+            loss = loss + balance * mean_lbl(of_tokens(found[len(pupils) :], batch.own_T))
         return loss, kl
 
     return descend(student, rows, steps, loss_of, learns=learns, lr=lr)
+
+
+def _kept(stream_BSD: Tensor, own_BS: Tensor | None) -> Tensor:
+    return stream_BSD if own_BS is None else stream_BSD[own_BS]
 
 
 def mean_lbl(routings: Sequence[Routing]) -> Tensor:

@@ -13,15 +13,15 @@ import yaml
 
 from sigma_lite import record
 from sigma_lite.checkpoint import checkpoint_path, digest_of, newest_whole, read_settings, write_checkpoint
-from sigma_lite.config import RowsConfig, SparsityConfig, plain_path, require
+from sigma_lite.config import SparsityConfig, require
 from sigma_lite.convert.calibrate import expert_bytes, heldout, heldout_rows, training_rows
 from sigma_lite.convert.rebuild import named_parts
 from sigma_lite.convert.surgery import Surgery, settings
-from sigma_lite.data.shards import Prepared, load
+from sigma_lite.data.of_run import RunData, data_of
 from sigma_lite.data.tokenizer import FILE, keep_tokenizer
 from sigma_lite.identity import identify
 from sigma_lite.model import Parts, Transformer
-from sigma_lite.runfile import SECTIONS, from_mapping
+from sigma_lite.runfile import SECTIONS
 from sigma_lite.scale.parameters import shape_of
 from sigma_lite.serve.export import new_folder
 from sigma_lite.serve.trained import Trained
@@ -68,30 +68,29 @@ def convert(
             ks == {model.config.top_k},
             f"{parent} uses {sorted(ks)} experts per token: operate on a step from sparsity.switch_step on",
         )
-        prepared = _data(run, saved, data)
-        config = from_mapping(RowsConfig, saved.get("rows", {}), "rows")
-        measured_on, calibration = heldout_rows(prepared, config), training_rows(prepared, config, rows)
+        found = _data(run, saved, data)
+        measured_on, calibration = heldout_rows(found), training_rows(found, rows)
         scores = [_scored(model, measured_on)]
         for surgery in surgeries:
             model = surgery(model, calibration).eval()
         scores.append(_scored(model, measured_on))
         origin = {"run": str(run), "checkpoint": parent.name, "step": trained.step, "sha256": digest_of(parent)}
         origin |= {"rows": rows, "seed": seed, "surgeries": [settings(surgery) for surgery in surgeries]}
-        _write(folder, out, trained, model, saved, origin, prepared, scores, facts)
+        _write(folder, out, trained, model, saved, origin, found, scores, facts)
     return {when: {key: score[key] for key in ("bits_per_byte", "bytes")} for when, score in zip(TIMES, scores, strict=True)}
 
 
 TIMES = ("before", "after")
 
 
-def _data(run: str | Path, saved: Mapping[str, Any], data: str | Path | None) -> Prepared:
+def _data(run: str | Path, saved: Mapping[str, Any], data: str | Path | None) -> RunData:
     place = data or saved.get("corpus", {}).get("dir")
     require(place is not None, f"{run} was not trained here, so its text is not known: give --data, a prepared folder")
-    prepared = load(plain_path(place, "data"))
-    kept = Path(run, FILE)
-    same = not kept.is_file() or sha256_of(kept) == sha256_of(prepared.dir / FILE)
-    require(same, f"{prepared.dir} was prepared with another tokenizer than {run}: its tokens mean something else")
-    return prepared
+    found = data_of(saved, place)
+    kept, folder = Path(run, FILE), found.prepared.dir
+    same = not kept.is_file() or sha256_of(kept) == sha256_of(folder / FILE)
+    require(same, f"{folder} was prepared with another tokenizer than {run}: its tokens mean something else")
+    return found
 
 
 def _scored(model: Transformer, rows: Sequence) -> dict[str, Any]:
@@ -105,7 +104,7 @@ def _write(
     model: Transformer,
     saved: Mapping[str, Any],
     origin: Mapping[str, Any],
-    prepared: Prepared,
+    data: RunData,
     scores: Sequence[Mapping[str, Any]],
     facts: Mapping[str, Any],
 ) -> None:
@@ -114,11 +113,12 @@ def _write(
     now |= {name: saved[name] for name in ("balance", "optim", "corpus", "rows", "imported") if name in saved}
     if trained.model.config.n_experts == 1 < model.config.n_experts:
         now["balance"] = {**now["balance"], **BALANCED}  # of a dense run it is off
-    now["corpus"] = {**now.get("corpus", {}), "dir": str(prepared.dir)}
+    now["corpus"] = {**now.get("corpus", {}), "dir": str(data.prepared.dir)}
+    now |= {"mixture": saved["mixture"]} if data.mixture.sources else {}
     identities = {f"parts.{name}": identify(part) for name, part in model.parts.custom.items()}
     checkpoint = {"state_dict": {f"model.{name}": t for name, t in model.state_dict().items()}, "global_step": 0}
     checkpoint["settings"] = json.dumps({**now, **identities, "converted": origin})
-    keep_tokenizer(folder, prepared.dir)
+    keep_tokenizer(folder, data.prepared.dir)
     checkpoint["TokenDataModule"] = {"tokenizer sha256": sha256_of(folder / FILE)}
     write_checkpoint(checkpoint_path(folder, 0), checkpoint)
     with atomic_write(folder / CONFIG) as file:
@@ -127,7 +127,7 @@ def _write(
         **facts,
         "config": {**now, **identities, "converted": origin},
         "ledger": ledger(model),
-        "data": prepared.facts(),
+        "data": data.prepared.facts(),
     }
     what = ", ".join(f"{s['class']}({_words(s['settings'])})" for s in origin["surgeries"])
     change = "; ".join(

@@ -14,12 +14,12 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
-from sigma_lite.config import CONVERSATIONS, CorpusConfig, MixtureConfig, RowsConfig, check_mixture, require
-from sigma_lite.data.chat import marks
-from sigma_lite.data.mixture import PreparedMixture, RowsOfSources, has_all_heldout, load_mixture, prepare_mixture
+from sigma_lite.config import CorpusConfig, MixtureConfig, RowsConfig, check_mixture, require
+from sigma_lite.data.mixture import PreparedMixture, has_all_heldout, load_mixture, prepare_mixture
+from sigma_lite.data.of_run import RunData
 from sigma_lite.data.order import Begun, Order
 from sigma_lite.data.packed import PackedRows
-from sigma_lite.data.rows import Batch, Rows, heldout_loader, require_a_row, stretches_of, train_loader
+from sigma_lite.data.rows import Batch, Rows, heldout_loader, require_a_row, train_loader
 from sigma_lite.data.shards import Prepared, has_heldout, load, prepare
 from sigma_lite.data.stages import SPLITS
 from sigma_lite.data.tokenizer import keep_tokenizer
@@ -82,7 +82,7 @@ class TokenDataModule(pl.LightningDataModule):
         parts = self.training_rows()
         for name, part in parts.items():
             require_a_row(part, self.rows.length, f"source {name} of data.mixture" if self.mixture.sources else "")
-        rows = self._together([*parts.values()])
+        rows = self._data.together([*parts.values()])
         require(
             trainer.max_steps > 0,
             f"trainer.max_steps={trainer.max_steps}: a run is measured in optimizer steps; one pass over this corpus is"
@@ -108,36 +108,23 @@ class TokenDataModule(pl.LightningDataModule):
         return loader
 
     def val_dataloader(self) -> DataLoader:
-        parts = [self._rows(source, "heldout") for source in self.prepared.sources.values()]
-        return heldout_loader(self._together(parts), self.rows, *self._place(), **self._options())
+        parts = [*self._data.parts("heldout").values()]
+        return heldout_loader(self._data.together(parts), self.rows, *self._place(), **self._options())
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
 
-    def _rows(self, source: Prepared, split: str) -> Rows:
-        if (kind := source.manifest["corpus"]["source"]) in CONVERSATIONS:
-            fits = self.rows.split_above >= 1
-            require(fits, f"rows.split_above={self.rows.split_above}: rewrites plain text, not source {kind!r}; set it to 1")
-            stream, frame = getattr(source, split), marks(source.tokenizer, source.manifest["end_of_text"])
-            several = self.rows.packed or split == "heldout"
-            return PackedRows(stream, source.token_bytes, self.rows.length, frame, several)
-        copies = source.copies(self.rows.split_above)
-        return Rows(getattr(source, split), source.token_bytes, self.rows.length, split == "heldout", copies)
-
-    def _together(self, parts: list[Rows]) -> Rows | RowsOfSources:
-        return RowsOfSources(parts) if self.mixture.sources else parts[0]
+    @property
+    def _data(self) -> RunData:
+        return RunData(self.prepared, self.rows, self.mixture)
 
     def training_rows(self) -> dict[str, Rows]:
         """The training rows of each source, once the data is set up."""
-        return {name: self._rows(source, "train") for name, source in self.prepared.sources.items()}
+        return self._data.parts("train")
 
     def training_order(self, rows: dict[str, Rows] | None = None) -> Order:
         """The rows of every step, once the data is set up; `rows` are the training rows of each source."""
-        parts = [*(rows or self.training_rows()).values()]
-        if self.mixture.sources:
-            stages = self.mixture.shares(self.prepared.tokens)
-            return Order([len(part) for part in parts], self.rows, stages, begun=self.begun)
-        return Order([len(parts[0])], self.rows, stretches=stretches_of(parts[0], self.rows))
+        return self._data.order([*(rows or self.training_rows()).values()], self.begun)
 
     def batches_of(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step, once the training rows were asked for."""
@@ -197,7 +184,8 @@ class TokenDataModule(pl.LightningDataModule):
                 f"the checkpoint was trained with {name}={was}, this run has {value}: resume with the same data"
                 " settings, or start a new run",
             )
-        self._saved_micros, self.weighed_otherwise = state_dict["micro_batches"], "weighs" not in state_dict
+        self._saved_micros = state_dict["micro_batches"]
+        self.weighed_otherwise = "weighs" not in state_dict and not branched  # onto rows that may be the first to differ
         begun = saved.get("begun")
         if branched:
             begun = self._behind(state_dict) if self.mixture.sources else None

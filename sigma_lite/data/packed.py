@@ -45,6 +45,8 @@ class PackedRows(Rows):
         first, end = self.spans_R2[row].tolist() if row < self.n_rows else (0, 0)
         return first, end
 
+    window = span
+
     def __getitems__(self, rows: list[int]) -> Batch:
         spans = [self.span(row) for row in rows]
         ids, kinds = self.tokens(spans)

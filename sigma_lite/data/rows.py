@@ -185,13 +185,17 @@ class Rows(Dataset):
         """The first of a row's tokens in the stream, and the one behind its last input."""
         return row * self.length, (row + 1) * self.length
 
+    def window(self, row: int) -> tuple[int, int]:
+        """The same with its last target: what is read of the stream, which may end before."""
+        return row * self.length, (row + 1) * self.length + 1
+
     def __getitem__(self, row: int) -> Batch:
         """One row, as a batch of one."""
         return self.__getitems__([row])
 
     def __getitems__(self, rows: list[int]) -> Batch:
         S = self.length
-        ids, kinds = self.tokens([(row * S, row * S + S + 1) for row in rows])
+        ids, kinds = self.tokens([self.window(row) for row in rows])
         sizes_B = np.clip(len(self.stream) - np.array(rows, np.int64) * S, 0, S + 1)
         return self.batch(ids, kinds, np.arange(1, S + 1) < sizes_B[:, None], rows)
 

@@ -89,6 +89,7 @@ def block_influence(model: Transformer, rows: Sequence[Batch]) -> Tensor:
         _, (embedded_BSD, *behind) = outputs(model, batch, [model.embedding, *model.blocks])
         streams = [embedded_BSD, *(stream_BSD for stream_BSD, _ in behind)]
         turned = [1 - torch.cosine_similarity(a, b, dim=-1) for a, b in zip(streams, streams[1:], strict=False)]
-        total += torch.stack([turn_BS.sum() for turn_BS in turned])
-        tokens += batch.ids_BS.numel()
+        own_BS = torch.ones_like(batch.ids_BS, dtype=torch.bool) if batch.own_BS is None else batch.own_BS
+        total += torch.stack([turn_BS[own_BS].sum() for turn_BS in turned])
+        tokens += int(own_BS.sum())
     return total / tokens

@@ -24,7 +24,7 @@ from sigma_lite.convert.distil import descend
 from sigma_lite.convert.rebuild import rebuilt
 from sigma_lite.convert.stored import one_expert
 from sigma_lite.data.rows import Batch
-from sigma_lite.model import KeyValueCache, NamedRouting, Router, Routing, Transformer
+from sigma_lite.model import KeyValueCache, NamedRouting, Router, Routing, Transformer, of_tokens
 from sigma_lite.model.assumes import Assumes
 from sigma_lite.model.experts import Experts
 from sigma_lite.model.rotary import Rotation
@@ -248,7 +248,8 @@ class Concentrate:
 
         def loss_of(batch: Batch) -> tuple[Tensor, Tensor]:
             lm, routings = few.loss(batch.ids_BS, batch.targets_BS, documents_BS=batch.documents_BS)
-            return lm + self.weight * torch.stack([load_concentration_loss(r.probs) for r in routings]).mean(), lm
+            probs = [routing.probs for routing in of_tokens(routings, batch.own_T)]
+            return lm + self.weight * torch.stack([load_concentration_loss(of_layer) for of_layer in probs]).mean(), lm
 
         learns = [weight for block in few.blocks for weight in block.moe.parameters() if weight.requires_grad]
         descend(few, rows, self.steps, loss_of, learns=learns, lr=self.lr)

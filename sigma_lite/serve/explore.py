@@ -82,8 +82,9 @@ def experts(trained: Trained, marked: Marked) -> list[list[dict]]:
     all slots, whether it is more than chance].
     """
     routed = route(trained, marked)
-    tokens_T, found = marked.ids_BS.flatten(), []
-    for ids_TK in routed.experts:
+    tokens_T, found, own_T1 = marked.ids_BS.flatten(), [], marked.kinds_BS.flatten()[:, None] >= 0
+    for of_layer_TK in routed.experts:
+        ids_TK = of_layer_TK.where(own_T1, -1)
         E = max(trained.model.config.n_experts, int(ids_TK.max()) + 1)
         own = specialisation(ids_TK, marked.kinds_BS, E, len(KINDS), deals=100)
         sure, all_G = set(own.pairs()), own.counts_EG.sum(0) / max(own.counts_EG.sum(), 1)

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from sigma_lite.config import require
-from sigma_lite.data import library, packages, shards
+from sigma_lite.data import library, packages
 from sigma_lite.data.kinds import SPECIAL, byte_kinds, token_kinds
-from sigma_lite.data.rows import IGNORED, Rows
+from sigma_lite.data.of_run import data_of
+from sigma_lite.data.rows import IGNORED
 from sigma_lite.data.tokenizer import special_tokens, token_bytes
 from sigma_lite.serve.generate import joined
 from sigma_lite.serve.trained import Trained
@@ -32,7 +33,7 @@ class Marked(NamedTuple):
     ids_BS: Tensor  # int64
     targets_BS: Tensor  # int64, the next token; IGNORED where nothing is scored
     documents_BS: Tensor  # int64
-    kinds_BS: Tensor  # int64, of the inputs, places in kinds.KINDS
+    kinds_BS: Tensor  # int64, of the inputs, places in kinds.KINDS; -1: a row of conversations is filled up here
     domains_BS: Tensor  # int64, of the inputs, places in `domains`; -1: none
     target_kinds_BS: Tensor
     target_domains_BS: Tensor
@@ -56,38 +57,47 @@ class Text(NamedTuple):
 
 
 def heldout(trained: Trained, folder: str | Path | None = None, tokens: int | None = None) -> Marked:
-    """Held-out rows of the run's own length: all of them, or evenly spaced ones with about so many tokens.
+    """Held-out rows as `validate` reads them: all of them, or evenly spaced ones with about so many tokens.
+
+    Of a run with several sources, a token's domain is its source.
 
     Args:
-        folder: of the prepared data; default: the one that the run was trained on.
+        folder: of the prepared data, or of one source; default: the data that the run was trained on.
 
     Raises: StorageError where it is not there, ConfigError where it was made with another tokenizer.
     """
-    where = folder or trained.settings.get("corpus", {}).get("dir")
-    if where is None:
-        raise StorageError("this model came without data: give --data, the folder of a prepared corpus")
-    data = shards.load(where, splits=("heldout",))
-    same = data.tokenizer.to_str() == trained.tokenizer.to_str()
-    require(same, f"{where} was prepared with another tokenizer than this model's: give the data that it was trained on")
-    was, now = trained.settings.get("packages"), data.manifest.get("packages")
+    data = data_of(trained.settings, folder, splits=("heldout",))
+    where, sources = data.prepared.dir, data.prepared.sources
+    for source in sources.values():
+        same = source.tokenizer.to_str() == trained.tokenizer.to_str()
+        wrong = f"{source.dir} was prepared with another tokenizer than this model's"
+        require(same, f"{wrong}: give the data that it was trained on")
+    was, now = trained.settings.get("packages"), data.prepared.manifest.get("packages")
     if was and now and (other := [*packages.differences(was, now)]):
         said = f"{where} is not the corpus that the model was trained on, some of what is held out here it may have read"
         warnings.warn(f"{said}: {', '.join(other)}", stacklevel=2)
-    split = trained.settings.get("rows", {}).get("split_above", 1.0)
-    S, stream = trained.length, data.heldout
-    rows = Rows(stream, data.token_bytes, S, padded=True, copies=data.copies(split) if split < 1 else None)
-    wanted = len(rows) if tokens is None else min(len(rows), max(1, tokens // S))
+    parts = [*data.parts("heldout").values()]
+    rows, ends = data.together(parts), np.cumsum([len(part) for part in parts])
+    require(len(rows) > 0, f"{where} has no held-out text: give the data that the model was trained on")
+    wanted = len(rows) if tokens is None else min(len(rows), max(1, tokens // trained.length))
     places = np.linspace(0, len(rows) - 1, wanted).round().astype(int).tolist()
-    batch = rows.__getitems__(places)
-    kinds, domains = (np.full((len(places), S + 1), nothing, np.int64) for nothing in (SPECIAL, -1))
-    for row, place in enumerate(places):
-        found = stream.read(place * S, place * S + S + 1)[1]
+    batch, owners = rows.__getitems__(places), np.searchsorted(ends, places, side="right").tolist()
+    kinds, domains = (np.full((len(places), trained.length + 1), nothing, np.int64) for nothing in (SPECIAL, -1))
+    for row, (place, owner) in enumerate(zip(places, owners, strict=True)):
+        own = parts[owner]
+        first, end = own.window(place - int(ends[owner]) + len(own))
+        found = own.stream.read(first, end)[1]
         kinds[row, : len(found)] = found
-        if stream.domains is not None:
-            at = np.arange(place * S, place * S + len(found))
-            domains[row, : len(found)] = stream.domains.of(at, at)
+        if data.mixture.sources:
+            domains[row, : len(found)] = owner
+        elif own.stream.domains is not None:
+            at = np.arange(first, first + len(found))
+            domains[row, : len(found)] = own.stream.domains.of(at, at)
     marks = [torch.from_numpy(part.copy()) for part in (kinds[:, :-1], domains[:, :-1], kinds[:, 1:], domains[:, 1:])]
-    names = stream.domains.names if stream.domains is not None else ()
+    if batch.own_BS is not None:
+        marks[0] = marks[0].where(batch.own_BS, -1)
+    known = parts[0].stream.domains
+    names = tuple(sources) if data.mixture.sources else known.names if known is not None else ()
     source = f"{len(places)} of {len(rows)} rows of the held-out text in {where}"
     return Marked(*batch[:3], *marks, batch.bytes_BS.long(), names, source)
 

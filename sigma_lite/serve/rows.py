@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from sigma_lite.checkpoint import newest_whole, read_plain, read_settings
-from sigma_lite.config import CorpusConfig, MixtureConfig, RowsConfig, require
-from sigma_lite.data.datamodule import TokenDataModule
+from sigma_lite.config import require
+from sigma_lite.data.of_run import data_of
 from sigma_lite.data.order import Begun
-from sigma_lite.runfile import from_mapping
 from sigma_lite.storage import StorageError
 
 
@@ -34,14 +33,10 @@ def rows_of_step(run: str | Path, step: int) -> list[dict[str, Any]]:
     require(1 <= step <= end, f"step {step}: {run} has the steps 1 to {end}")
     before = parent.get("how") == "branch_from" and step <= parent["step"]
     require(not before, f"step {step} of {run} was made by {parent.get('run')}, from which it branched: ask that run")
-    named = {"corpus": CorpusConfig, "rows": RowsConfig, "mixture": MixtureConfig}
-    configs = {name: from_mapping(cls, settings.get(name, {}), f"data.{name}") for name, cls in named.items()}
-    data = TokenDataModule(**configs)
-    if begun := read_plain(path).get("TokenDataModule", {}).get("begun"):
-        data.begun = Begun(begun[0], tuple(begun[1]))
-    data.setup()
-    of_source = data.training_rows()
-    found, names = data.training_order(of_source).origin(step - 1), list(of_source)
+    data, begun = data_of(settings), read_plain(path).get("TokenDataModule", {}).get("begun")
+    of_source = data.parts("train")
+    order = data.order([*of_source.values()], Begun(begun[0], tuple(begun[1])) if begun else None)
+    found, names = order.origin(step - 1), list(of_source)
     rows = zip(*(part.tolist() for part in found), strict=True)
     return [
         {

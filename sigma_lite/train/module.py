@@ -20,6 +20,7 @@ from sigma_lite.balance.objective import objective
 from sigma_lite.balance.pooled import Counted, PooledCounts, mean_counted
 from sigma_lite.balance.schedule import k_per_layer
 from sigma_lite.config import (
+    OF_ROWS,
     BalanceConfig,
     ConfigError,
     ModelConfig,
@@ -91,11 +92,16 @@ class SigmaLit(pl.LightningModule):
         self.heldout_of: dict[str, BitsPerByte] = {}  # by source, where rows are a mixture of several
 
     def balance_with(self, own: Callable | None) -> None:
-        """Use this Balancer or BalanceLoss instead of what the settings name; None: what they name."""
+        """Use this Balancer or BalanceLoss instead of what the settings name; None: what they name.
+
+        Raises: ConfigError for a loss of rows beside rewards.
+        """
         self.custom_balance = own
         self.own_identity = None if own is None else identify(own)  # before training can change its state
         main = "policy" if self.reward.answers else "lm"
         self.objective = objective(self.balance, self.net.n_layers, None if own is None else as_balancer(own), main)
+        balancer, asks = self.objective.balancer, f"model.reward.answers={self.reward.answers}"
+        require(not (self.reward.answers and balancer.of_rows), f"{asks}: the loss of {balancer} {OF_ROWS}")
 
     def made_of(self, parts: Parts) -> None:
         """Build the model of these parts."""

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sigma_lite.config import ConfigError, RowsConfig
+from sigma_lite.config import ConfigError, MixtureConfig, RowsConfig
+from sigma_lite.convert.calibrate import training_rows
 from sigma_lite.data.domains import Stretches
+from sigma_lite.data.of_run import RunData
 from sigma_lite.data.rows import Rows, TrainSampler, epoch_order, row_order, train_loader
 from sigma_lite.data.shards import load
 from sigma_lite.data.stream import Domains
@@ -190,6 +192,14 @@ def test_the_loader_gives_batches_of_one_domain(data):
         for row, number, row_ids in zip(rows, batch.domains_B, batch.ids_BS, strict=True):
             inside = slice(row * LENGTH, row * LENGTH + LENGTH)
             assert row_ids.tolist() == ids[inside].tolist() and set(owners[inside]) == {names[number]}
+
+
+def test_a_conversion_is_calibrated_on_the_first_rows_of_the_run(data):
+    for run in (1, 4):
+        config = RowsConfig(length=LENGTH, per_step=8, per_micro=4, domain_run=run)
+        seen = training_rows(RunData(data, config, MixtureConfig()), count=20, per_batch=4)
+        expected = list(train_loader(train_rows(data), config, steps=3))[:5]
+        assert [batch.ids_BS.tolist() for batch in seen] == [batch.ids_BS.tolist() for batch in expected]
 
 
 # ------------------------------------------------------------------------------------------------------------- errors

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,16 @@ from test_resume import before, diary, same
 from tiny import child, ending
 
 from sigma_lite import record
+from sigma_lite.convert.calibrate import expert_inputs, training_rows
+from sigma_lite.convert.distil import distil, divergence
+from sigma_lite.convert.write import convert
+from sigma_lite.data.mixture import RowsOfSources
+from sigma_lite.data.of_run import data_of
+from sigma_lite.data.rows import IGNORED
 from sigma_lite.runfile import load_run
 from sigma_lite.serve.answers import exact_match
+from sigma_lite.serve.inside import costs, map_of_experts
+from sigma_lite.serve.marked import at_hand, heldout
 from sigma_lite.serve.rows import rows_of_step
 from sigma_lite.serve.trained import Trained
 from sigma_lite.train.callbacks.diary import Diary
@@ -97,6 +106,67 @@ def test_both_sources_are_measured_apart(staged, monkeypatch):
     for source, name in enumerate(SOURCES):
         bits = nats[source] / size[source] / math.log(2)
         assert entry["sources"][name]["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+
+
+def test_what_evaluation_holds_out_is_what_validation_does(staged, monkeypatch):
+    """Of all sources and of each; what fills rows of conversations up is of no kind."""
+    monkeypatch.chdir(staged)
+    trained, entry = Trained("one"), record.read("one/record.jsonl", "validation")[-1]
+    found = costs(trained, None, None)
+    assert found["bits_per_byte"] == pytest.approx(entry["bits_per_byte"], rel=1e-6)
+    for name, own in entry["sources"].items():
+        assert found["by"]["domain"][name]["bits_per_byte"] == pytest.approx(own["bits_per_byte"], rel=1e-6)
+    alone = costs(trained, "post/problems", None)
+    assert alone["bits_per_byte"] == pytest.approx(entry["sources"]["problems"]["bits_per_byte"], rel=1e-6)
+    some = at_hand(trained, None, 640)
+    assert "10 of" in some.source and "held-out text in post" in some.source and some.domains == ("problems", "replay")
+    whole = heldout(trained)
+    filled_BS = whole.kinds_BS < 0
+    assert filled_BS.any() and (whole.domains_BS[filled_BS] == -1).all()
+    assert (whole.ids_BS[filled_BS] == trained.end_of_text).all() and (whole.targets_BS[filled_BS] == IGNORED).all()
+    mapped = map_of_experts(trained, None, None)["layers"][0]["kind"]["counts"]
+    assert sum(map(sum, mapped)) == int((~filled_BS).sum())
+
+
+@dataclass(frozen=True)
+class Looks:
+    """A surgery that changes nothing, and keeps what it sees."""
+
+    def __call__(self, model, rows):
+        seen[:] = rows
+        return model
+
+
+seen: list = []
+
+
+def test_a_stage_that_is_converted_is_measured_and_calibrated_as_it_was_trained(here):
+    convert("one", "same", [Looks()], rows=6)
+    own, (again,) = (record.read(f"{run}/record.jsonl", "validation") for run in ("one", "same"))
+    assert again["bits_per_byte"] == pytest.approx(own[-1]["bits_per_byte"], rel=1e-6)
+    torch.testing.assert_close(torch.tensor(again["f"]), torch.tensor(own[-1]["f"]), atol=1e-4, rtol=0)
+    with RunCLI(["validate", "-c", "one.yaml"]) as run:
+        run.datamodule.setup("fit")
+        rows = [*run.datamodule.training_rows().values()]
+        order = run.datamodule.training_order().rows(0).tolist()
+    whole = RowsOfSources(rows).__getitems__(order)
+    assert torch.equal(torch.cat([batch.ids_BS for batch in seen])[:4], whole.ids_BS)
+    assert torch.equal(torch.cat([batch.targets_BS for batch in seen])[:4], whole.targets_BS)
+    assert load_run(["same/run.yaml"], fit=True).mixture.sources == SOURCES
+
+
+def test_distillation_learns_what_an_assistant_says(here):
+    """Other prompts' logits of the teacher change nothing."""
+    (batch,) = training_rows(data_of(Trained("one").settings), 8)
+    student, teacher = Trained("run").model, Trained("one").model
+    scored_BS = batch.targets_BS != IGNORED
+    assert 0 < scored_BS.sum() < batch.own_BS.sum()
+    logits_BSV, of_teacher_BSV = (one(batch.ids_BS, documents_BS=batch.documents_BS).logits for one in (student, teacher))
+    wanted = divergence(logits_BSV[scored_BS], of_teacher_BSV[scored_BS]).item()
+    (first,) = distil(student, teacher, [batch], 1, learns=student.parameters(), balance=0.01)
+    assert first == pytest.approx(wanted, rel=1e-5)
+    for layers in expert_inputs(teacher, [batch]):
+        assert {len(x_TD) for x_TD, _ in layers} == {len(r.ids) for _, r in layers} == {int(batch.own_BS.sum())}
 
 
 def test_a_row_of_a_step_names_its_problems(staged, monkeypatch):

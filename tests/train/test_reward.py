@@ -14,6 +14,7 @@ from test_resume import diary, same
 from tiny import child, ending
 
 from sigma_lite import record
+from sigma_lite.balance.balancer import GlobalLBL, SequenceLBL, WithBias
 from sigma_lite.balance.objective import objective
 from sigma_lite.balance.pooled import PooledCounts
 from sigma_lite.config import BalanceConfig, ConfigError, ModelConfig, RewardConfig
@@ -26,6 +27,7 @@ from sigma_lite.papers.rounding import Rounded
 from sigma_lite.runfile import checked, load_run
 from sigma_lite.serve.generate import Continuation
 from sigma_lite.train.callbacks import names
+from sigma_lite.train.module import SigmaLit
 from sigma_lite.train.reward import (
     Reinforcement,
     advantages,
@@ -362,6 +364,17 @@ def test_what_cannot_be_rewarded_is_refused(case):
     changes, words = REFUSED[case]
     with pytest.raises(ConfigError, match=words):
         checked(tiny.settings(**STAGE | REWARDED | changes))
+
+
+def test_a_loss_of_rows_is_refused_and_what_is_not_read_is_not():
+    """Of a balancer of the reader's own too; balance.loss does not matter beside it."""
+    rewards, rows = RewardConfig(answers=4), BalanceConfig(loss="sequence")
+    for given in ({"balance": rows}, {"custom_balance": SequenceLBL()}, {"custom_balance": WithBias(SequenceLBL(), "sign")}):
+        with pytest.raises(ConfigError, match="model.reward.answers=4: the loss of .*SequenceLBL.* is a mean over rows"):
+            SigmaLit(NET, reward=rewards, **given)
+    SigmaLit(NET, reward=rewards, balance=rows, custom_balance=GlobalLBL())
+    own = {"model__custom_balance": "sigma_lite.papers.shinka.Shinka", "model__balance": {"loss": "sequence"}}
+    assert checked(tiny.settings(**STAGE | REWARDED | own)).reward.answers == 8
 
 
 def test_the_stage_of_the_toy():

@@ -7,6 +7,7 @@ import functools
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -286,6 +287,20 @@ def test_spike_guard_judges():
     other.load_state_dict(state)
     assert other.judge(100.0) == guard.judge(100.0)
     assert not guard.judge(1.3) and not guard.judge(0.01)  # small is never a spike
+
+
+def test_rows_that_do_not_fit_are_named_where_there_is_a_capacity():
+    """Padded messages make such a step NaN: a lower learning rate would not help."""
+    said = []
+    for capacity in (1.25, None):
+        strategy = SimpleNamespace(travel={"exchange_parts": 1, "capacity": capacity}, expert_parallel=4)
+        trainer = SimpleNamespace(global_step=0, gradient_clip_val=1.0, callbacks=[], strategy=strategy)
+        module = SimpleNamespace(gradient_norm=lambda: math.nan)
+        with pytest.raises(ConfigError) as refused:
+            SpikeGuard(patience=1).on_before_optimizer_step(trainer, module, None)
+        said.append(str(refused.value))
+    assert "trainer.strategy has capacity=1.25, which may be too small; 4 always fits, null pads nothing" in said[0]
+    assert "lower optim.lr" in said[1] and "capacity" not in said[1]
 
 
 def test_a_step_without_a_gradient_teaches_the_spike_guard_nothing():

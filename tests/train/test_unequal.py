@@ -203,19 +203,21 @@ def test_rows_of_several_batches_keep_what_fills_them_up(corpus):
 
 
 def test_a_run_of_before_says_where_its_objective_changes(corpus):
-    """Resumed by this code, which weighs tokens; a run that was weighed so all along, and one of plain text, say nothing."""
+    """Resumed by this code, which weighs tokens; one that was weighed so all along, one of plain text, and one that branched
+    onto conversations from plain text, say nothing."""
     said = []
     diary = Diary()
     diary.record = SimpleNamespace(write=lambda kind, step, **facts: said.append((kind, step, facts["what"])))
     state = SimpleNamespace(fn=TrainerFn.FITTING)
     trainer = SimpleNamespace(state=state, global_step=4, accumulate_grad_batches=1, callbacks=[diary])
-    for unequal, older, expected in ((True, True, 1), (True, False, 0), (False, True, 0)):
+    cases = (True, True, False, 1), (True, False, False, 0), (False, True, False, 0), (True, True, True, 0)
+    for unequal, older, branched, expected in cases:
         data = data_of(corpus, ROWS)
         data.trainer, data.unequal = trainer, unequal
         saved = data.state_dict()
         if older:
             saved.pop("weighs", None)
-        data.load_state_dict(saved)
+        data.load_state_dict({**saved, **({"branched": True} if branched else {})})
         data.order, trainer.datamodule = data.training_order(), data
         for _ in range(2):
             DataStages().on_train_batch_start(trainer, None, None, 0)

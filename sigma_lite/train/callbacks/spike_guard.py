@@ -53,7 +53,7 @@ class SpikeGuard(pl.Callback):
         if self.skipped >= self.patience:
             raise ConfigError(
                 f"{self.skipped} steps in a row refused at step {trainer.global_step} ({reason}): lower optim.lr, or look at"
-                " the data; the last checkpoint is whole"
+                f" the data{_or_capacity(trainer.strategy)}; the last checkpoint is whole"
             )
         optimizer.zero_grad(set_to_none=True)  # AdamW passes over parameters without a gradient
         module.pooled.reset()  # and a balancer's bias over steps without loads
@@ -92,3 +92,12 @@ class SpikeGuard(pl.Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
+
+
+def _or_capacity(strategy: Any) -> str:
+    """Messages of equal size make a step whose rows do not fit NaN (scale/padded.py): the fix for that; "" without them."""
+    capacity = getattr(strategy, "travel", {}).get("capacity")
+    if capacity is None:
+        return ""
+    fits = f"{strategy.expert_parallel} always fits, null pads nothing"
+    return f", or rows did not fit: trainer.strategy has capacity={capacity}, which may be too small; {fits}"
