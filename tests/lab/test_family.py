@@ -42,7 +42,7 @@ MADE = results({BASE: [2.0, 2.1, 2.2], "worse": [2.02, 2.121, 2.222], "noisy": [
 
 def test_rows_are_paired_with_the_baseline_best_first():
     found = {row.arm: row for row in standing.rows(MADE)}
-    assert [row.arm for row in standing.rows(MADE)] == ["1 single", "2 noisy", f"3 {BASE}", "4 worse"]
+    assert [row.arm for row in standing.rows(MADE)] == ["single", "noisy", BASE, "worse"]
     assert found["worse"].difference.mean == pytest.approx(0.01) and found["worse"].difference.low > 0
     assert found[BASE].difference.mean == 0 and found["single"].difference.seeds == 1
     assert found["worse"].token_share == pytest.approx(0.3) and found["worse"].leak["training"] == pytest.approx(0.1)
