@@ -110,7 +110,7 @@ def _write(
 ) -> None:
     """Fill the new run's folder."""
     now = {"net": dataclasses.asdict(model.config), "sparsity": dataclasses.asdict(SparsityConfig())}
-    now |= {name: saved[name] for name in ("balance", "optim", "corpus", "rows", "imported") if name in saved}
+    now |= {name: saved[name] for name in ("balance", "optim", "reward", "corpus", "rows", "imported") if name in saved}
     if trained.model.config.n_experts == 1 < model.config.n_experts:
         now["balance"] = {**now["balance"], **BALANCED}  # of a dense run it is off
     now["corpus"] = {**now.get("corpus", {}), "dir": str(data.prepared.dir)}

@@ -18,6 +18,7 @@ from sigma_lite import record
 from sigma_lite.config import ConfigError, require
 from sigma_lite.lab.experiment import Arm, Run, Scale, settings_of
 from sigma_lite.lab.run import written_yaml
+from sigma_lite.storage import StorageError
 
 CLASS = "sigma_lite.lab.expressions.Candidate"
 NET = {
@@ -153,6 +154,8 @@ def train_one(trial: Trial, scale: Scale, folder: Path) -> Found:
             train(written_yaml(run))
         loads = record.read(place / "record.jsonl", "validation")[-1]
         require(math.isfinite(loads["bits_per_byte"]), "its loss is not a number")
+    except (StorageError, OSError, MemoryError):  # the machine's fault: the search ends, and the same command goes on
+        raise
     except Exception as error:  # what an expression can do to a training: it counts as no good, the search goes on
         return Found(0.0, 0.0, 0.0, time.perf_counter() - began, f"{type(error).__name__}: {error}"[:200])
     finally:

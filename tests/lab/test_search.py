@@ -20,9 +20,10 @@ from sigma_lite.lab import search as searching
 from sigma_lite.lab.evolve import MOST_NODES, PROBES, behaviour, crossed, distance, flaw, grown, mutated
 from sigma_lite.lab.expressions import SCALAR, VECTOR, Candidate, evaluate, read
 from sigma_lite.lab.search import FOUNDER, Individual, Islands, Search, noise_of, read_log, run_search, sampling_weights
-from sigma_lite.lab.trials import Found, Trials, busiest, deviation, search_scale
+from sigma_lite.lab.trials import Found, Trial, Trials, busiest, deviation, search_scale, train_one
 from sigma_lite.model import Routing
 from sigma_lite.papers.shinka import Shinka
+from sigma_lite.storage import StorageError
 
 SHINKA = "mean(f * P) + 0.1 * ((1.5 - entropy(P)) * mean(relu(0.64 - f)))"
 SMALL = Search(islands=2, children=3, steps=1, repeats=3, migrate=1)
@@ -213,6 +214,20 @@ def test_the_best_of_an_island_migrates_to_the_next_and_failures_have_no_childre
     assert islands.done == 1
     assert [i.number for i in islands.living(0)] == [1, 0] and [i.number for i in islands.living(1)] == [1, 0]
     assert [i.number for i in islands.best()] == [1, 0]
+
+
+@pytest.mark.parametrize("error", [OSError("no space left"), MemoryError(), StorageError("run is full")])
+def test_what_a_machine_lacks_is_no_fault_of_an_expression(tmp_path, monkeypatch, error):
+    """In the log it would be a failure, and the expression never be tried again; a loss that is no number is one."""
+
+    def fails(*_) -> None:
+        raise error
+
+    monkeypatch.setattr("sigma_lite.lab.worker.train", fails)
+    with pytest.raises(type(error)):
+        train_one(Trial(FOUNDER, 0), search_scale(1), tmp_path)
+    error = ValueError("its loss is not a number")
+    assert "not a number" in train_one(Trial(FOUNDER, 0), search_scale(1), tmp_path).failed
 
 
 def test_noise_is_the_interval_of_a_mean_from_a_mean():

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+import yaml
 from test_resume import before, diary, same
 from tiny import child, ending
 
@@ -153,6 +154,13 @@ def test_a_stage_that_is_converted_is_measured_and_calibrated_as_it_was_trained(
     assert torch.equal(torch.cat([batch.ids_BS for batch in seen])[:4], whole.ids_BS)
     assert torch.equal(torch.cat([batch.targets_BS for batch in seen])[:4], whole.targets_BS)
     assert load_run(["same/run.yaml"], fit=True).mixture.sources == SOURCES
+
+
+def test_a_converted_run_keeps_its_rewards(here, monkeypatch):
+    settings = {**Trained("one").settings, "reward": {"answers": 4}}
+    monkeypatch.setattr("sigma_lite.convert.write.read_settings", lambda path: settings)
+    convert("one", "same", [Looks()], rows=2)
+    assert yaml.safe_load(Path("same/run.yaml").read_text("utf-8"))["model"]["reward"] == {"answers": 4}
 
 
 def test_distillation_learns_what_an_assistant_says(here):
