@@ -134,7 +134,7 @@ SCALES = {
         Scale("toy", "the model of `make toy`: 5 to 11 minutes an arm on one core", TOY, seeds=(0, 1, 2), recorded=True),
         Scale(
             "long",
-            "30 million tokens for `length`: an arm took 43 to 65 minutes of steps and 12 to 24 of held-out text on one core",
+            "30 million tokens for `length`: an arm took 43 to 65 minutes of steps and 12 to 24 of held-out text, one core",
             LONG,
             seeds=(0, 1),
             recorded=True,
