@@ -177,8 +177,7 @@ class SigmaLit(pl.LightningModule):
             self.log(name, value, prog_bar=True, batch_size=len(batch.ids_BS), logger=self.told_by_lightning)
         total = losses.total if learned.live else 0 * losses.total
         tokens = len(learned.routings[0].ids) if read is None else read  # of this rank, or of the mean micro-batch
-        out = {"loss": total, "terms": terms, "lbl": losses.lbl, "rewards": learned.told}
-        out |= {"tokens": tokens * self.trainer.world_size}
+        out = {"loss": total, "terms": terms, "lbl": losses.lbl, "rewards": learned.told, "tokens": tokens}
         return {**out, "routings": [r.each(Tensor.detach) for r in learned.routings]}
 
     def _learned(self, batch: Batch, batch_idx: int) -> Outcome:

@@ -225,7 +225,7 @@ def test_every_moment_is_of_one_kind(monkeypatch):
     trainer.callbacks = [clock]
     module = SimpleNamespace(net=net(), model=SimpleNamespace(k_per_layer=(1, 1)), parts=SimpleNamespace(custom={}))
     batch, clock.peak_flops = SimpleNamespace(ids_BS=torch.zeros(2, 5)), 1e6
-    outputs = {"tokens": 20}
+    outputs = {"tokens": 10}
     clock.on_train_start(trainer, module)
     for n in range(3):
         now[0] += 0.5  # data

@@ -52,7 +52,7 @@ class Throughput(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.lap("step")
-        tokens = outputs["tokens"]  # of all ranks
+        tokens = outputs["tokens"] * trainer.world_size
         self.tokens += tokens
         if self.peak_flops:
             self.flops += tokens * flops_per_token(module.net, module.model.k_per_layer, batch.ids_BS.shape[1]).training
