@@ -11,6 +11,7 @@ from synthetic_results import TOKENS_PER_STEP
 
 from sigma_lite import figures
 from sigma_lite.figures import style
+from sigma_lite.figures.family import Point, balance_against_loss
 
 MEASURED = {
     "predicted_and_measured",
@@ -219,3 +220,10 @@ def test_every_figure_of_loads_names_its_window(name):
         run["load"]["window_tokens"] = [200_704] * len(run["load"]["step"])
     title = figures.OF_RESULTS[name](results).layout.title.text
     assert title.endswith((", held-out text", ", windows of 201k tokens"))
+
+
+def test_the_familys_numbers_lean_inwards_and_its_axis_ends_beyond_its_bars():
+    points = [Point(name, (low, high), -1.0, -2.0, 0.0) for name, low, high in (("even", 0.1, 0.2), ("lone", 2.0, 6.0))]
+    fig = balance_against_loss(points, 1.0, "even")
+    assert [trace.textposition for trace in fig.data] == ["top right", "top left"]
+    assert 10 ** fig.layout.xaxis.range[0] < 15 and 10 ** fig.layout.xaxis.range[1] > 600

@@ -57,14 +57,14 @@ def percent_axis(fig: go.Figure, title: str, axis: str = "yaxis") -> None:
     drawn = [trace for trace in fig.data if (trace[f"{letter}axis"] or letter) == name]
     # plotly.js cannot do this by itself: with autorangeoptions.include, a log axis cuts off what lies beyond
     low = min(20, *(float(np.min(trace[letter])) for trace in drawn))
-    high = max(100, *(float(np.max(np.asarray(trace[letter]) + _upper_bar(trace))) for trace in drawn))
+    high = max(100, *(float(np.max(np.asarray(trace[letter]) + _upper_bar(trace[f"error_{letter}"]))) for trace in drawn))
     span = [float(np.log10(low)) - 0.06, float(np.log10(high)) + 0.06]
     ticks = {"tickvals": PERCENTS, "ticktext": [f"+{value:,} %" for value in PERCENTS]}
     fig.layout[axis].update(title_text=title, type="log", range=span, **ticks)
 
 
-def _upper_bar(trace: go.Scatter) -> np.ndarray | float:
-    return 0.0 if trace.error_y.array is None else trace.error_y.array
+def _upper_bar(error: go.scatter.ErrorX | go.scatter.ErrorY) -> np.ndarray | float:
+    return 0.0 if error.array is None else error.array
 
 
 ENDS = "The axis ends at +1\u00a0%: what lies below is drawn there."

@@ -33,8 +33,10 @@ def balance_against_loss(points: Sequence[Point], noise: float, baseline: str) -
     title, fig = "Balance against loss, held-out text", go.Figure()
     if not points:
         return style.note(title, "no arm has a seed in common with the baseline")
-    for place, point in enumerate(points):
-        at, ends = float(above([np.mean(point.deviations)])[0]), above([min(point.deviations), max(point.deviations)])
+    places = above([np.mean(point.deviations) for point in points])
+    middle = float(np.sqrt(places.min() * places.max()))  # of the log axis
+    for place, (point, at) in enumerate(zip(points, places.tolist(), strict=True)):
+        ends = above([min(point.deviations), max(point.deviations)])
         known = np.isfinite([point.low, point.high]).all()
         bars = {"thickness": 1.2, "width": 3}
         fig.add_scatter(
@@ -47,7 +49,7 @@ def balance_against_loss(points: Sequence[Point], noise: float, baseline: str) -
             name=f"{place + 1} {point.name}",
             mode="markers+text",
             text=[str(place + 1)],
-            textposition="top right",
+            textposition="top right" if at < middle else "top left",  # inwards: a phone's plot ends soon after a point
             textfont={"color": style.line_of(place)["color"], "size": 11},
             cliponaxis=False,
             marker={"color": style.line_of(place)["color"], "symbol": SYMBOLS[place % len(SYMBOLS)], "size": 11},

@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import pytest
 
+from sigma_lite.saved_widgets import shown, states
+
 sync_api = pytest.importorskip("playwright.sync_api", reason="the package playwright drives the browser")
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
@@ -60,11 +62,13 @@ LOOK_THROUGH = """async () => {
   }
   return {guesses: [...guesses], figures: [...figures].sort((a, b) => a - b), lost};
 }"""
-DONE = """() => {
+FAILED = """() => [...document.querySelectorAll("[data-mime-type='application/vnd.jupyter.error']")]
+  .map(output => output.textContent).join()"""
+DONE = f"""() => {{
   const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];
-  return prompts.length > 15 && prompts.every(
+  return ({FAILED})() || prompts.length > 15 && prompts.every(
     prompt => /\\[\\d+\\]/.test(prompt.textContent) && prompt.textContent !== prompt.dataset.before);
-}"""
+}}"""
 
 
 class Lab(NamedTuple):
@@ -134,6 +138,18 @@ def run_all_cells(page) -> None:
     page.evaluate(MARK)
     choose(page, "Run", "Run All Cells", lambda: page.evaluate(BEGUN))
     page.wait_for_function(DONE, timeout=RUNS_WITHIN)
+    assert page.evaluate(FAILED) == "", "no cell fails"
+
+
+def save(page, file: Path) -> None:
+    """From the menu; returns when a later file than before has the state of every widget that it shows."""
+    before = file.stat().st_mtime_ns
+
+    def saved() -> bool:
+        notebook = json.loads(file.read_text("utf-8"))
+        return file.stat().st_mtime_ns > before and shown(notebook) <= (states(notebook) or {}).keys()
+
+    choose(page, "File", "Save Notebook", saved)
 
 
 def open_chapter(page, lab, chapter: str) -> None:
@@ -153,8 +169,8 @@ def look_through(page, wanted: str, figures: int = 3) -> dict:
 
 
 def reopen(page, lab, chapter: str, wanted: str, figures: int) -> dict:
-    """What a reader sees who opens a saved chapter. While JupyterLab still reads widgets from a file, a kernel that connects
-    makes it say "Error displaying widget: model not found" for good: then a reader reloads the page, twice if need be."""
+    """What a reader sees who opens a saved chapter. A kernel that connects while JupyterLab still reads the saved widgets
+    makes it say "Error displaying widget: model not found": then a reader reloads the page, twice if need be."""
     for _ in range(3):
         open_chapter(page, lab, chapter)
         with contextlib.suppress(sync_api.TimeoutError):
@@ -197,12 +213,13 @@ def test_a_guess_stays_over_run_all_and_over_save_shutdown_and_opening_again(pag
     page.wait_for_function(SECOND)
 
     file = lab.notebooks / chapter
-    choose(page, "File", "Save Notebook", lambda: "widgets" in json.loads(file.read_text("utf-8"))["metadata"])
+    save(page, file)
     kernels = len(lab.kernels())  # a failed test may have left one
     choose(page, "Kernel", "Shut Down Kernel", lambda: len(lab.kernels()) < kernels)
     again = reopen(page, lab, chapter, wanted, len(seen["figures"]))  # with a kernel that has run nothing
     page.wait_for_function(SECOND)
     assert again == seen, "what was there is there again"
+    save(page, file)  # JupyterLab by itself would leave out widgets that this kernel has not made
     picture = page.locator(".plot-img:visible").first.element_handle()
     picture.scroll_into_view_if_needed()
     picture.hover(force=True)  # the live figure takes the picture's place while the mouse still moves
