@@ -1,7 +1,8 @@
 """`sigma-lite lab retrain`: the best of a search with seeds and text that it has not seen, before anything is claimed.
 
 The best of hundreds is the best partly by luck: its fitness was looked at to choose it. So the search's own number says
-nothing, and what counts is a paired difference from the founder with fresh seeds, on each corpus.
+nothing, and what counts is a paired difference from the founder with fresh seeds, on each corpus. A search cannot choose the
+weight of its loss, but a constant in an expression is one: the founder at larger weights tells whether there is more to it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ BASE = "LBL (founder)"
 BESIDE = (
     Arm("no loss", "nothing balances", {"model": {"balance": {"loss": "none"}}}),
     Arm("Top-1 LBL", "the report's loss", {"model": {"balance": {"loss": "top1"}}}),
+    *(arm_of_text(f"{times} * {FOUNDER}", f"LBL, weight times {times}") for times in (5, 25)),
 )
 
 
@@ -35,7 +37,7 @@ def retrain(
     if_changed: str | None = None,
     command: str = "",
 ) -> list[Results]:
-    """Train the best of OUT/search.jsonl, the founder, no loss and Top-1 LBL; one results file for each corpus, in OUT.
+    """Train the best of OUT/search.jsonl, the founder, and those of BESIDE; one results file for each corpus, in OUT.
 
     Raises: ConfigError for seeds with which the search was made, or fewer than two, which give no interval.
     """

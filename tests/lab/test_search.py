@@ -369,7 +369,11 @@ def test_a_tiny_search_of_two_generations_trains_and_its_best_train_again(place,
     with pytest.raises(ConfigError, match="the search's own"):
         again.retrain("search", seeds=(0, 100))
     made = retrained(monkeypatch, scale)
-    assert list(made[0]["arms"]) == [again.BASE, "no loss", "Top-1 LBL", again.named(again.chosen(islands, 1)[0])]
+    assert list(made[0]["arms"]) == [
+        again.BASE,
+        *(arm.name for arm in again.BESIDE),
+        again.named(again.chosen(islands, 1)[0]),
+    ]
     text = again.in_words("search", made)
     assert "clearly better than the founder on every corpus" in text and "Top-1 LBL" in text
 
@@ -379,6 +383,14 @@ def retrained(monkeypatch, scale):
 
     monkeypatch.setattr(again, "search_scale", lambda steps, corpus, seeds: dataclasses.replace(scale, seeds=tuple(seeds)))
     return again.retrain("search", best=1, seeds=(100, 101), corpora=("tiny",), runs="runs", workers=2)
+
+
+def test_beside_the_best_trains_the_founder_at_larger_weights():
+    own = {arm.name: arm.patch["model"]["custom_balance"]["init_args"]["expression"] for arm in again.BESIDE[2:]}
+    found, f = routing()
+    for times in (5, 25):
+        loss = Candidate(own[f"LBL, weight times {times}"]).loss(found, f)
+        torch.testing.assert_close(loss, times * GlobalLBL().loss(found, f))
 
 
 def test_the_scale_is_that_of_one_evaluation():
