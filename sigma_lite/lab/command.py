@@ -173,6 +173,7 @@ def _search(options: argparse.Namespace) -> None:
     )
     better = [one for one in islands.best() if noise.gain(one) > noise.floor]
     print("\n".join(f"{one.number:5}  {noise.gain(one):.4f}  {one.text}" for one in better[:10]) or "none")
+    _search_page(options.out)
 
 
 def _retrain(options: argparse.Namespace) -> None:
@@ -188,6 +189,13 @@ def _retrain(options: argparse.Namespace) -> None:
         command=f"sigma-lite lab retrain --best {options.best}",
     )
     print(in_words(options.out, each))
+    _search_page(options.out)
+
+
+def _search_page(out: Path) -> None:
+    from sigma_lite.lab.search_page import write_search_page
+
+    print(f"page          {write_search_page(out)}")
 
 
 def _draw(paths: Sequence[Path], out: Path | None) -> None:

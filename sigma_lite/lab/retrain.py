@@ -100,20 +100,28 @@ def holds(each: Sequence[Results], arm: str, weight: float) -> bool:
     return all(against_founder(results, arm, weight)["fitness"].high < 0 for results in each)
 
 
+COLUMNS = ("arm", "corpus", "bits per byte", "deviation of loads", "fitness")
+
+
+def table(islands: Islands, each: Sequence[Results]) -> list[tuple[str, ...]]:
+    """A row of COLUMNS for each arm and corpus: its differences from the founder."""
+    arms = [arm for arm in each[0]["arms"] if arm != BASE]
+    rows = []
+    for arm in arms:
+        for results in each:
+            found = against_founder(results, arm, islands.search.weight)
+            cells = [_cell(found[name]) for name in ("bits", "deviation", "fitness")]
+            rows.append((arm, results["scale"].removeprefix("search-"), *cells))
+    return rows
+
+
 def in_words(out: str | Path, each: Sequence[Results]) -> str:
     """A table, then what may be said."""
     islands, noise = read_log(out)
     weight, texts = islands.search.weight, {named(one): one.text for one in islands.individuals}
-    arms = [arm for arm in each[0]["arms"] if arm != BASE]
-    head = ("arm", "corpus", "bits per byte", "deviation of loads", "fitness")
-    table = [head]
-    for arm in arms:
-        for results in each:
-            found = against_founder(results, arm, weight)
-            cells = [_cell(found[name]) for name in ("bits", "deviation", "fitness")]
-            table.append((arm, results["scale"].removeprefix("search-"), *cells))
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    rows, arms = [COLUMNS, *table(islands, each)], each[0]["arms"]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     good = [arm for arm in arms if arm in texts and holds(each, arm, weight)]
     return "\n".join(
         [

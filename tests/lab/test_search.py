@@ -6,6 +6,7 @@ import json
 import math
 import random
 from concurrent.futures import Future
+from pathlib import Path
 
 import pytest
 import small
@@ -15,11 +16,13 @@ from sigma_lite import cli, record
 from sigma_lite.balance.balancer import GlobalLBL, Top1LBL
 from sigma_lite.balance.losses import expert_counts, load_share
 from sigma_lite.config import ConfigError
+from sigma_lite.figures.searched import Tried, fitness_in_order, loss_against_deviation
 from sigma_lite.lab import retrain as again
 from sigma_lite.lab import search as searching
 from sigma_lite.lab.evolve import MOST_NODES, PROBES, behaviour, crossed, distance, flaw, grown, mutated
 from sigma_lite.lab.expressions import SCALAR, VECTOR, Candidate, evaluate, read
 from sigma_lite.lab.search import FOUNDER, Individual, Islands, Search, noise_of, read_log, run_search, sampling_weights
+from sigma_lite.lab.search_page import write_search_page
 from sigma_lite.lab.trials import Found, Trial, Trials, busiest, deviation, search_scale, train_one
 from sigma_lite.model import Routing
 from sigma_lite.papers.shinka import Shinka
@@ -376,6 +379,8 @@ def test_a_tiny_search_of_two_generations_trains_and_its_best_train_again(place,
     ]
     text = again.in_words("search", made)
     assert "clearly better than the founder on every corpus" in text and "Top-1 LBL" in text
+    page = write_search_page("search").read_text("utf-8")
+    assert 'id="anew"' in page and "LBL, weight times 25" in page and "over 2 seeds" in page
 
 
 def retrained(monkeypatch, scale):
@@ -391,6 +396,25 @@ def test_beside_the_best_trains_the_founder_at_larger_weights():
     for times in (5, 25):
         loss = Candidate(own[f"LBL, weight times {times}"]).loss(found, f)
         torch.testing.assert_close(loss, times * GlobalLBL().loss(found, f))
+
+
+def test_a_page_shows_what_was_tried_in_order_and_the_best_of_it(tmp_path):
+    run_search(SMALL, small.scale(), tmp_path, generations=3, trials=Formula())
+    islands, noise = read_log(tmp_path)
+    page = write_search_page(tmp_path).read_text("utf-8")
+    assert page.rindex(islands.best()[0].text) < page.rindex(islands.best()[1].text) and 'id="anew"' not in page
+    tried = [Tried(one.number, one.by, one.text, one.fitness, 2.0, 0.5) for one in islands.individuals if one.fitness]
+    fig = fitness_in_order(tried, noise.mean, noise.floor)
+    (best,) = [trace.y for trace in fig.data if trace.name == "best so far"]
+    assert list(best) == [min(one.fitness for one in tried[: n + 1]) for n in range(len(tried))]
+    assert sum(len(trace.x) for trace in fig.data if trace.mode == "markers") == len(tried)
+    with pytest.raises(ConfigError, match=r"no search\.jsonl"):
+        write_search_page(tmp_path / "elsewhere")
+
+
+def test_figures_of_a_search_that_has_not_begun_say_so():
+    for fig in (fitness_in_order([], 3.0, 0.1), loss_against_deviation([])):
+        assert not fig.data and "no expression" in fig.layout.annotations[0].text
 
 
 def test_the_scale_is_that_of_one_evaluation():
@@ -423,6 +447,8 @@ def test_the_command_searches(tmp_path, monkeypatch, capsys):
     cli.main(words.split())
     said = capsys.readouterr().out
     assert "less than" in said and "5 expressions" in said
+    page = (tmp_path / "night" / "search.html").read_text("utf-8")
+    assert f"page          {Path('night/search.html')}" in said and "5 expressions on 1 island in 1 generation;" in page
     log = [json.loads(line) for line in (tmp_path / "night" / "search.jsonl").read_text().splitlines()]
     assert log[0]["settings"]["islands"] == 1 and "--children=4" in log[0]["command"]
     assert "hook" in {entry.get("by") for entry in log}
