@@ -67,6 +67,7 @@ def _add_search(action: Callable) -> None:
     retrained = action("retrain", _retrain, "Train the best of a search anew, with other seeds and other text.")
     retrained.add_argument("--best", type=int, default=5, help="so many (default: %(default)s)")
     retrained.add_argument("--corpora", nargs="+", default=["stdlib", "domains"], help="(default: %(default)s)")
+    retrained.add_argument("--beside", metavar="EXPRESSION", nargs="+", default=[], help="train these too")
     retrained.add_argument("--again", dest="if_changed", action="store_const", const="again", help="train kept runs anew")
     fresh = list(range(100, 106))
     retrained.add_argument("--seeds", type=int, nargs="+", default=fresh, help="that the search has not seen (%(default)s)")
@@ -179,14 +180,17 @@ def _search(options: argparse.Namespace) -> None:
 def _retrain(options: argparse.Namespace) -> None:
     from sigma_lite.lab.retrain import in_words, retrain
 
+    words = ["sigma-lite", "lab", "retrain", "--best", str(options.best)]
+    words += ["--beside", *options.beside] if options.beside else []
     each = retrain(
         options.out,
         best=options.best,
         seeds=options.seeds,
         corpora=options.corpora,
+        beside=options.beside,
         workers=options.workers,
         if_changed=options.if_changed,
-        command=f"sigma-lite lab retrain --best {options.best}",
+        command=shlex.join(words),
     )
     print(in_words(options.out, each))
     _search_page(options.out)

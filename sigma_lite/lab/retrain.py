@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sigma_lite.config import require
 from sigma_lite.lab.experiment import Arm, Experiment
+from sigma_lite.lab.expressions import read
 from sigma_lite.lab.results import Results, read_results
 from sigma_lite.lab.run import run_experiment
 from sigma_lite.lab.search import FOUNDER, Individual, Islands, read_log
@@ -32,12 +33,16 @@ def retrain(
     best: int = 5,
     seeds: Sequence[int] = (100, 101, 102, 103, 104, 105),
     corpora: Sequence[str] = ("stdlib", "domains"),
+    beside: Sequence[str] = (),
     runs: str | Path = "runs/search",
     workers: int | None = None,
     if_changed: str | None = None,
     command: str = "",
 ) -> list[Results]:
     """Train the best of OUT/search.jsonl, the founder, and those of BESIDE; one results file for each corpus, in OUT.
+
+    Args:
+        beside: more expressions, such as a part of what was found: whether the rest of it does anything.
 
     Raises: ConfigError for seeds with which the search was made, or fewer than two, which give no interval.
     """
@@ -46,7 +51,8 @@ def retrain(
     require(len(seeds) > 1, "seeds: give at least two, an interval needs them")
     seen = sorted(set(seeds) & {*search.seeds, *range(search.repeats)})
     require(not seen, f"seeds {seen} are the search's own, which chose the best: give others")
-    arms = (arm_of_text(FOUNDER, BASE), *BESIDE, *(arm_of_text(one.text, named(one)) for one in chosen(islands, best)))
+    found = (arm_of_text(one.text, named(one)) for one in chosen(islands, best))
+    arms = (arm_of_text(FOUNDER, BASE), *BESIDE, *found, *(arm_of_text(str(read(text))) for text in beside))
     question = "Does what the search found hold with other seeds and other text?"
     made = []
     for corpus in corpora:

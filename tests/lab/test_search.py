@@ -371,12 +371,11 @@ def test_a_tiny_search_of_two_generations_trains_and_its_best_train_again(place,
     assert 2 < founder.bits[0] < 8 and 0 <= founder.deviation[0] <= 2 and not founder.failed
     with pytest.raises(ConfigError, match="the search's own"):
         again.retrain("search", seeds=(0, 100))
+    with pytest.raises(ConfigError, match="none of"):
+        again.retrain("search", beside=["mean(f @ P)"])
     made = retrained(monkeypatch, scale)
-    assert list(made[0]["arms"]) == [
-        again.BASE,
-        *(arm.name for arm in again.BESIDE),
-        again.named(again.chosen(islands, 1)[0]),
-    ]
+    best = again.named(again.chosen(islands, 1)[0])
+    assert list(made[0]["arms"]) == [again.BASE, *(arm.name for arm in again.BESIDE), best, "mean((f * stop(P)))"]
     text = again.in_words("search", made)
     assert "clearly better than the founder on every corpus" in text and "Top-1 LBL" in text
     page = write_search_page("search").read_text("utf-8")
@@ -387,7 +386,8 @@ def retrained(monkeypatch, scale):
     import dataclasses
 
     monkeypatch.setattr(again, "search_scale", lambda steps, corpus, seeds: dataclasses.replace(scale, seeds=tuple(seeds)))
-    return again.retrain("search", best=1, seeds=(100, 101), corpora=("tiny",), runs="runs", workers=2)
+    own = ["mean(f * stop(P))"]
+    return again.retrain("search", best=1, seeds=(100, 101), corpora=("tiny",), beside=own, runs="runs", workers=2)
 
 
 def test_beside_the_best_trains_the_founder_at_larger_weights():
