@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib import resources
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import synthetic_results
 import synthetic_run
 
 from sigma_lite.lab.family import BASE, PROTOCOL
+from sigma_lite.lab.search_page import write_search_page
 from sigma_lite.lab.show import write_page
 from sigma_lite.report import write_report
 
@@ -86,10 +88,11 @@ def test_every_page_of_the_book(page, site, axe):
     assert [url for url, why in missing if why != "net::ERR_ABORTED"] == []  # we leave before some have ended
 
 
-def test_report_and_lab_page(page, axe, tmp_path):
+def test_report_and_pages_of_the_lab(page, axe, tmp_path):
     report = write_report(synthetic_run.write(tmp_path / "run", synthetic_run.entries(steps=200, n_windows=10, switch=140)))
     made = synthetic_results.results((BASE, "nine"), (0, 1)) | {"experiment": "family", "protocol": PROTOCOL}
     (tmp_path / "family-quick.json").write_text(json.dumps(made))
-    for path in (report, write_page([tmp_path / "family-quick.json"])):
+    searched = shutil.copytree(Path(__file__).parents[2] / "results" / "search", tmp_path / "search")
+    for path in (report, write_page([tmp_path / "family-quick.json"]), write_search_page(searched)):
         assert faults_of(page, path, axe) == []
     assert page.requests == [] and page.faults == []
