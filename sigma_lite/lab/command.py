@@ -64,6 +64,7 @@ def _add_search(action: Callable) -> None:
         "--propose", metavar="FILE.py:NAME", help="a function ([(expression, fitness)], random) -> expression"
     )
     search.add_argument("--reuse", action="store_true", help="go on with a log that other code has begun")
+    search.add_argument("--page", action="store_true", help="train nothing: draw the page of a log")
     retrained = action("retrain", _retrain, "Train the best of a search anew, with other seeds and other text.")
     retrained.add_argument("--best", type=int, default=5, help="so many (default: %(default)s)")
     retrained.add_argument("--corpora", nargs="+", default=["stdlib", "domains"], help="(default: %(default)s)")
@@ -150,6 +151,8 @@ def _rank(options: argparse.Namespace) -> None:
 
 
 def _search(options: argparse.Namespace) -> None:
+    if options.page:
+        return _search_page(options.out)
     from sigma_lite.lab.rank import importable
     from sigma_lite.lab.search import Search, run_search
     from sigma_lite.lab.trials import search_scale

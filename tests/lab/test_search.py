@@ -449,6 +449,11 @@ def test_the_command_searches(tmp_path, monkeypatch, capsys):
     assert "less than" in said and "5 expressions" in said
     page = (tmp_path / "night" / "search.html").read_text("utf-8")
     assert f"page          {Path('night/search.html')}" in said and "5 expressions on 1 island in 1 generation;" in page
+    (tmp_path / "night" / "search.html").unlink()
+    before = (tmp_path / "night" / "search.jsonl").read_bytes()
+    cli.main(["lab", "search", "--page", "--out", "night"])
+    assert (tmp_path / "night" / "search.html").read_text("utf-8") == page
+    assert (tmp_path / "night" / "search.jsonl").read_bytes() == before, "nothing is trained or written"
     log = [json.loads(line) for line in (tmp_path / "night" / "search.jsonl").read_text().splitlines()]
     assert log[0]["settings"]["islands"] == 1 and "--children=4" in log[0]["command"]
     assert "hook" in {entry.get("by") for entry in log}
