@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from sigma_lite.figures import style
 from sigma_lite.figures.arms import dress
 
-MAKERS = ("founder", "mutation", "crossover", "hook")  # each has its colour
+MAKERS = {"founder": style.VERMILLION, "mutation": style.BLUE, "crossover": style.GREEN, "hook": style.PINK}
 LONGEST = 90  # characters of an expression that a label shows
 
 
@@ -63,17 +63,16 @@ def loss_against_deviation(tried: Sequence[Tried]) -> go.Figure:
 
 
 def _points(fig: go.Figure, tried: Sequence[Tried], says: str, *, x: str, y: str) -> None:
-    for place, by in enumerate(MAKERS):
-        of = [one for one in tried if one.by == by]
-        if of:
-            colour = style.VERMILLION if by == "founder" else style.SERIES[(0, 0, 2, 3)[place]]
+    for by, colour in MAKERS.items():
+        if of := [one for one in tried if one.by == by]:
+            first = by == "founder"
             fig.add_scatter(
                 x=[getattr(one, x) for one in of],
                 y=[getattr(one, y) for one in of],
                 name=by,
                 mode="markers",
-                marker={"color": colour, "size": 13 if by == "founder" else 6, "symbol": "star" if place == 0 else "circle"},
-                opacity=1.0 if by == "founder" else 0.7,
+                marker={"color": colour, "size": 13 if first else 6, "symbol": "star" if first else "circle"},
+                opacity=1.0 if first else 0.7,
                 text=[f"#{one.number} {_short(one.text)}" for one in of],
                 hovertemplate=f"%{{text}}: %{{y:.4f}} {says}",
             )
