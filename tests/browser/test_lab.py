@@ -154,7 +154,10 @@ def save(page, file: Path) -> None:
     before = file.stat().st_mtime_ns
 
     def saved() -> bool:
-        notebook = json.loads(file.read_text("utf-8"))
+        try:
+            notebook = json.loads(file.read_text("utf-8"))
+        except json.JSONDecodeError:  # Lab is writing it
+            return False
         return file.stat().st_mtime_ns > before and shown(notebook) <= (states(notebook) or {}).keys()
 
     choose(page, "File", "Save Notebook", saved)
