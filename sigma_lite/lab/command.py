@@ -182,8 +182,10 @@ def _search(options: argparse.Namespace) -> None:
 
 def _retrain(options: argparse.Namespace) -> None:
     from sigma_lite.lab.retrain import in_words, retrain
+    from sigma_lite.lab.search import read_log
 
-    words = ["sigma-lite", "lab", "retrain", "--best", str(options.best)]
+    words = ["sigma-lite", "lab", "retrain", "--best", str(options.best), "--seeds", *map(str, options.seeds)]
+    words += ["--corpora", *options.corpora]
     words += ["--beside", *options.beside] if options.beside else []
     each = retrain(
         options.out,
@@ -195,7 +197,7 @@ def _retrain(options: argparse.Namespace) -> None:
         if_changed=options.if_changed,
         command=shlex.join(words),
     )
-    print(in_words(options.out, each))
+    print(in_words(*read_log(options.out), each))
     _search_page(options.out)
 
 

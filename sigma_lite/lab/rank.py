@@ -18,8 +18,8 @@ from sigma_lite.lab.experiment import Arm, Experiment, Scale
 from sigma_lite.lab.family import BASE, PROTOCOL
 from sigma_lite.lab.results import Results, read_results, results_path
 from sigma_lite.lab.run import RESULTS, RUNS, run_experiment
-from sigma_lite.lab.seeds import Difference, bits_per_byte
-from sigma_lite.lab.standing import Row, floor, in_order, over_seeds, rows
+from sigma_lite.lab.seeds import Difference, bits_per_byte, over_seeds
+from sigma_lite.lab.standing import Row, floor, in_order, rows
 from sigma_lite.lightning_keys import PARTS
 
 RANKED = "ranked"  # folder below the results, of results that are not the project's

@@ -104,7 +104,10 @@ def read_results(path: str | Path) -> Results:
         name, _, scale = path.stem.rpartition("-")
         raise StorageError(f"{path} does not exist: run `sigma-lite lab run {name} --scale {scale}` first")
     try:
-        return Results(json.loads(path.read_bytes()))
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, dict) or not {"experiment", "scale", "arms", "runs"} <= found.keys():
+            raise ValueError("no experiment, scale, arms and runs in it")
+        return Results(found)
     except ValueError as error:
         raise StorageError(
             f"{path} is damaged ({error}): delete it and run the experiment again, its runs are kept"

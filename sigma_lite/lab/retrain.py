@@ -15,8 +15,8 @@ from sigma_lite.lab.experiment import Arm, Experiment
 from sigma_lite.lab.expressions import read
 from sigma_lite.lab.results import Results, read_results
 from sigma_lite.lab.run import run_experiment
-from sigma_lite.lab.search import FOUNDER, Individual, Islands, read_log
-from sigma_lite.lab.seeds import Difference, bits_per_byte, interval
+from sigma_lite.lab.search import FOUNDER, Individual, Islands, Noise, read_log
+from sigma_lite.lab.seeds import T95, Difference, bits_per_byte, over_seeds
 from sigma_lite.lab.trials import arm_of_text, busiest, deviation, search_scale
 
 BASE = "LBL (founder)"
@@ -48,17 +48,20 @@ def retrain(
     """
     islands, _ = read_log(out)
     search = islands.search
-    require(len(seeds) > 1, "seeds: give at least two, an interval needs them")
+    most = len(T95) + 1
+    require(2 <= len({*seeds}) == len(seeds) <= most, f"seeds={[*seeds]}: an interval needs 2 to {most}, each once")
     seen = sorted(set(seeds) & {*search.seeds, *range(search.repeats)})
     require(not seen, f"seeds {seen} are the search's own, which chose the best: give others")
-    found = (arm_of_text(one.text, named(one)) for one in chosen(islands, best))
+    scales = [search_scale(search.steps, corpus, seeds) for corpus in corpora]  # an unknown one is refused before any work
+    found = [arm_of_text(one.text, named(one)) for one in chosen(islands, best)]
+    require(bool(found), f"{out}/search.jsonl holds the founder only: let `sigma-lite lab search --out {out}` go on first")
     arms = (arm_of_text(FOUNDER, BASE), *BESIDE, *found, *(arm_of_text(str(read(text))) for text in beside))
     question = "Does what the search found hold with other seeds and other text?"
     made = []
-    for corpus in corpora:
+    for scale in scales:
         path = run_experiment(
             Experiment("retrained", question, arms),
-            search_scale(search.steps, corpus, seeds),
+            scale,
             command=command,
             runs=runs,
             results=out,
@@ -94,16 +97,15 @@ def against_founder(results: Mapping, arm: str, weight: float) -> dict[str, Diff
     }
     of = {name: {run["seed"]: run for run in results["runs"] if run["arm"] == name} for name in (arm, BASE)}
     seeds = sorted(of[arm].keys() & of[BASE].keys())
-    found = {}
-    for name, measure in measures.items():
-        middle, reach = interval([measure(of[arm][seed]) - measure(of[BASE][seed]) for seed in seeds])
-        found[name] = Difference(middle, middle - reach, middle + reach, len(seeds))
-    return found
+    return {
+        name: over_seeds([measure(of[arm][seed]) - measure(of[BASE][seed]) for seed in seeds])
+        for name, measure in measures.items()
+    }
 
 
 def holds(each: Sequence[Results], arm: str, weight: float) -> bool:
     """Whether its fitness is clearly below the founder's on every corpus: the least that a claim needs."""
-    return all(against_founder(results, arm, weight)["fitness"].high < 0 for results in each)
+    return all(arm in results["arms"] and against_founder(results, arm, weight)["fitness"].high < 0 for results in each)
 
 
 COLUMNS = ("arm", "corpus", "bits per byte", "deviation of loads", "fitness")
@@ -111,31 +113,39 @@ COLUMNS = ("arm", "corpus", "bits per byte", "deviation of loads", "fitness")
 
 def table(islands: Islands, each: Sequence[Results]) -> list[tuple[str, ...]]:
     """A row of COLUMNS for each arm and corpus: its differences from the founder."""
-    arms = [arm for arm in each[0]["arms"] if arm != BASE]
     rows = []
-    for arm in arms:
-        for results in each:
+    for arm in _arms(each):
+        for results in (results for results in each if arm in results["arms"]):
             found = against_founder(results, arm, islands.search.weight)
             cells = [_cell(found[name]) for name in ("bits", "deviation", "fitness")]
             rows.append((arm, results["scale"].removeprefix("search-"), *cells))
     return rows
 
 
-def in_words(out: str | Path, each: Sequence[Results]) -> str:
+def _arms(each: Sequence[Results]) -> list[str]:
+    """Of all corpora, each once: another call of `retrain` may have trained others on one of them."""
+    return [arm for arm in dict.fromkeys(arm for results in each for arm in results["arms"]) if arm != BASE]
+
+
+def verdict(islands: Islands, each: Sequence[Results]) -> str:
+    """What may be claimed."""
+    found = (named(one) for one in islands.individuals)
+    good = [arm for arm in found if arm in each[0]["arms"] and holds(each, arm, islands.search.weight)]
+    return f"Clearly better than the founder on every corpus: {', '.join(good) or 'none'}"
+
+
+def in_words(islands: Islands, noise: Noise | None, each: Sequence[Results]) -> str:
     """A table, then what may be said."""
-    islands, noise = read_log(out)
-    weight, texts = islands.search.weight, {named(one): one.text for one in islands.individuals}
-    rows, arms = [COLUMNS, *table(islands, each)], each[0]["arms"]
+    rows, texts = [COLUMNS, *table(islands, each)], {named(one): one.text for one in islands.individuals}
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    good = [arm for arm in arms if arm in texts and holds(each, arm, weight)]
     return "\n".join(
         [
             f"difference from {BASE}, paired over seeds, with its 95 % interval; less is better in each column",
             *lines,
-            *(f"{arm}: {texts[arm]}" for arm in arms if arm in texts),
+            *(f"{arm}: {texts[arm]}" for arm in _arms(each) if arm in texts),
             f"in the search, less than {noise.floor:.4f} was noise" if noise else "the search's noise was not measured",
-            f"clearly better than the founder on every corpus: {', '.join(good) or 'none'}",
+            verdict(islands, each),
         ]
     )
 

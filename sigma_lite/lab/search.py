@@ -24,8 +24,11 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from sigma_lite import record
 from sigma_lite.config import ConfigError, require
@@ -76,7 +79,7 @@ class Search:
         for name in ("islands", "children", "steps", "migrate"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: must be at least 1")
         require(3 <= self.repeats <= len(T95) + 1, f"repeats={self.repeats}: the noise needs 3 to {len(T95) + 1} trainings")
-        require(self.weight >= 0, f"weight={self.weight}: must be 0 or more")
+        require(0 <= self.weight < math.inf, f"weight={self.weight}: must be 0 or more, and finite")
         require(len(set(self.seeds)) == len(self.seeds) > 0, f"seeds={list(self.seeds)}: give at least one, each once")
 
 
@@ -104,7 +107,7 @@ class Islands:
 
     search: Search
     individuals: list[Individual] = field(default_factory=list)
-    acts: list[Any] = field(default_factory=list)  # behaviours, also of what is in training
+    texts: list[str] = field(default_factory=list)  # also of what is in training
     offspring: Counter = field(default_factory=Counter)
     homes: list[set[int]] = field(default_factory=list)  # numbers of each island
     done: int = 0  # generations finished: parents are of these, so how much of the next is known changes nothing
@@ -114,7 +117,7 @@ class Islands:
 
     def expect(self, text: str, parents: Sequence[int]) -> None:
         """Before it has trained: what does the same is no longer new, and its parents have a child more."""
-        self.acts.append(behaviour(read(text)))
+        self.texts.append(text)
         self.offspring.update(parents)
 
     def add(self, individual: Individual) -> None:
@@ -173,11 +176,16 @@ def propose(islands: Islands, island: int, number: int, hook: Hook | None = None
     rejected: Counter = Counter()
     for _ in range(TRIES):
         by, parents, node = _child(islands, island, chance, hook)
-        why = node if isinstance(node, str) else flaw(behaviour(node), islands.acts)
+        why = node if isinstance(node, str) else flaw(behaviour(node), [_acts(text) for text in islands.texts])
         if not why:
             return Proposal(str(node), by, parents, dict(rejected))
         rejected[why] += 1
     raise ConfigError(f"{TRIES} proposals in a row were not worth a training ({dict(rejected)}): the search is at its end")
+
+
+@cache
+def _acts(text: str) -> Tensor:
+    return behaviour(read(text))
 
 
 def _child(
@@ -223,7 +231,8 @@ def read_log(out: str | Path) -> tuple[Islands, Noise | None]:
     """(all individuals, noise once it is known) of OUT/search.jsonl."""
     entries = record.read(Path(out) / "search.jsonl")
     require(bool(entries), f"{out} holds no search.jsonl: run `sigma-lite lab search --out {out}` first")
-    settings = next(entry["settings"] for entry in entries if entry["kind"] == "search")
+    settings = next((entry.get("settings") for entry in entries if entry["kind"] == "search"), None)
+    require(settings is not None, f"{out}/search.jsonl is no log of a search: give --out another folder")
     search = Search(**{**settings, "seeds": tuple(settings["seeds"])})
     islands, fitness = Islands(search), [entry["fitness"] for entry in entries if entry["kind"] == "founder"]
     noise = noise_of(fitness, len(search.seeds)) if len(fitness) == search.repeats else None
@@ -261,11 +270,11 @@ def run_search(
 
     Raises: ConfigError for a folder of a search with other settings or of other code, and where nothing new is left.
     """
+    require(generations >= 1, f"generations={generations}: must be at least 1")
+    trials = trials or Trials(scale, out, workers)
     out, log = Path(out), Path(out) / "search.jsonl"
-    out.mkdir(parents=True, exist_ok=True)
     with exclusive(out / "search.lock", waiting=f"another process searches in {out}: waiting for it"):
         _begin(search, scale, log, command, reuse)
-        trials = trials or Trials(scale, out, workers)
         try:
             noise = _measure_noise(search, log, trials)
             islands, _ = read_log(out)

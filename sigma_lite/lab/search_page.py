@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from sigma_lite import __version__, record
 from sigma_lite.figures.searched import Tried, fitness_in_order, loss_against_deviation
 from sigma_lite.lab.results import Results, read_results
-from sigma_lite.lab.retrain import COLUMNS, in_words, named, table
+from sigma_lite.lab.retrain import COLUMNS, named, table, verdict
 from sigma_lite.lab.search import Individual, Islands, Noise, read_log
 from sigma_lite.report import markup
 from sigma_lite.report.document import Plot, Section, document
@@ -58,7 +58,7 @@ def _page(out: Path, islands: Islands, noise: Noise | None, anew: list[Results])
         sections=[
             Section("search", "What was tried", "", _plots(found, noise)),
             Section("best", "The best of the search", SAYS, (_best(islands, noise),)),
-            *([Section("anew", "Trained anew", "", _anew(out, islands, anew))] if anew else []),
+            *([Section("anew", "Trained anew", "", _anew(islands, anew))] if anew else []),
         ],
         footer=markup.preformatted(starts[0]["command"], "command")
         + markup.paragraph(
@@ -107,8 +107,7 @@ def _best(islands: Islands, noise: Noise | None) -> str:
     return markup.table(head, rows) + markup.paragraph(said, "subtitle")
 
 
-def _anew(out: Path, islands: Islands, anew: list[Results]) -> tuple[str, ...]:
-    verdict = in_words(out, anew).splitlines()[-1].capitalize()
+def _anew(islands: Islands, anew: list[Results]) -> tuple[str, ...]:
     seeds = len({run["seed"] for run in anew[0]["runs"]})
     said = f"Differences from the founder, paired over {seeds} seeds that the search has not seen, with 95 % intervals."
-    return markup.paragraph(said), markup.table(COLUMNS, table(islands, anew)), markup.paragraph(verdict)
+    return markup.paragraph(said), markup.table(COLUMNS, table(islands, anew)), markup.paragraph(verdict(islands, anew))

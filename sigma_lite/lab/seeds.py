@@ -18,6 +18,14 @@ T95 = (
 )  # fmt: skip
 
 
+def over_seeds(differences: Sequence[float]) -> Difference:
+    """Their mean with its interval; a single one has none."""
+    if len(differences) == 1:
+        return Difference(differences[0], -math.inf, math.inf, 1)
+    middle, reach = interval(differences)
+    return Difference(middle, middle - reach, middle + reach, len(differences))
+
+
 def interval(differences: Sequence[float]) -> tuple[float, float]:
     """(mean, half the width of its 95 % interval) of paired differences, at most 30 of them.
 
@@ -87,8 +95,4 @@ def paired(results: Mapping, one: str, other: str, what: Callable[[Mapping], flo
         values[name] = {run["seed"]: what(run) for run in results["runs"] if run["arm"] == name}
     seeds = sorted(values[one].keys() & values[other].keys())
     require(bool(seeds), f"{one!r} and {other!r} have no seed in common: record one that both have")
-    differences = [values[one][seed] / values[other][seed] - 1 for seed in seeds]
-    if len(seeds) == 1:
-        return Difference(differences[0], -math.inf, math.inf, 1)
-    middle, reach = interval(differences)
-    return Difference(middle, middle - reach, middle + reach, len(seeds))
+    return over_seeds([values[one][seed] / values[other][seed] - 1 for seed in seeds])

@@ -12,7 +12,7 @@ from sigma_lite.config import require
 from sigma_lite.figures import machine_of
 from sigma_lite.lab.experiment import Arm, Scale, named_in, settings_of
 from sigma_lite.lab.family import BASE
-from sigma_lite.lab.seeds import Difference, bits_per_byte, interval, student
+from sigma_lite.lab.seeds import Difference, bits_per_byte, over_seeds, student
 from sigma_lite.runfile import load_run
 
 
@@ -70,13 +70,6 @@ def _row(arm: str, runs: Sequence[Mapping], base: Mapping[int, float], assumes: 
         step_seconds=mean(run["seconds"] / run["config"]["trainer"]["max_steps"] for run in runs),
         assumes=assumes,
     )
-
-
-def over_seeds(differences: Sequence[float]) -> Difference:
-    if len(differences) == 1:
-        return Difference(differences[0], -math.inf, math.inf, 1)
-    middle, reach = interval(differences)
-    return Difference(middle, middle - reach, middle + reach, len(differences))
 
 
 class Floor(NamedTuple):

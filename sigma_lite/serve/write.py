@@ -27,14 +27,15 @@ def write(trained: Trained, prompts: Sequence[str], options: Namespace) -> None:
     ids = [trained.prompt_ids(text) for text in texts]
     stop, sampling = stop_ids(trained, options.stop), _sampling(options)
     seeds = [options.seed + number for number in range(len(texts))]
+    for seed in seeds:
+        seeded(seed)  # refuses what is no seed
+    require(options.max_new_tokens >= 0, f"--max-new-tokens {options.max_new_tokens}: must be 0 or more")
     settings = {"max_new_tokens": options.max_new_tokens, "sampling": sampling, "stop": stop}
     begun = time.monotonic()
     if len(texts) == 1 and not options.experts:
         print(texts[0], end="", flush=True)
         _facts(trained, begun, [len(ids[0])], [len(_say(trained, ids[0], seeds[0], settings))])
         return
-    for seed in seeds:
-        seeded(seed)  # refuses what is no seed
     found = generate(trained.model, ids, seeds=seeds, experts=options.experts, **settings)
     for number, (text, continuation) in enumerate(zip(texts, found, strict=True)):
         if len(texts) > 1:

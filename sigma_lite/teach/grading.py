@@ -56,7 +56,10 @@ def asked(cells: list[str]) -> list[str]:
 def read_hidden(path: Path) -> dict[str, list[tuple]]:
     """`CASES = {exercise: [arguments, ...]}` of a Python file. Raises ConfigError if it names no exercise, or fits none."""
     require(path.is_file(), f"--hidden {path} does not exist")
-    cases = runpy.run_path(str(path)).get("CASES")
+    try:
+        cases = runpy.run_path(str(path)).get("CASES")
+    except (Exception, SystemExit) as error:  # whatever a teacher's own file raises
+        raise ConfigError(f"--hidden {path} cannot be run: {type(error).__name__}: {error}") from error
     require(isinstance(cases, Mapping), f"{path} defines no CASES = {{exercise: [(argument, ...), ...]}}")
     for name, inputs in cases.items():
         require(name in exercises.ALL, f"{path}: there is no exercise {name!r}; {nearest(name, exercises.ALL)}")

@@ -376,8 +376,8 @@ def test_a_tiny_search_of_two_generations_trains_and_its_best_train_again(place,
     made = retrained(monkeypatch, scale)
     best = again.named(again.chosen(islands, 1)[0])
     assert list(made[0]["arms"]) == [again.BASE, *(arm.name for arm in again.BESIDE), best, "mean((f * stop(P)))"]
-    text = again.in_words("search", made)
-    assert "clearly better than the founder on every corpus" in text and "Top-1 LBL" in text
+    text = again.in_words(*read_log("search"), made)
+    assert "Clearly better than the founder on every corpus" in text and "Top-1 LBL" in text
     page = write_search_page("search").read_text("utf-8")
     assert 'id="anew"' in page and "LBL, weight times 25" in page and "over 2 seeds" in page
 
@@ -430,12 +430,12 @@ def test_a_paired_table_is_of_differences_over_seeds():
 
     even, one_has_all = [0.5, 0.5], [1.0, 0.0]
     runs = [run(again.BASE, s, 2.0 + s, one_has_all) for s in (0, 1)] + [run("#1", s, 1.9 + s, even) for s in (0, 1)]
-    results = {"runs": runs}
+    results = {"arms": {"#1": {}}, "runs": runs}
     found = again.against_founder(results, "#1", 0.1)
     assert found["bits"].mean == pytest.approx(-0.1) and found["deviation"].mean == -1
     assert found["fitness"].mean == pytest.approx(-0.2) and found["fitness"].high < 0
     assert again.holds([results], "#1", 0.1)
-    worse = {"runs": runs[:2] + [run("#1", s, 2.1 + s, one_has_all) for s in (0, 1)]}
+    worse = {**results, "runs": runs[:2] + [run("#1", s, 2.1 + s, one_has_all) for s in (0, 1)]}
     assert not again.holds([results, worse], "#1", 0.1), "on every corpus"
 
 
