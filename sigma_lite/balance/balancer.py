@@ -10,6 +10,7 @@ or a subclass of `Balancer`. `SigmaLit(custom_balance=mine)`, `model.custom_bala
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ from sigma_lite.balance.losses import (
     sequence_load_balancing_loss,
     top1_load_balancing_loss,
 )
-from sigma_lite.config import BalanceConfig, ConfigError, require
+from sigma_lite.config import BALANCE_CHOICES, BalanceConfig, ConfigError, nearest, require
 from sigma_lite.model import Router, Routing, Transformer
 from sigma_lite.model.assumes import Assumes
 from sigma_lite.model.block import MoE
@@ -202,6 +203,10 @@ class WithBias(Balancer):
                 f"WithBias({name}): {name} moves a bias or a coefficient of its own after each step, and the rule {rule!r}"
                 f" would stand in its place: use {name} alone, or put a balancer of losses only inside"
             )
+        rules, decays = BALANCE_CHOICES["bias"][1:], BALANCE_CHOICES["bias_decay"]
+        require(rule in rules, f"WithBias(rule={rule!r}) does not exist; {nearest(rule, rules)}")
+        require(decay in decays, f"WithBias(decay={decay!r}) does not exist; {nearest(decay, decays)}")
+        require(0 < rate < math.inf, f"WithBias(rate={rate}): must be greater than 0 and finite")
         self.inner, self.rule, self.rate, self.decay, self.centre = inner, rule, rate, decay, centre
 
     @property

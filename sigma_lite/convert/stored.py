@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sigma_lite.balance.balancer import Balancer, WithBias
+from sigma_lite.balance.balancer import Balancer, WithBias, moves_after_a_step
 from sigma_lite.balance.scale_free import ScaleFreeLBL
 from sigma_lite.config import ModelConfig, require
 from sigma_lite.model import Router, Routing
@@ -196,6 +196,11 @@ class KeptRouter(Router):
             f"{inner} takes the mean and the spread of logits, and KeptRouter has logits of -inf, for experts that a layer"
             " does not have: set balance.loss: global",
         )
+        require(
+            self.kept == len(self.weight) or not moves_after_a_step(balancer),
+            f"{balancer} compares loads with an even share of {len(self.weight)} experts, and this layer has {self.kept}:"
+            " set balance.bias: none, or a balancer of losses only",
+        )
 
     def set_k(self, k: int) -> None:
         require(k <= self.least, f"{k} experts per token: a layer has only {self.least}")
@@ -203,7 +208,10 @@ class KeptRouter(Router):
 
 
 class Skipping(Router):
-    """Choices after the first are dropped where their score is below `beta` times the first one's: 1 .. K are left."""
+    """Choices after the first are dropped where their score is below `beta` times the first one's: 1 .. K are left.
+
+    Scores are without the bias: a bias that is the same for all experts changes nothing.
+    """
 
     leaves_empty = True
     assumes = Assumes(k="2 or more")
@@ -214,14 +222,15 @@ class Skipping(Router):
         self.beta = beta
 
     def choose(self, scores_TE: Tensor) -> Tensor:
-        best = scores_TE.topk(self.top_k, dim=-1)
-        weak_TK = best.values < self.beta * best.values[:, :1]
+        ids_TK = scores_TE.topk(self.top_k, dim=-1).indices
+        own_TK = (scores_TE - self.bias).gather(1, ids_TK)
+        weak_TK = own_TK < self.beta * own_TK[:, :1]
         weak_TK[:, 0] = False
-        return best.indices.masked_fill(weak_TK, -1)
+        return ids_TK.masked_fill(weak_TK, -1)
 
 
 class TopP(Router):
-    """As many experts as it takes for their scores to reach the sum `p`, at least one and at most K."""
+    """As many experts as it takes for their scores, without the bias, to reach the sum `p`: at least one and at most K."""
 
     leaves_empty = True
     assumes = Assumes(k="2 or more")
@@ -232,6 +241,7 @@ class TopP(Router):
         self.p = p
 
     def choose(self, scores_TE: Tensor) -> Tensor:
-        best = scores_TE.topk(self.top_k, dim=-1)
-        before_TK = best.values.cumsum(1) - best.values
-        return best.indices.masked_fill(before_TK >= self.p, -1)
+        ids_TK = scores_TE.topk(self.top_k, dim=-1).indices
+        own_TK = (scores_TE - self.bias).gather(1, ids_TK)
+        before_TK = own_TK.cumsum(1) - own_TK
+        return ids_TK.masked_fill(before_TK >= self.p, -1)

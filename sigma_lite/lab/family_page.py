@@ -15,7 +15,8 @@ from sigma_lite.report.markup import Sorted
 ROWS_SAY = (
     "Held-out text, means over seeds. Differences are of bits per byte from {base} at the same seed, with their 95 %"
     " interval. Deviations are of the busiest expert from an even share. Token share: how much of the choice the token's id"
-    " explains. Steps were timed beside other work. A head sorts by its column. Protocol {protocol}."
+    " explains; in rows of grouped and of null experts recorded before December 2026 it is that of the first group or slot."
+    " Steps were timed beside other work. A head sorts by its column. Protocol {protocol}."
 )
 ASSUMED_SAYS = (
     "What the arm's code says of itself, and beside it what was measured: the share of tokens whose experts change when only"

@@ -45,7 +45,8 @@ class Parts:
         router: config -> module, [T, D] -> Routing. Most papers need a `Router` that chooses in another way.
         experts: config -> module, (x_TD, ids_TK, gates_TK) -> [T, D]. What works once per token, such as a shared expert,
             stands in `around(x_TD, routing, dispatch) -> [T, D]`, which calls dispatch with the experts inside.
-            `active_parameters(k) -> int`, if they have it, tells the planner how many parameters one token uses.
+            `active_parameters(k) -> int`, if they have it, tells the planner how many parameters one token uses;
+            `set_k(k)` raises ConfigError where they cannot work with k experts per token.
         attention: config -> module, (x_BSD, rotation, mask_BSS, cache) -> [B, S, D]; or that and a NamedRouting
             where it chooses too, such as among its heads: balance losses then see that choice as well.
         stack: config -> module, (blocks, x_BSD, rotation, mask, caches, ids_BS) -> ([B, S, D], routings): how the stream

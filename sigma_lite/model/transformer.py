@@ -129,6 +129,8 @@ class Transformer(nn.Module):
         for block, k in zip(self.blocks, self.config.check_k(k_per_layer), strict=True):
             change = getattr(block.moe.router, "set_k", None)  # a router of a chapter's reader may be any module
             change(k) if change else setattr(block.moe.router, "top_k", k)
+            if told := getattr(block.moe.experts, "set_k", None):  # those that cannot work with so many say so
+                told(k)
 
     @property
     def bias_LE(self) -> Tensor:

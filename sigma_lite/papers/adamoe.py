@@ -63,7 +63,8 @@ class NullRouter(Router):
 
     def choose(self, scores_TE: Tensor) -> Tensor:
         ids_TK = super().choose(scores_TE)
-        return ids_TK.where(ids_TK < self.n_experts, -1)
+        ids_TK = ids_TK.where(ids_TK < self.n_experts, -1)
+        return ids_TK.gather(1, (ids_TK < 0).int().argsort(dim=1, stable=True))  # true experts first
 
 
 class NullLBL(Balancer):

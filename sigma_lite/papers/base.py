@@ -5,6 +5,7 @@ while every expert has the same number of tokens. BASE solves it exactly with an
 Sinkhorn relaxes it: rows and columns of exp(score) are scaled in turn until each token gives 1 and each expert gets T / E,
 and each token then takes its best entry, so loads come out nearly even. In evaluation tokens choose greedily, and loads
 are what they are. So training sees the batch, later tokens too; evaluation does not.
+Filler of rows that are not packed takes places too: among the other tokens loads are then less even.
 
 The papers': the assignment, the greedy choice in evaluation, gates of the scores themselves. Ours: the router's own softmax
 as the score and the gate (BASE has a sigmoid); a fixed number of Sinkhorn rounds; for the auction rows of equal score fill
@@ -17,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sigma_lite.balance.balancer import Balancer, is_ours, moves_after_a_step
 from sigma_lite.config import ModelConfig, nearest, require
 from sigma_lite.model import Router
 from sigma_lite.model.assumes import Assumes
@@ -44,6 +46,10 @@ class Assigned(Router):
     def set_k(self, k: int) -> None:
         require(self.method != "auction" or k == 1, f"the auction gives each token one expert, not {k}: method: sinkhorn")
         super().set_k(k)
+
+    def must_fit(self, balancer: Balancer) -> None:
+        moves = is_ours(balancer) and moves_after_a_step(balancer)
+        require(not moves, f"{balancer} would move a bias without end: the assignment evens loads out whatever the bias is")
 
     def choose(self, scores_TE: Tensor) -> Tensor:
         if not self.training:

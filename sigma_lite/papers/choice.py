@@ -8,7 +8,8 @@ K log2((1 - R) / R) bits a token and layer of 2408.15664, R = K / E: which exper
 `most_bits`; tests here read a later token from an earlier one's experts.
 
 Ours: C is rounded, and at least 1. Then a batch of one token, as in writing text, goes to all E experts: what was
-trained is not what writes. Confidence: the paper's rule is well known; its code was not read.
+trained is not what writes. Filler of rows that are not packed may be chosen like any token. Confidence: the paper's rule is
+well known; its code was not read.
 """
 
 from __future__ import annotations

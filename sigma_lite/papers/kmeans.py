@@ -4,7 +4,8 @@ The paper's, from its abstract only, so this is our reading: each expert has a c
 that it was given; a token goes to the centroid with the largest cosine. Ours: states are normalised before they are
 averaged; centroids move in each micro-batch of training by `keep`; scores are a softmax of the cosines over a temperature,
 as gate and for the losses that are measured; centroids begin as random directions. An expert without tokens stays where
-it is. Sums go over all ranks. A step cut into more micro-batches moves the centroids more often: it is another run.
+it is. Sums go over all ranks. Filler of rows that are not packed moves centroids like any token, and all layers begin with
+the same directions. A step cut into more micro-batches moves the centroids more often: it is another run.
 Confidence: second hand.
 """
 

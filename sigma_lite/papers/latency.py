@@ -65,7 +65,7 @@ class Mixed(nn.Module):
         require(width >= 1, f"shift_width={width}: must be at least 1")
         kinds = ((Experts, full, config.d_expert), (ShiftExperts, config.n_experts - full, width))
         self.kinds = nn.ModuleList(
-            kind(dataclasses.replace(config, n_experts=n, d_expert=F, top_k=1)) for kind, n, F in kinds
+            kind(dataclasses.replace(config, n_experts=n, d_expert=F, top_k=1, renormalise=False)) for kind, n, F in kinds
         )
 
     def forward(self, x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor) -> Tensor:

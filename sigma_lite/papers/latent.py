@@ -37,14 +37,17 @@ class Latent(nn.Module):
         super().__init__()
         D, width = config.d_model, config.d_model // 2 if width is None else width
         require(1 <= width <= D, f"width={width}: must lie in 1..{D}, the width of the model")
-        why = "the norm cancels a single gate, and the router would not learn: set keep_scale: true"
-        require(keep_scale or config.top_k > 1, f"keep_scale=False with {config.top_k} expert per token: {why}")
         self.keep_scale = keep_scale
+        self.set_k(config.top_k)
         self.down, self.up = nn.Linear(D, width, bias=False), nn.Linear(width, D, bias=False)
         self.norm = RMSNorm(width, config.norm_eps)
         self.inner = Experts(dataclasses.replace(config, d_model=width))
         outer = passing(width, into_stream(config.n_layers))
         self.own_weights = {"down.weight": passing(D), "up.weight": outer}
+
+    def set_k(self, k: int) -> None:
+        why = "the norm cancels a single gate, and the router would not learn: set keep_scale: true"
+        require(self.keep_scale or k > 1, f"keep_scale=False with {k} expert per token: {why}")
 
     def around(self, x_TD: Tensor, routing: Routing, dispatch: Dispatch) -> Tensor:
         u_TL = self.norm(dispatch(self.down(x_TD), routing, self.inner))

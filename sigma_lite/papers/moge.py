@@ -50,11 +50,11 @@ class Grouped(Router):
         super().set_k(k)
 
     def choose(self, scores_TE: Tensor) -> Tensor:
-        """[T, K], group by group: not ordered by score over groups."""
         T, E = scores_TE.shape
         best_TMk = scores_TE.view(T, self.groups, -1).topk(self.top_k // self.groups, dim=-1).indices
         first_M1 = torch.arange(0, E, E // self.groups, device=scores_TE.device)[:, None]
-        return (best_TMk + first_M1).flatten(1)
+        ids_TK = (best_TMk + first_M1).flatten(1)
+        return ids_TK.gather(1, scores_TE.gather(1, ids_TK).argsort(dim=1, descending=True, stable=True))
 
     def gate(self, scores_TE: Tensor, ids_TK: Tensor) -> Tensor:
         gates_TK = super().gate(scores_TE, ids_TK)

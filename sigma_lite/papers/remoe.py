@@ -36,6 +36,10 @@ class ReLURouter(Router):
         super().__init__(config)
         self.score = "relu"
 
+    def set_k(self, k: int) -> None:
+        use = "the ReLUs decide how many experts a token has: leave out model.sparsity.head"
+        require(k == self.top_k, f"{k} experts per token beside net.top_k={self.top_k}: {use}")
+
     def must_fit(self, balancer: Balancer) -> None:
         require(
             isinstance(balancer, L1) or not is_ours(balancer),

@@ -3,7 +3,8 @@
 The paper's: tokens choose their top K; an expert whose load lies between two multiples of the tile is rounded to the nearer
 one: down, and it drops the tokens that score it lowest; up, and it takes tokens that score it highest among those that did
 not choose it. Kept choices come first. A load changes by at most half a tile. Which tokens are dropped or added depends on
-the batch, so training sees later tokens; evaluation takes the plain top K.
+the batch, so training sees later tokens; evaluation takes the plain top K. Filler of rows that are not packed counts as
+tokens here, so without it tiles are not quite full.
 
 Ours: a load in the middle is rounded up, unless the batch has too few tokens for it. A tile of 16 suits the lab,
 where an expert has 43 tokens; the paper's kernels have 128. Confidence: code read.

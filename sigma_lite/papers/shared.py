@@ -34,7 +34,8 @@ class WithShared(nn.Module):
         require(shared >= 1, f"shared={shared}: must be at least 1")
         self.routed = Experts(config)
         width = config.d_expert * shared
-        self.shared = Experts(dataclasses.replace(config, n_experts=1, top_k=1, d_expert=width, expert_gain=1.0))
+        one = dataclasses.replace(config, n_experts=1, top_k=1, renormalise=False, d_expert=width, expert_gain=1.0)
+        self.shared = Experts(one)
 
     def around(self, x_TD: Tensor, routing: Routing, dispatch: Dispatch) -> Tensor:
         one_T1 = x_TD.new_zeros(len(x_TD), 1)

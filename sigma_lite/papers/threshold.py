@@ -37,6 +37,10 @@ class Above(Router):
         super().__init__(config)
         self.score = "sigmoid"
 
+    def set_k(self, k: int) -> None:
+        use = "thresholds decide how many experts a token has: leave out model.sparsity.head"
+        require(k == self.top_k, f"{k} experts per token beside net.top_k={self.top_k}: {use}")
+
     def must_fit(self, balancer: Balancer) -> None:
         require(
             isinstance(balancer, Thresholds) or not is_ours(balancer),

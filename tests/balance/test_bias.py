@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -163,3 +165,13 @@ def test_a_bias_beside_any_loss_leaves_the_loss_as_it_is():
         assert torch.equal(both.losses(both_layers, f_LE, 2), inner.losses(both_layers, f_LE, 2))
         assert torch.equal(both.statistics(both_layers), counts_of(both_layers))
         assert both.next_bias(torch.zeros(2, 8), counts_of(both_layers), 0).abs().max() == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"rule": "sing"}, {"rule": "none"}, {"rate": -1e-3}, {"rate": 0}, {"rate": math.inf}, {"decay": "sqr"}],
+    ids=str,
+)
+def test_a_bias_rule_that_does_not_exist_is_refused_when_it_is_made(given):
+    with pytest.raises(ConfigError, match=f"{next(iter(given))}="):
+        WithBias(GlobalLBL(), **{"rule": "sign", **given})

@@ -106,3 +106,9 @@ def test_under_a_strong_loss_the_load_comes_to_k_n_over_n_plus_m(nulls):
         null_load_balancing_loss(z.softmax(-1), ids, nulls).backward()
         optimizer.step()
     assert loads[0] > 0.9 * K and loads[-1] == pytest.approx(K * n / (n + nulls), rel=0.02)
+
+
+def test_an_empty_slot_stands_behind_the_true_experts():
+    router = NullRouter(NET, nulls=NET.n_experts)
+    empty_TK = router.choose(torch.rand(200, 2 * NET.n_experts)) < 0
+    assert empty_TK.any() and not (empty_TK[:, :-1] & ~empty_TK[:, 1:]).any()

@@ -13,7 +13,7 @@ from sigma_lite.config import ConfigError
 from sigma_lite.convert.calibrate import expert_bytes, expert_inputs
 from sigma_lite.convert.distil import divergence
 from sigma_lite.convert.rebuild import named_parts, units
-from sigma_lite.convert.stored import KeptRouter, LowRank, dequantise, packed, quantise, unpacked
+from sigma_lite.convert.stored import KeptRouter, LowRank, Skipping, TopP, dequantise, packed, quantise, unpacked
 from sigma_lite.kernels import grouped_swiglu
 from sigma_lite.model import Transformer
 from sigma_lite.model.parts import as_parts
@@ -269,3 +269,13 @@ def test_one_thing_after_the_other():
         Prune()(small, ROWS)
     with pytest.raises(ConfigError, match="one expert per token"):
         Skip()(model_of(TOP1), ROWS)
+
+
+@pytest.mark.parametrize("router", [Skipping, TopP])
+def test_a_bias_that_all_experts_share_drops_no_choice(router):
+    made = router(TOP2)
+    torch.nn.init.normal_(made.weight)
+    x_TD = torch.randn(300, NET.d_model)
+    before = made(x_TD).ids
+    made.bias.fill_(0.3)
+    assert (before < 0).any() and torch.equal(made(x_TD).ids, before)

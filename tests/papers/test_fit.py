@@ -17,7 +17,7 @@ from sigma_lite.balance.balancer import Balancer, GlobalLBL, WithBias
 from sigma_lite.balance.losses import expert_counts, load_balancing_loss, load_share
 from sigma_lite.balance.pooled import PooledCounts
 from sigma_lite.balance.scale_free import ScaleFreeLBL
-from sigma_lite.config import BalanceConfig, ConfigError
+from sigma_lite.config import BalanceConfig, ConfigError, SparsityConfig
 from sigma_lite.convert.stored import KeptRouter
 from sigma_lite.identity import identify
 from sigma_lite.lab import EXPERIMENTS
@@ -30,6 +30,7 @@ from sigma_lite.papers.deepseek_v4 import SqrtSoftplus
 from sigma_lite.papers.hash import Hashed
 from sigma_lite.papers.kmeans import OnlineKMeans
 from sigma_lite.papers.latency import LatencyCV, LatencyLBL, Mixed
+from sigma_lite.papers.latent import Latent
 from sigma_lite.papers.moduleformer import MutualInformation
 from sigma_lite.papers.moge import Grouped
 from sigma_lite.papers.remoe import L1, ReLURouter
@@ -83,6 +84,8 @@ REFUSED = {
     "the same and a bias": (
         {"router": some(KeptRouter, kept=[8, 4]), "own": WithBias(ScaleFreeLBL(), "sign")}, "set balance.loss: global"
     ),
+    "a bias on an assignment": ({"router": Assigned, "balance": BIAS}, "evens loads out whatever the bias is"),
+    "a bias where experts are missing": ({"router": some(KeptRouter, kept=[8, 4]), "balance": BIAS}, "this layer has 4"),
     "a bias on a hash": ({"router": Hashed, "own": SMEBU()}, "the token's id decides"),
 }  # fmt: skip
 
@@ -211,3 +214,20 @@ def test_the_usual_router_fits_whatever_the_settings_name():
     for loss in ("global", "micro", "sequence", "top1", "none"):
         for bias in ("none", "sign", "proportional"):
             module(balance=BalanceConfig(loss=loss, bias=bias), router=some(Router)).require_fit()
+
+
+HEADS = {
+    "thresholds": ({"router": Above, "own": Thresholds(4)}, (8,), "thresholds decide"),
+    "ReLUs": ({"router": ReLURouter, "own": L1(4)}, (8,), "ReLUs decide"),
+    "a norm after one gate": ({"experts": Latent}, (1,), "keep_scale: true"),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_that_a_part_cannot_follow_is_refused_before_any_step(name):
+    given, head, sentence = HEADS[name]
+    module(**given).configure_model()
+    own, parts = given.get("own"), Parts(**{name: part for name, part in given.items() if name != "own"})
+    run = SigmaLit(NET, sparsity=SparsityConfig(head=head, switch_step=3), custom_balance=own, parts=parts)
+    with pytest.raises(ConfigError, match=sentence):
+        run.configure_model()

@@ -64,3 +64,11 @@ def test_a_learned_scale_begins_as_none_and_learns():
     assert torch.equal(plain(ids).logits, scaled(ids).logits)
     scaled.loss(ids, ids)[0].backward()
     assert scaled.blocks[0].moe.router.scale.grad.any()
+
+
+def test_the_first_of_a_token_is_its_best_in_whatever_group():
+    router = Grouped(dataclasses.replace(NET, top_k=4), groups=4)
+    scores_TE = torch.rand(50, NET.n_experts)
+    ids_TK = router.choose(scores_TE)
+    chosen_TK = scores_TE.gather(1, ids_TK)
+    assert (chosen_TK[:, 0] == scores_TE.amax(1)).all() and (chosen_TK.diff(dim=1) <= 0).all()

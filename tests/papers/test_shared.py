@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import pytest
@@ -12,6 +13,7 @@ from samples import NET
 from sigma_lite.config import ConfigError
 from sigma_lite.model import Parts, Transformer
 from sigma_lite.papers.choice import ExpertChoice
+from sigma_lite.papers.latency import Mixed
 from sigma_lite.papers.shared import WithShared
 
 
@@ -37,3 +39,8 @@ def test_both_begin_as_experts_do():
         assert getattr(experts.shared, name).std().item() == pytest.approx(getattr(plain, name).std().item(), rel=0.2)
     with pytest.raises(ConfigError, match="shared=0"):
         WithShared(NET, shared=0)
+
+
+@pytest.mark.parametrize("experts", [WithShared, Mixed])
+def test_gates_that_are_divided_by_their_sum_are_the_routers_business(experts):
+    Transformer(dataclasses.replace(NET, renormalise=True), Parts(experts=experts))
