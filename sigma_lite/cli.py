@@ -12,7 +12,7 @@
     sigma-lite rows     RUN STEP           source, epoch and documents of each row that a training step read
     sigma-lite export   RUN OUT            for transformers, lm-evaluation-harness and vLLM; `import FOLDER OUT` reads such
     sigma-lite convert  RUN OUT --with papers.dense2moe.TaylorSplit    a trained model made into another
-    sigma-lite lab      list | run NAME | show | rank | search   experiments on balance, side by side
+    sigma-lite lab      list | run NAME | show | rank | search | retrain   experiments on balance, side by side
     sigma-lite check    FOLDER             grade students' notebooks; --list names all steps that can be checked
 
 Several -c lay files over each other; any key can be given as --section.key value. `sigma-lite COMMAND --help` says more.
@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=_path, help="where to write (default: RUN/routing.html)")
     surgery.add_parser(command("convert", _convert, surgery.SAYS), _path)
     add_lab_parser(
-        command("lab", None, "Experiments on balance: list them, run their arms side by side, show what they found.")
+        command("lab", None, "Experiments on balance: list them, run their arms side by side, show what they found."), _path
     )
     sub = command("check", _check, "Grade notebooks: each step passed, wrong by a known mistake, or not tried.")
     sub.add_argument("FOLDER", type=_path, nargs="?", help="a notebook, or a folder with one folder or file per student")

@@ -116,9 +116,9 @@ def imported(path: str, where: str) -> Any:
     try:
         home = importlib.import_module(module)
         found = getattr(home, name, None)
-    except Exception as error:  # a reader's own file may raise anything, such as a SyntaxError
+    except (Exception, SystemExit) as error:  # a reader's own file may raise anything, such as a SyntaxError
         raise ConfigError(f"{where}={path} cannot be imported: {type(error).__name__}: {error}") from error
     names = [known for known, value in vars(home).items() if callable(value) and not known.startswith("_")]
     require(found is not None, f"{where}={path}: {module} has no {name}; {nearest(name, names)}")
-    require(callable(found), f"{where}={path} cannot be called: it is a {type(found).__name__}")
+    require(callable(found), f"{where}={path} cannot be called: it is of type {type(found).__name__}")
     return found

@@ -69,6 +69,17 @@ def cannot_write(path: str | Path, error: OSError) -> StorageError:
     return StorageError(f"cannot write {path}: {error.strerror or error}; choose a folder that you may write to")
 
 
+def writable(folder: str | Path) -> Path:
+    """The folder, made where it was not there. Raises StorageError, with the fix, where nothing can be written into it."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise cannot_write(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+    return Path(folder)
+
+
 _held: dict[Path, int] = {}  # lock files that this process holds, and their descriptors
 _no_locks: set[Path] = set()  # folders of which that was said
 

@@ -250,7 +250,7 @@ def test_the_printed_config_is_the_same_run(finished, tmp_path, monkeypatch, cap
     ("read_fails.Mine", "x=read_fails.Mine cannot be imported: ZeroDivisionError"),
     ("read_nowhere.Mine", "x=read_nowhere.Mine cannot be imported: ModuleNotFoundError"),
     ("read_good.Mien", "read_good has no Mien; did you mean 'Mine'"),
-    ("read_good.number", "cannot be called: it is a int"),
+    ("read_good.number", "cannot be called: it is of type int"),
     ("Mine", "x='Mine': give the whole path, MODULE.NAME"),
 ])  # fmt: skip
 def test_a_name_that_means_nothing_is_refused_in_a_sentence(tmp_path, monkeypatch, path, words):

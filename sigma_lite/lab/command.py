@@ -13,11 +13,15 @@ from sigma_lite.lab.experiment import Experiment, Scale
 from sigma_lite.lab.results import read_results, results_path
 from sigma_lite.lab.run import RESULTS, RUNS, run_experiment
 from sigma_lite.lab.scales import SCALES, scale
-from sigma_lite.reading import imported
+from sigma_lite.storage import writable
 
 
-def add_parser(sub: argparse.ArgumentParser) -> None:
-    """The options of `sigma-lite lab`."""
+def add_parser(sub: argparse.ArgumentParser, path: Callable[[str], Path]) -> None:
+    """The options of `sigma-lite lab`.
+
+    Args:
+        path: reads a path, as every command does.
+    """
     actions = sub.add_subparsers(required=True, metavar="list|run|show|rank|search|retrain")
 
     def action(name: str, does: Callable, text: str) -> argparse.ArgumentParser:
@@ -30,22 +34,22 @@ def add_parser(sub: argparse.ArgumentParser) -> None:
     show = action("show", _show, "Draw recorded results: one page, and SVG files where wanted.")
     for each in (run, show):
         each.add_argument("NAME", nargs="+", help="experiments as `lab list` names them, or all")
-        each.add_argument("--scale", default="quick", help="quick, cpu or gpu (default: %(default)s)")
-        each.add_argument("--results", type=Path, default=RESULTS, help="folder of results (default: %(default)s)")
-        each.add_argument("--out", type=Path, help="the page (default: RESULTS/NAME-SCALE.html)")
+        each.add_argument("--scale", default="quick", help=f"{', '.join(SCALES)} (default: %(default)s)")
+        each.add_argument("--results", type=path, default=RESULTS, help="folder of results (default: %(default)s)")
+        each.add_argument("--out", type=path, help="the page (default: RESULTS/NAME-SCALE.html)")
     run.add_argument("--arms", nargs="+", metavar="ARM", help="names of arms as `lab list` gives them, instead of all")
     ranked = action("rank", _rank, "Train your own balancer or router as the family was, and say where it stands.")
     ranked.add_argument("IDEA", help="FILE.py:NAME: a Balancer, a function (routing, f_E) -> scalar, or a Router")
-    ranked.add_argument("--part", help="what a class is that is no Balancer: router (default), experts, attention, dispatch")
+    ranked.add_argument("--part", help="what a class is that is no Balancer: router, the default, or another of the parts")
     ranked.add_argument("--scale", default="cpu", help="one at which the family is recorded (default: %(default)s)")
-    ranked.add_argument("--results", type=Path, default=RESULTS, help="folder of results (default: %(default)s)")
+    ranked.add_argument("--results", type=path, default=RESULTS, help="folder of results (default: %(default)s)")
     for each in (run, ranked):
-        _add_training(each)
-    _add_search(action)
-    show.add_argument("--svg", type=Path, metavar="DIR", help="also write each figure as an SVG file; needs a Chrome")
+        _add_training(each, path)
+    _add_search(action, path)
+    show.add_argument("--svg", type=path, metavar="DIR", help="also write each figure as an SVG file; needs a Chrome")
 
 
-def _add_search(action: Callable) -> None:
+def _add_search(action: Callable, path: Callable[[str], Path]) -> None:
     """Options of what searches, and of what looks at it again. Their defaults are those of lab/search.py."""
     search = action("search", _search, "Search for balance losses by evolution; after a cut the same command goes on.")
     whole = {
@@ -73,14 +77,14 @@ def _add_search(action: Callable) -> None:
     fresh = list(range(100, 106))
     retrained.add_argument("--seeds", type=int, nargs="+", default=fresh, help="that the search has not seen (%(default)s)")
     for each in (search, retrained):
-        each.add_argument("--out", type=Path, default=Path("runs/search"), help="folder of the log (default: %(default)s)")
+        each.add_argument("--out", type=path, default=Path("runs/search"), help="folder of the log (default: %(default)s)")
         each.add_argument("--workers", type=int, default=1, help="trainings at a time (default: %(default)s)")
 
 
-def _add_training(command: argparse.ArgumentParser) -> None:
+def _add_training(command: argparse.ArgumentParser, path: Callable[[str], Path]) -> None:
     """Options of what trains."""
     kept = "folder of runs, kept for the next time (default: %(default)s)"
-    command.add_argument("--runs", type=Path, default=RUNS, help=kept)
+    command.add_argument("--runs", type=path, default=RUNS, help=kept)
     command.add_argument("--seeds", type=int, nargs="+", help="instead of the scale's")
     command.add_argument("--workers", type=int, help="runs at a time (default: one a core; one on a GPU)")
     changed = command.add_mutually_exclusive_group()
@@ -98,6 +102,8 @@ def _run(options: argparse.Namespace) -> None:
     names, size = _chosen(options.NAME), scale(options.scale)
     for name in names:
         EXPERIMENTS[name].chosen(options.arms)  # an unknown arm is refused before any work
+    if options.out:
+        writable(options.out.parent)
     paths = []
     for name in names:
         command = f"sigma-lite lab run {name} --scale {size.name}"
@@ -153,7 +159,7 @@ def _rank(options: argparse.Namespace) -> None:
 def _search(options: argparse.Namespace) -> None:
     if options.page:
         return _search_page(options.out)
-    from sigma_lite.lab.rank import importable
+    from sigma_lite.lab.rank import importable, loaded
     from sigma_lite.lab.search import Search, run_search
     from sigma_lite.lab.trials import search_scale
 
@@ -161,14 +167,16 @@ def _search(options: argparse.Namespace) -> None:
     search, hook = Search(**{name: getattr(options, name) for name in names}), None
     if options.propose:
         with importable(options.propose) as path:
-            hook = imported(path, "--propose")
+            hook = loaded(options.propose, path, "--propose")
+    words = ["sigma-lite", "lab", "search", *(f"--{n}={getattr(options, n)}" for n in names)]
+    words += ["--propose", options.propose] if options.propose else []
     islands, noise = run_search(
         search,
         search_scale(search.steps),
         options.out,
         generations=options.generations,
         workers=options.workers,
-        command=shlex.join(["sigma-lite", "lab", "search", *(f"--{n}={getattr(options, n)}" for n in names)]),
+        command=shlex.join(words),
         hook=hook,
         reuse=options.reuse,
     )

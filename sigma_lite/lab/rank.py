@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import importlib.util
 import math
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sigma_lite.config import ConfigError, nearest, require
+from sigma_lite.config import nearest, require
 from sigma_lite.lab.catalogue import TOP1
 from sigma_lite.lab.experiment import Arm, Experiment, Scale
 from sigma_lite.lab.family import BASE, PROTOCOL
 from sigma_lite.lab.results import Results, read_results, results_path
 from sigma_lite.lab.run import RESULTS, RUNS, run_experiment
-from sigma_lite.lab.seeds import Difference, bits_per_byte, over_seeds
+from sigma_lite.lab.seeds import T95, Difference, bits_per_byte, over_seeds
 from sigma_lite.lab.standing import Row, floor, in_order, rows
 from sigma_lite.lightning_keys import PARTS
+from sigma_lite.reading import imported
 
 RANKED = "ranked"  # folder below the results, of results that are not the project's
 
@@ -52,15 +54,19 @@ def rank(
 
     Args:
         idea: FILE.py:NAME, a Balancer class, a balance loss (routing, f_E) -> scalar, or a part of the model.
-        part: which part it is, "router" unless it says otherwise: router, experts, attention or dispatch.
+        part: which part it is, "router" unless it says otherwise: router, experts, attention, dispatch or stack.
         seeds: instead of the scale's.
 
     Returns: where it stands, and the results file with its raw rows, RESULTS/ranked/NAME-SCALE.json.
     Raises: ConfigError for an idea that cannot be; StorageError where the family is not recorded at this scale.
     """
+    most = len(T95) + 1
+    require(seeds is None or len(seeds) <= most, f"seeds: {len(seeds or ())} of them: an interval takes at most {most}")
     recorded = read_results(results_path(results, "family", scale.name))
     found = recorded.get("protocol")
     require(found == PROTOCOL, f"the recorded family follows protocol {found}, this code {PROTOCOL}: record it anew")
+    words = ["sigma-lite", "lab", "rank", idea, "--scale", scale.name, *(["--part", part] if part else [])]
+    words += ["--seeds", *map(str, seeds)] if seeds else []
     with importable(idea) as path:
         arm = arm_of(idea, path, part)
         experiment = Experiment(
@@ -74,7 +80,7 @@ def rank(
         made = run_experiment(
             experiment,
             scale,
-            command=f"sigma-lite lab rank {idea} --scale {scale.name}",
+            command=shlex.join(words),
             runs=runs,
             results=Path(results) / RANKED,
             seeds=seeds,
@@ -159,20 +165,21 @@ def importable(idea: str) -> Iterator[str]:
             os.environ["PYTHONPATH"] = before
 
 
+def loaded(idea: str, path: str, where: str) -> Any:
+    """What FILE.py:NAME names, inside `importable`. Raises ConfigError where another module has the file's name."""
+    module, file = path.rpartition(".")[0], Path(idea.rpartition(":")[0]).resolve()
+    spec = importlib.util.find_spec(module)
+    same = spec is not None and spec.origin is not None and Path(spec.origin).resolve() == file
+    require(same, f"{where}={idea}: another module is called {module}: rename the file")
+    return imported(path, where)
+
+
 def arm_of(idea: str, path: str, part: str | None) -> Arm:
     """The idea as an arm. Raises ConfigError for a file that cannot be imported and for what cannot be called."""
     from sigma_lite.balance.balancer import Balancer  # torch comes with it
 
     module, _, name = path.rpartition(".")
-    try:
-        loaded = importlib.import_module(module)
-    except Exception as error:  # whatever a stranger's file raises
-        raise ConfigError(f"{idea!r} cannot be imported: {type(error).__name__}: {error}") from error
-    home = Path(getattr(loaded, "__file__", None) or "").resolve()
-    require(home == Path(idea.rpartition(":")[0]).resolve(), f"{idea!r}: another module is called {module}: rename the file")
-    require(hasattr(loaded, name), f"{idea!r} has no {name}; {nearest(name, vars(loaded))}")
-    kind = getattr(loaded, name)
-    require(callable(kind), f"{idea!r} is a {type(kind).__name__}: give a Balancer, a balance loss or a part")
+    kind = loaded(idea, path, "IDEA")
     require(part is None or part in PARTS, f"part={part!r} does not exist; {nearest(str(part), PARTS)}")
     is_loss = isinstance(kind, type) and issubclass(kind, Balancer) or not isinstance(kind, type)
     if part is None and is_loss:

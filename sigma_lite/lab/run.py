@@ -22,7 +22,7 @@ from sigma_lite.lab.kept import forget, require_code_in_memory, require_commit, 
 from sigma_lite.lab.results import Results, is_finished, read_results, results_path, write_results
 from sigma_lite.record import last_step
 from sigma_lite.runfile import load_run
-from sigma_lite.storage import atomic_write
+from sigma_lite.storage import atomic_write, writable
 
 RUNS, RESULTS = Path("runs/lab"), Path("results/lab")
 WORKER = "from sys import argv; from sigma_lite.lab.worker import main; main(*argv[1:])"
@@ -56,6 +56,7 @@ def run_experiment(
     wanted = runs_of(experiment, scale, Path(runs), seeds, arms)
     require_commit(scale, Path(results).resolve() == RESULTS.resolve() and not all(map(is_finished, wanted)))
     settle(wanted, if_changed)
+    writable(results)
     _prepare_data(wanted)  # all settings are checked before any work starts
     todo = {run.dir: run for run in wanted if not is_finished(run)}  # two arms with the same settings are one run
     for has_parent in (False, True):
@@ -114,6 +115,7 @@ def compare(
     wanted = runs_of(experiment, scale, Path(runs), seeds)
     require_code_in_memory()
     settle(wanted, if_changed)
+    writable(results)
     _prepare_data(wanted)
     for run in wanted:
         if not_told := [what for one in known.get(run.arm, {}).values() for what in one.get("unknown", ())]:

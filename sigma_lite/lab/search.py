@@ -271,6 +271,11 @@ def run_search(
     Raises: ConfigError for a folder of a search with other settings or of other code, and where nothing new is left.
     """
     require(generations >= 1, f"generations={generations}: must be at least 1")
+    if hook is not None:
+        try:
+            hook([(FOUNDER, 0.0)], random.Random(0))
+        except Exception as error:  # later it may fail at times; one that fails at once would leave a night without it
+            raise ConfigError(f"the hook's first call ended with {type(error).__name__}: {error}") from error
     trials = trials or Trials(scale, out, workers)
     out, log = Path(out), Path(out) / "search.jsonl"
     with exclusive(out / "search.lock", waiting=f"another process searches in {out}: waiting for it"):

@@ -111,8 +111,10 @@ def _chat(options: argparse.Namespace) -> None:
 
 
 def _eval(options: argparse.Namespace) -> None:
-    from sigma_lite.serve.evaluate import Options, evaluate, keep, summary
+    from sigma_lite.serve.evaluate import Options, evaluate, keep, require_known, summary
 
+    for task in options.TASK:
+        require_known(task)
     data = options.data if options.data and (options.data / "manifest.json").is_file() else None
     chosen = Options(data, options.tokens, options.problems, options.seed, not options.no_execute, options.against)
     trained, kept = opened(options), None

@@ -63,6 +63,9 @@ def evaluate(trained: Trained, task: str | Path, options: Options = Options()) -
     rows = _read(task)
     kinds = {next((key for key in ("text", "prompt") if key in row), "query") for row in rows}
     require(len(kinds) == 1, f"{task}: all rows need `text`, or all `query`, `choices` and `gold`, or all `prompt`")
+    for row in rows:
+        wrong = [key for key in ("text", "prompt", "check", "query") if not isinstance(row.get(key, ""), str)]
+        require(not wrong, f"{task}: {row}: {', '.join(wrong)} must be a string")
     if kinds == {"text"}:
         return {"rows": len(rows), **texts(trained, rows)}
     if kinds == {"prompt"}:
@@ -113,12 +116,18 @@ def keep(run: str | Path, trained: Trained, task: str, found: dict[str, Any]) ->
     return path
 
 
+def require_known(task: str | Path) -> None:
+    """ConfigError for what is neither a task nor a file, before any task is measured."""
+    stored = [path.stem for path in TASKS.glob("*.jsonl")]
+    every = [*stored, *INSIDE, DRIFT, *(f"{name}2" for name in tasks.MAKERS)]
+    known = str(task) in every or tasks.NAME.fullmatch(str(task)) or Path(task).suffix
+    file = "a file of JSON lines ends in .jsonl" if Path(task).is_file() else "or give a file of JSON lines, FILE.jsonl"
+    require(bool(known), f"there is no task {str(task)!r}: {nearest(str(task), every)}; {file}")
+
+
 def _read(task: str | Path) -> list[dict[str, Any]]:
-    path, names = Path(task), [p.stem for p in TASKS.glob("*.jsonl")]
-    if not path.suffix:
-        every = [*names, *INSIDE, DRIFT, *(f"{name}2" for name in tasks.MAKERS)]
-        require(str(task) in names, f"task {str(task)!r}; {nearest(str(task), every)}, or give a file of JSON lines")
-        path = TASKS / f"{task}.jsonl"
+    require_known(task)
+    path = Path(task) if Path(task).suffix else TASKS / f"{task}.jsonl"
     try:
         rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:

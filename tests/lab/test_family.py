@@ -193,13 +193,17 @@ def test_place_and_comparisons_by_hand():
         ("a_strangers.py", "give FILE.py:NAME"),
         ("nowhere.py:Idea", "there is no file nowhere.py"),
         ("a_strangers.py:Idae", "has no Idae; did you mean 'Idea'"),
-        ("a_strangers.py:VALUE", "is a int: give a Balancer"),
+        ("a_strangers.py:VALUE", "it is of type int"),
         ("broken.py:Idea", "cannot be imported: ZeroDivisionError"),
+        ("ends.py:Idea", "cannot be imported: SystemExit: 3"),
+        ("random.py:choice", "another module is called random"),
     ],
 )
 def test_an_idea_that_cannot_be_is_refused_before_any_training(recorded, monkeypatch, idea, words):
     monkeypatch.chdir(recorded)
     Path("broken.py").write_text("1 / 0")
+    Path("ends.py").write_text("raise SystemExit(3)")
+    Path("random.py").write_text("def choice(routing, f): return f.sum()")
     before = sorted(Path("runs").rglob("*"))
     with pytest.raises(ConfigError, match=words):
         rank.rank(idea, small.scale(4), runs="runs", results="results")

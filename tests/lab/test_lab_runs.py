@@ -233,7 +233,7 @@ def test_a_branch_needs_a_milestone(place, forks):
     experiment = lab.Experiment("x", "?", (low2, small.CONVERTED))
     with pytest.raises(ConfigError, match=r"arm 'converted' seed 0 stopped with code 1: .*save\.milestones=\[6\]"):
         run_experiment(experiment, small.scale(), runs="runs", results="results")
-    assert not Path("results").exists()
+    assert not list(Path("results").glob("*.json"))
 
 
 # --------------------------------------------------------------------------------------------------------------- kills
@@ -377,3 +377,11 @@ def test_results_are_one_line_a_run(table3):
     """So that a changed run is a changed line in version control."""
     lines = (table3 / "results/table3-tiny.json").read_text("utf-8").splitlines()
     assert len(lines) == 1 + 3 and json.loads(lines[1].rstrip(","))["arm"] == "top-1"
+
+
+def test_results_that_cannot_be_written_are_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    with pytest.raises(StorageError, match="cannot write .*choose a folder"):
+        run_experiment(lab.EXPERIMENTS["fig2"], small.scale(4), runs="runs", results="file/results")
+    assert not Path("runs").exists()

@@ -317,7 +317,7 @@ def test_a_log_of_other_settings_or_code_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_hook_proposes_and_its_nonsense_is_counted(tmp_path):
-    said, seen = ["nonsense(", "mean(f * P)", "mean(P * P)", "mean(P * P * P)", "mean(f * f * P)"], []
+    said, seen = ["tried before all", "nonsense(", "mean(f * P)", "mean(P * P)", "mean(P * P * P)", "mean(f * f * P)"], []
 
     def hook(known, chance):
         seen.append(known)
@@ -328,7 +328,13 @@ def test_a_hook_proposes_and_its_nonsense_is_counted(tmp_path):
     first, second = islands.individuals[1:3]
     assert first.text == "mean((P * P))" and first.by == "hook"
     assert first.rejected == {"hook: ConfigError": 1, "not new": 1} and second.text.count("P") == 3
-    assert seen[0] == [(FOUNDER, pytest.approx(islands.individuals[0].fitness))]
+    assert seen[1] == [(FOUNDER, pytest.approx(islands.individuals[0].fitness))]
+
+
+def test_a_hook_that_cannot_be_called_is_told_before_any_training(tmp_path):
+    with pytest.raises(ConfigError, match="first call ended with TypeError"):
+        run_search(SMALL, small.scale(), tmp_path / "new", generations=1, trials=Formula(), hook=lambda: "P")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_search_without_anything_new_says_so(tmp_path):

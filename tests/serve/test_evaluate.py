@@ -83,6 +83,13 @@ def test_the_command_prints_the_shipped_tasks(finished, tmp_path, monkeypatch, c
 def test_wrong_tasks_are_refused(trained, tmp_path, capsys):
     assert tiny.refused(cli.main, "eval", "run", "sigma_txt") == 2
     assert "did you mean 'sigma_text'" in capsys.readouterr().err
+    assert tiny.refused(cli.main, "eval", "run", "sort2", "sigma_txt") == 2
+    said = capsys.readouterr()
+    assert "there is no task 'sigma_txt'" in said.err and "eval " not in said.out, "refused before the first is measured"
+    with pytest.raises(ConfigError, match="text must be a string"):
+        evaluate(trained, rows(tmp_path / "a.jsonl", {"text": 5}))
+    with pytest.raises(ConfigError, match="check must be a string"):
+        evaluate(trained, rows(tmp_path / "a.jsonl", {"prompt": "a", "check": 5}))
     with pytest.raises(ConfigError, match="all rows need"):
         evaluate(trained, rows(tmp_path / "a.jsonl", {"text": "a"}, {"query": "a"}))
     with pytest.raises(ConfigError, match="is no choice: it needs"):
