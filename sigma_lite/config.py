@@ -29,7 +29,10 @@ def require(rule: bool, message: str) -> None:
 def nearest(name: str, choices) -> str:
     """The end of an error message: the choice that was probably meant, or all of them."""
     close = difflib.get_close_matches(str(name), [str(c) for c in choices], n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else "choose from " + ", ".join(sorted(map(str, choices)))
+    if close:
+        return f"did you mean {close[0]!r}?"
+    names = sorted(map(str, choices))
+    return "choose from " + ", ".join(map(repr, names) if any("," in name for name in names) else names)
 
 
 def plain_path(given: str | os.PathLike[str], setting: str) -> str:

@@ -159,7 +159,7 @@ def check_end(settings: Mapping[str, Any]) -> None:
     """For commands that train or plan training: the last step must be saved, also where `save.every` is its default."""
     every, last = parameters(TAKERS["save"])["every"].default, settings.get("trainer", {}).get("max_steps", -1)
     why = "learning rate and schedule need the end of the run"
-    require(last > 0, f"trainer.max_steps={last}: set trainer.max_steps to at least 1; {why}")
+    require(last > 0, f"trainer.max_steps={last}: set trainer.max_steps to at least 1, or give -c FILE; {why}")
     require_end_is_saved(settings.get("save", {}).get("every", every), last)
 
 

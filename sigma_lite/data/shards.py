@@ -163,6 +163,7 @@ def prepare_parts(
     one trains the tokenizer while the others wait for it.
     Raises as `prepare` does, and ConfigError when `rank` is not one of `ranks` or there are more ranks than parts.
     """
+    require(ranks >= 1, f"ranks={ranks}: must be at least 1")
     require(0 <= rank < ranks, f"rank={rank}: must be from 0 to ranks - 1 = {ranks - 1}")
     require(
         ranks <= corpus.parts,

@@ -341,7 +341,7 @@ def rows_of_routers() -> Entry:
 
 
 def sure_or_even() -> Entry:
-    arms = MUTUAL, LBL = "mutual information", "LBL, K = 1"
+    arms = "mutual information", "LBL, K = 1"
     entropies = [f"{_inside('entropy', 'mean', arm)} and {_inside('entropy', 'token', arm)}" for arm in arms]
     idle = [[int(sum(run["entropy"]["dead"])) for run in _inside_runs(arm)] for arm in arms]
     loss = paired(read_results(RESULTS / "family-cpu.json"), *arms)

@@ -144,7 +144,7 @@ def train_one(trial: Trial, scale: Scale, folder: Path) -> Found:
 
     began = time.perf_counter()
     arm = arm_of_text(trial.text)
-    place = folder / f"{hash_of(trial.text):012x}-{trial.seed}"
+    place = folder / f"{hashlib.blake2b(trial.text.encode(), digest_size=6).hexdigest()}-{trial.seed}"
     settings = settings_of(arm, scale, trial.seed)
     settings = {**settings, "trainer": {**settings["trainer"], "default_root_dir": str(place)}}
     run = Run(arm.name, trial.seed, settings, place)
@@ -161,11 +161,6 @@ def train_one(trial: Trial, scale: Scale, folder: Path) -> Found:
     finally:
         shutil.rmtree(place, ignore_errors=True)
     return Found(loads["bits_per_byte"], deviation(loads["f"]), busiest(loads["f"]), time.perf_counter() - began)
-
-
-def hash_of(text: str) -> int:
-    """The same in each process."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")
 
 
 def deviation(f_LE: Sequence[Sequence[float]]) -> float:

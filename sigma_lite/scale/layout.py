@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sigma_lite.config import ModelConfig, RowsConfig, require
@@ -88,12 +88,7 @@ class StrategyConfig:
         require(every > 0 or not copies, f"copies={copies} are placed by recorded loads: set replan_every, such as 100")
         if every:
             require(self.expert_parallel > 1, f"replan_every={every} moves experts between ranks: expert_parallel=1 has one")
-            planner_named(self.planner)
-
-
-def planner_named(path: str) -> Callable:
-    """The function at a path such as sigma_lite.papers.eplb.plan. ConfigError for one that does not exist."""
-    return imported(path, "planner")
+            imported(self.planner, "planner")  # a function such as sigma_lite.papers.eplb.plan
 
 
 def strategy_config(strategy: object) -> StrategyConfig | None:

@@ -103,7 +103,8 @@ def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise StorageError(f"cannot read {path}: {error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise StorageError(f"cannot read {path}: {why}; give the folder of a model, which holds config.json") from error
     if not isinstance(content, dict):
         raise StorageError(f"{path} is no JSON object")
     return content

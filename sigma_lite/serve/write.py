@@ -29,7 +29,7 @@ def write(trained: Trained, prompts: Sequence[str], options: Namespace) -> None:
     seeds = [options.seed + number for number in range(len(texts))]
     for seed in seeds:
         seeded(seed)  # refuses what is no seed
-    require(options.max_new_tokens >= 0, f"--max-new-tokens {options.max_new_tokens}: must be 0 or more")
+    require(options.max_new_tokens >= 0, f"max_new_tokens={options.max_new_tokens}: must be 0 or more")
     settings = {"max_new_tokens": options.max_new_tokens, "sampling": sampling, "stop": stop}
     begun = time.monotonic()
     if len(texts) == 1 and not options.experts:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sigma_lite import record
 from sigma_lite.config import ConfigError
 from sigma_lite.papers import eplb
-from sigma_lite.scale.layout import planner_named
+from sigma_lite.reading import imported
 from sigma_lite.scale.placement import (
     check,
     copies_of,
@@ -123,13 +123,13 @@ def test_what_cannot_be_packed(given, words):
 
 
 def test_a_planner_has_a_path():
-    assert planner_named("sigma_lite.papers.eplb.plan") is eplb.plan
+    assert imported("sigma_lite.papers.eplb.plan", "planner") is eplb.plan
     with pytest.raises(ConfigError, match="did you mean .*snake"):
-        planner_named("sigma_lite.papers.eplb.snaek")
+        imported("sigma_lite.papers.eplb.snaek", "planner")
     with pytest.raises(ConfigError, match="cannot be imported"):
-        planner_named("sigma_lite.papers.no_such.plan")
+        imported("sigma_lite.papers.no_such.plan", "planner")
     with pytest.raises(ConfigError, match="give the whole path"):
-        planner_named("plan")
+        imported("plan", "planner")
 
 
 def test_loads_of_the_toy_run():

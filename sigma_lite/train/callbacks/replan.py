@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sigma_lite.scale.layout import planner_named
+from sigma_lite.reading import imported
 from sigma_lite.scale.placement import identity, near_home, waiting
 from sigma_lite.train.callbacks.diary import note
 
@@ -58,7 +58,7 @@ class Replan(pl.Callback):
     def _plan(self, trainer: pl.Trainer, module: Any) -> None:
         loads_LE, R, E = self.counts_LE.double().cpu().numpy(), self.ranks, module.net.n_experts
         before = identity(loads_LE, R, E) if self.experts_LP is None else self.experts_LP
-        planned = planner_named(trainer.strategy.planner)(loads_LE, R, _spots(trainer, module))
+        planned = imported(trainer.strategy.planner, "planner")(loads_LE, R, _spots(trainer, module))
         self.experts_LP = near_home(np.asarray(planned), E, R)
         trainer.strategy.place(self.experts_LP)
         had, has = waiting(before, loads_LE, R), waiting(self.experts_LP, loads_LE, R)
