@@ -235,7 +235,8 @@ def lab() -> str:
 
 Means over {seeds} seeds; {net["n_layers"]} layers, width {net["d_model"]}, {net["n_experts"]} experts,\
  {one["tokens"] / 1e6:.1f} M tokens in {steps} steps. Loads against a fair share,
-from {MIDDLE[0]:.0%} to {MIDDLE[1]:.0%} of the steps; dead experts and bits per byte on held-out text, at the end. K = 8 low has {low / usual:.1f} times the active parameters.
+from {MIDDLE[0]:.0%} to {MIDDLE[1]:.0%} of the steps; dead experts and bits per byte on held-out text, at the
+end. K = 8 low has {low / usual:.1f} times the active parameters.
 
 """
 
