@@ -98,11 +98,11 @@ def domain_expert_map(results: Results) -> go.Figure:
             )
     fig.update_yaxes(showticklabels=False, col=2)
     fig.update_xaxes(showticklabels=False)
-    fig.update_xaxes(title_text="experts, sorted by domain", row=len(drawn))
+    fig.update_xaxes(title_text="experts", row=len(drawn))
     scale = {"cmin": 0, "cmax": 8, "colorscale": "Blues", "colorbar": {"title": {"text": "E f"}, "len": 0.5}}
     caption = (
         "Load within each domain in units of the uniform share (the colour ends at 8), each arm's first seed."
-        " Blocks: specialists."
+        " Experts are sorted by domain; blocks: specialists."
     )
     return dress(
         fig, title, "dark: an expert that a domain uses often", caption, height=170 * len(drawn) + 90, coloraxis=scale
