@@ -168,7 +168,10 @@ def importable(idea: str) -> Iterator[str]:
 def loaded(idea: str, path: str, where: str) -> Any:
     """What FILE.py:NAME names, inside `importable`. Raises ConfigError where another module has the file's name."""
     module, file = path.rpartition(".")[0], Path(idea.rpartition(":")[0]).resolve()
-    spec = importlib.util.find_spec(module)
+    try:
+        spec = importlib.util.find_spec(module)
+    except ValueError:  # of __main__, which may have none
+        spec = None
     same = spec is not None and spec.origin is not None and Path(spec.origin).resolve() == file
     require(same, f"{where}={idea}: another module is called {module}: rename the file")
     return imported(path, where)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -197,12 +198,15 @@ def test_place_and_comparisons_by_hand():
         ("broken.py:Idea", "cannot be imported: ZeroDivisionError"),
         ("ends.py:Idea", "cannot be imported: SystemExit: 3"),
         ("random.py:choice", "another module is called random"),
+        ("__main__.py:Idea", "another module is called __main__"),
     ],
 )
 def test_an_idea_that_cannot_be_is_refused_before_any_training(recorded, monkeypatch, idea, words):
     monkeypatch.chdir(recorded)
     Path("broken.py").write_text("1 / 0")
     Path("ends.py").write_text("raise SystemExit(3)")
+    Path("__main__.py").write_text("Idea = dict")
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # as the installed command has it
     Path("random.py").write_text("def choice(routing, f): return f.sum()")
     before = sorted(Path("runs").rglob("*"))
     with pytest.raises(ConfigError, match=words):
